@@ -1,0 +1,72 @@
+package jobs
+
+import (
+	"errors"
+	"strings"
+)
+
+// Code says what a caller can do about an Error.
+type Code string
+
+// The codes. Those that may succeed later carry RetryAfterMS.
+const (
+	CodeInvalid     Code = "invalid"        // the request is wrong: Faults say where
+	CodeUnsupported Code = "unsupported"    // valid, and nothing here can do it: Faults say what
+	CodeConflict    Code = "conflict"       // the idempotency key or the id belongs to another job
+	CodeNotFound    Code = "not_found"      //
+	CodeForbidden   Code = "forbidden"      //
+	CodeTooLarge    Code = "too_large"      //
+	CodeQuota       Code = "quota_exceeded" //
+	CodeQueueFull   Code = "queue_full"     //
+	CodeNoCapacity  Code = "no_capacity"    //
+	CodeUnavailable Code = "unavailable"    // ours: try again
+	CodeInternal    Code = "internal"       // ours: a bug
+)
+
+// Error is an error as clients see it; it crosses the wire whole.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+	// Faults are all that is wrong with a request, not just the first.
+	Faults []Fault `json:"faults,omitempty"`
+	// RetryAfterMS says when to try again; 0 means that trying again does not help.
+	RetryAfterMS int64 `json:"retry_after_ms,omitempty"`
+}
+
+// Fault is one thing wrong with a request.
+type Fault struct {
+	// Path is the field's place in the JSON: "steps[0].limits.wall_ms".
+	Path string `json:"path"`
+	// Message says what is wrong and what would be valid.
+	Message string `json:"message"`
+}
+
+// Error gives the message and all faults in one line.
+func (e *Error) Error() string {
+	if len(e.Faults) == 0 {
+		return e.Message
+	}
+	var b strings.Builder
+	b.WriteString(e.Message)
+	sep := ": "
+	for _, f := range e.Faults {
+		b.WriteString(sep)
+		if f.Path != "" {
+			b.WriteString(f.Path + ": ")
+		}
+		b.WriteString(f.Message)
+		sep = "; "
+	}
+	return b.String()
+}
+
+// ErrorOf gives err as clients may see it: itself where it is an *Error, else "internal" without its text, which the caller logs.
+func ErrorOf(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return &Error{Code: CodeInternal, Message: "internal error; the dispatcher's log has it"}
+}

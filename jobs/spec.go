@@ -1,0 +1,157 @@
+package jobs
+
+// Spec is what a client wants run. It is immutable once accepted. Either Steps or the shorthand Language and Source is given.
+type Spec struct {
+	// Version is "v1" or empty.
+	Version string `json:"version,omitempty"`
+	// ID is a UUIDv7 that the client may choose; empty means that the dispatcher does.
+	ID string `json:"id,omitempty"`
+	// IdempotencyKey makes a submission repeatable for 24 hours: the same tenant, key and body give the same job,
+	// the same key with another body is refused with the code "conflict". At most 200 bytes.
+	IdempotencyKey string `json:"idempotency_key,omitempty"`
+
+	// Image names the image to run in ("python"). With Language it may be empty: the language's own image is taken.
+	Image string `json:"image,omitempty"`
+	// Language and Source are the shorthand for a one-step job: Source is written to a file and run as Language is run.
+	Language string `json:"language,omitempty"`
+	Source   string `json:"source,omitempty"`
+	// Args and Stdin belong to the shorthand.
+	Args  []string `json:"args,omitempty"`
+	Stdin string   `json:"stdin,omitempty"`
+	// StdinStream keeps the first step's standard input open for chunks sent while it runs (Subject: StdinSubject).
+	StdinStream bool `json:"stdin_stream,omitempty"`
+
+	// Steps run in order in one machine and share its files; the first that does not exit with 0 ends the job.
+	Steps []Step `json:"steps,omitempty"`
+	// Files are put into the machine before the first step. Inline contents are at most 256 KiB in all.
+	Files []File `json:"files,omitempty"`
+	// Artifacts are brought out after the last step, also when a step failed.
+	Artifacts []Artifact `json:"artifacts,omitempty"`
+
+	// Limits hold for each step, unless the step has its own; Limits.DiskBytes is the job's.
+	Limits Limits `json:"limits,omitzero"`
+	// Resources are the machine's. Zero means what the image says.
+	Resources Resources `json:"resources,omitzero"`
+	// Network says what the machine may reach. The zero value is "none": no NIC.
+	Network Network `json:"network,omitzero"`
+
+	// Priority orders the jobs of one tenant: 0 (lowest) to 9; nil means 5.
+	Priority *int `json:"priority,omitempty"`
+	// QueueTTLMS is how long the job may wait for its first machine, in milliseconds; it then ends as "expired". 0 means 24 h.
+	QueueTTLMS int64 `json:"queue_ttl_ms,omitempty"`
+	// InfraRetries is how many further attempts follow one that Paddock, not the program, failed: 0 to 10; nil means 3.
+	InfraRetries *int `json:"infra_retries,omitempty"`
+	// Labels are the client's own; they come back in the record. At most 32, keys to 63 and values to 255 bytes.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Callbacks are URLs told of the job's end.
+	Callbacks []Callback `json:"callbacks,omitempty"`
+}
+
+// Step is one program run to its end. Exactly one of Cmd and Shell is given.
+type Step struct {
+	// Name appears in results and events; empty means the step's number.
+	Name string `json:"name,omitempty"`
+	// Cmd is the program's path or name, searched in PATH; Args are its arguments without the name.
+	Cmd  string   `json:"cmd,omitempty"`
+	Args []string `json:"args,omitempty"`
+	// Shell is a line for /bin/sh -c.
+	Shell string `json:"shell,omitempty"`
+	// Env is added to the image's environment; a name is [A-Za-z_][A-Za-z0-9_]*.
+	Env map[string]string `json:"env,omitempty"`
+	// Cwd is an absolute path; empty means /work, which belongs to the step's user.
+	Cwd string `json:"cwd,omitempty"`
+	// Stdin is given to the program, then its input ends.
+	Stdin string `json:"stdin,omitempty"`
+	// User is "sandbox" (unprivileged, the default) or "root".
+	User string `json:"user,omitempty"`
+	// Limits replace the job's, field by field where not zero.
+	Limits Limits `json:"limits,omitzero"`
+}
+
+// File is a file to put into the machine. Exactly one of Text, Base64 and Object is given (none of them: an empty file).
+type File struct {
+	// Path is relative to /work, or absolute; no "..", no NUL.
+	Path string `json:"path"`
+	// Mode is the permission bits in octal ("0644", the default, or "0755").
+	Mode   string     `json:"mode,omitempty"`
+	Text   string     `json:"text,omitempty"`
+	Base64 []byte     `json:"base64,omitempty"`
+	Object *ObjectRef `json:"object,omitempty"`
+}
+
+// ObjectRef names a blob in the tenant's object store; the worker refuses bytes that do not have the digest.
+type ObjectRef struct {
+	// Name is the object's name in the tenant's bucket (Subject names: ObjectBucket).
+	Name string `json:"name"`
+	// SHA256 is the content's digest, 64 lower-case hexadecimal digits.
+	SHA256 string `json:"sha256"`
+}
+
+// Artifact is a file, or a glob of files, to bring out of the machine.
+type Artifact struct {
+	// Path is relative to /work, or absolute; * ? [a-z] match within one path element and ** over several.
+	Path string `json:"path"`
+	// MaxBytes bounds all the files that match together. 0 means 16 MiB; at most 1 GiB.
+	MaxBytes int64 `json:"max_bytes,omitempty"`
+	// Optional makes a path that matches nothing no fault.
+	Optional bool `json:"optional,omitempty"`
+}
+
+// Limits bound a step. Zero means the default, which Defaults gives.
+type Limits struct {
+	// WallMS is the time from start to end.
+	WallMS int64 `json:"wall_ms,omitempty"`
+	// CPUMS is processor time, user and system, of all the step's processes.
+	CPUMS int64 `json:"cpu_ms,omitempty"`
+	// MemoryBytes is the memory of all the step's processes, page cache included.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	// PIDs is how many processes and threads there may be at once.
+	PIDs int64 `json:"pids,omitempty"`
+	// OutputBytes is for each of stdout and stderr. What exceeds it is dropped and ends the step.
+	OutputBytes int64 `json:"output_bytes,omitempty"`
+	// FileBytes is the largest file that may be written (RLIMIT_FSIZE).
+	FileBytes int64 `json:"file_bytes,omitempty"`
+	// DiskBytes is what the job may write to the machine's disk in all. Of the job, not of a step.
+	DiskBytes int64 `json:"disk_bytes,omitempty"`
+	// OpenFiles is RLIMIT_NOFILE.
+	OpenFiles int64 `json:"open_files,omitempty"`
+}
+
+// Resources are the machine's size. A worker has templates of certain sizes; zero takes the image's.
+type Resources struct {
+	VCPUs     int `json:"vcpus,omitempty"`
+	MemoryMiB int `json:"memory_mib,omitempty"`
+}
+
+// Network policies.
+const (
+	NetworkNone      = "none"
+	NetworkInternet  = "internet"
+	NetworkAllowlist = "allowlist"
+)
+
+// Network says what a machine may reach.
+type Network struct {
+	// Policy is "none" (the default: no NIC), "internet" or "allowlist".
+	Policy string `json:"policy,omitempty"`
+	// Allow lists CIDRs and domains, for "allowlist".
+	Allow []string `json:"allow,omitempty"`
+}
+
+// Callback is a URL to tell of a job.
+type Callback struct {
+	URL string `json:"url"`
+	// Events are the event types to send; empty means "result".
+	Events []string `json:"events,omitempty"`
+}
+
+// Bounds of the contract, in bytes unless said otherwise.
+const (
+	MaxSpecBytes   = 1 << 20   // a spec's JSON
+	MaxInlineBytes = 256 << 10 // Source, Stdin and inline files together
+	MaxSteps       = 64
+	MaxFiles       = 1024
+	MaxArtifacts   = 64
+	MaxArgs        = 1024
+	MaxEnv         = 256
+)

@@ -1,0 +1,53 @@
+package jobs
+
+// Subjects, version 1. A tenant and a job are single tokens: validation keeps dots, spaces and wildcards out of them.
+const (
+	prefix = "paddock." + Version + "."
+
+	// SubmitSubjects, EnqueueSubjects, GetSubjects and ListSubjects end in the tenant.
+	SubmitSubjects  = prefix + "submit.*"
+	EnqueueSubjects = prefix + "enqueue.*"
+	GetSubjects     = prefix + "get.*"
+	ListSubjects    = prefix + "list.*"
+	// EventSubjects, CancelSubjects and StdinSubjects hold the tenant and the job in the fourth and fifth token.
+	EventSubjects  = prefix + "job.*.*.event"
+	CancelSubjects = prefix + "job.*.*.cancel"
+	StdinSubjects  = prefix + "job.*.*.stdin"
+	DLQSubjects    = prefix + "dlq.*"
+
+	LeaseSubject     = prefix + "fleet.lease"
+	HeartbeatSubject = prefix + "fleet.heartbeat"
+	ReportSubject    = prefix + "fleet.report"
+)
+
+// Names of the JetStream streams.
+const (
+	StreamSubmit = "SUBMIT"
+	StreamEvents = "EVENTS"
+	StreamDLQ    = "DLQ"
+)
+
+// SubmitSubject is where a tenant's specs go as requests.
+func SubmitSubject(tenant string) string { return prefix + "submit." + tenant }
+
+// EnqueueSubject is where a tenant's specs go fire-and-forget.
+func EnqueueSubject(tenant string) string { return prefix + "enqueue." + tenant }
+
+// GetSubject answers for one job, ListSubject for many.
+func GetSubject(tenant string) string  { return prefix + "get." + tenant }
+func ListSubject(tenant string) string { return prefix + "list." + tenant }
+
+// EventSubject is where a job's events are.
+func EventSubject(tenant, job string) string { return prefix + "job." + tenant + "." + job + ".event" }
+
+// CancelSubject ends a job; StdinSubject feeds its first step.
+func CancelSubject(tenant, job string) string {
+	return prefix + "job." + tenant + "." + job + ".cancel"
+}
+func StdinSubject(tenant, job string) string { return prefix + "job." + tenant + "." + job + ".stdin" }
+
+// DLQSubject is where what can never run goes.
+func DLQSubject(tenant string) string { return prefix + "dlq." + tenant }
+
+// ObjectBucket is the JetStream object store of a tenant.
+func ObjectBucket(tenant string) string { return "paddock-objects-" + tenant }

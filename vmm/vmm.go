@@ -1,0 +1,142 @@
+// Package vmm is what Paddock asks of a virtual machine monitor: boot a machine from an image, snapshot it into a template, and
+// clone that template many times by copy-on-write. It knows nothing of jobs or images. A driver is one package below this one;
+// vmm/vmmtest is the conformance suite that each of them runs. It may import the standard library only.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+)
+
+// Driver runs machines of one kind of VMM. Its methods may be called concurrently.
+type Driver interface {
+	// Name is the driver's name, part of every template's key: "qemu".
+	Name() string
+	// Probe runs something real and tells what works here. It takes seconds at most; the error says what is missing and what to do.
+	Probe(ctx context.Context) (Caps, error)
+	// Boot starts a machine from its kernel, with memory that Snapshot can turn into a template. It returns once the VMM runs;
+	// DialGuest waits for the guest.
+	Boot(ctx context.Context, b Boot) (Machine, error)
+	// Prepare spawns a VMM that needs nothing but the template's state to become a machine: all the work that can be done early.
+	Prepare(ctx context.Context, t Template) (Prepared, error)
+}
+
+// Prepared is a VMM process without a machine in it. It is used once.
+type Prepared interface {
+	// Restore clones the template into the VMM and resumes it. On success the machine owns the VMM; on error it is gone.
+	Restore(ctx context.Context) (Machine, error)
+	// Close ends the VMM, unless Restore was called, and leaves nothing behind. It is idempotent.
+	Close() error
+}
+
+// Machine is one virtual machine. Its methods may be called concurrently.
+type Machine interface {
+	// ID is unique on this host: "m-" and 16 hexadecimal digits.
+	ID() string
+	// DialGuest opens the byte stream to the guest's agent; there is one at a time, a second call ends the first's.
+	// It waits until the VMM accepts it, not until the guest answers.
+	DialGuest(ctx context.Context) (net.Conn, error)
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Snapshot writes a booted machine into dir as a template and ends the machine: nothing of it runs on. dir exists, is empty
+	// and is on the file system where Boot.Dir is; the files become read-only.
+	Snapshot(ctx context.Context, dir string) (Template, error)
+	// Done is closed when the machine is over, by whatever cause; Exit then tells which.
+	Done() <-chan struct{}
+	Exit() Exit
+	// Console gives the last lines that the guest printed, for diagnostics. Guests lie.
+	Console() string
+	// Close ends the machine at once, waits until its process is gone, and leaves no process, socket, file or mount behind.
+	// It is idempotent and may be called from several goroutines; all return when it is done.
+	Close() error
+}
+
+// Exit tells how a machine ended.
+type Exit struct {
+	// Guest says that the guest ended it: it powered off, rebooted or panicked; Reason tells which ("shutdown", "reset", "panic").
+	Guest  bool
+	Reason string
+	// Err is set where the VMM itself failed.
+	Err error
+}
+
+// Boot is a machine to start from a kernel. Paths are the host's.
+type Boot struct {
+	Kernel, Initrd string
+	// Root is a read-only disk image, the guest's first virtio disk.
+	Root string
+	// Scratch is a formatted disk image of which every machine gets a private sparse copy, its second virtio disk. Empty: none.
+	Scratch string
+	Cmdline string
+	VCPUs   int
+	// MemoryMiB is the guest's memory.
+	MemoryMiB int
+}
+
+// Template is a snapshotted machine on this host: a directory of immutable files. It can be cloned by the driver and version that made it only.
+type Template struct {
+	// Dir holds the driver's own files.
+	Dir    string `json:"-"`
+	Driver string `json:"driver"`
+	// Boot is what the machine was booted with: clones need the same disks.
+	Boot Boot `json:"boot"`
+}
+
+// Caps is what a driver can do on this host.
+type Caps struct {
+	// Version is the VMM's; Accel is "kvm", "tcg" or "none"; Machine is the versioned machine type; CPU the model that guests see.
+	Version, Accel, Machine, CPU string
+	// Isolated is false where the "machine" is only a process of this host.
+	Isolated bool
+	// Degraded names walls that cannot be given here.
+	Degraded []string
+	// BootProbe is how long the probe's guest took to run.
+	BootProbe time.Duration
+}
+
+// Key is what of a driver a template depends on, besides the image and the machine's size.
+func (c Caps) Key() string { return c.Version + "|" + c.Accel + "|" + c.Machine + "|" + c.CPU }
+
+// ErrUnsupported is returned by a driver that cannot do what was asked.
+var ErrUnsupported = errors.New("not supported by this driver")
+
+// Launcher starts VMM processes, jailed or not. worker/jail implements it.
+type Launcher interface {
+	// Launch starts the command. Cancelling ctx later does not end it: the Process does.
+	Launch(ctx context.Context, c Command) (Process, error)
+	// Degraded names walls that this launcher cannot give on this host.
+	Degraded() []string
+}
+
+// Command is a VMM process to start. All paths are the host's and appear under the same names inside the jail.
+type Command struct {
+	// Name is the machine's id: it names what the jail makes.
+	Name string
+	Path string
+	Args []string
+	// Files become descriptors 3, 4, … of the process; Launch does not close them.
+	Files []*os.File
+	// ReadOnly are files and directories that the process may read, Writable directories that it may also write.
+	ReadOnly, Writable []string
+	// Devices are device nodes that it may open: "/dev/kvm".
+	Devices []string
+	// MemoryBytes is the most that it may map and lock beyond reason: guest memory plus the VMM's own.
+	MemoryBytes int64
+	// Stderr takes what the process says, bounded by whoever reads it.
+	Stderr *os.File
+}
+
+// Process is a started VMM. Its end can be waited for by many.
+type Process interface {
+	PID() int
+	// Done is closed once the process is reaped; Err then gives nil for exit status 0.
+	Done() <-chan struct{}
+	Err() error
+	// Kill ends it and all it started, waits for that, and removes what the jail made. It is idempotent.
+	Kill() error
+	// UID owns what the process shall write.
+	UID() int
+}
