@@ -1,0 +1,48 @@
+# Paddock. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED := 0
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BIN := bin
+
+.PHONY: help build run test lint fmt bench humaneval clean deps deps-test
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+build: ## build bin/paddock and bin/paddock-agent
+	@mkdir -p $(BIN)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/paddock ./cmd/paddock
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/paddock-agent ./cmd/paddock-agent
+
+run: deps build ## start Paddock, run a Python job in a real machine, show its output live, stop
+	@deploy/demo.sh
+
+test: deps-test build ## install what the tests need and run them all
+	@deploy/test.sh
+
+lint: ## golangci-lint (pinned in tools/go.mod), go mod tidy, import directions
+	go tool -modfile=tools/go.mod golangci-lint run ./...
+	go mod tidy -diff
+	go test ./test/arch/
+
+fmt: ## format the tree
+	go tool -modfile=tools/go.mod golangci-lint fmt ./...
+
+bench: deps build ## measure: latency, restore, throughput, density
+	@deploy/bench.sh
+
+humaneval: deps build ## run the HumanEval tasks, right and broken, through the running system
+	go run ./test/humaneval
+
+clean: ## remove what was built here (images and templates stay in the state directory)
+	rm -rf $(BIN)
+
+deps: ## install what running needs, saying what and why
+	@deploy/install-deps.sh run
+
+deps-test: ## install what testing needs
+	@deploy/install-deps.sh test

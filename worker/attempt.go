@@ -1,0 +1,291 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// attempt is one try at a job, from a lease to a report.
+type attempt struct {
+	w      *Worker
+	lease  jobs.Lease
+	spec   jobs.Spec // expanded: steps, files, no shorthand
+	events *stream
+	result jobs.Result
+	start  time.Time
+	gone   bool // the machine has ended, or does not answer: nothing can be brought out of it
+}
+
+// attempt runs a lease to its end. It gives false where the attempt is not this worker's any more: then nothing is to be reported.
+func (w *Worker) attempt(ctx context.Context, l jobs.Lease) (jobs.Report, bool) {
+	a := &attempt{w: w, lease: l, spec: l.Spec.Expand(), events: newStream(w.cfg.Events, l), start: time.Now()}
+	a.result.Phases.QueuedMS = l.QueuedMS
+	// Events go out until they are all stored; only an attempt that is not ours any more stops that.
+	publishing, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), errDropped) {
+			stop(errDropped)
+		}
+	})
+	go a.events.run(publishing) // ends with end, or with publishing
+
+	a.run(ctx)
+	last, err := a.events.end()
+	if err != nil || errors.Is(context.Cause(ctx), errDropped) {
+		zerolog.Ctx(ctx).Warn().Msg("attempt given up: not this worker's any more")
+		return jobs.Report{}, false
+	}
+	a.finish()
+	return jobs.Report{Held: l.Held, Result: a.result, Events: last}, true
+}
+
+// run is the attempt itself: a machine from the pool, files in, steps, artifacts out, and the machine's end.
+func (a *attempt) run(ctx context.Context) {
+	m, err := a.claim(ctx)
+	if err != nil {
+		a.fail(ctx, nil, err)
+		return
+	}
+	if err := a.inside(ctx, m); err != nil {
+		a.fail(ctx, m, err)
+	}
+	start := time.Now()
+	if err := m.Close(); err != nil { // dead before anybody hears of the result
+		zerolog.Ctx(ctx).Error().Err(err).Str("machine", m.ID()).Msg("close machine")
+	}
+	a.result.Phases.DestroyMS = ms(time.Since(start))
+}
+
+// inside is what happens while the machine lives. An error is ours or the policy's; the program's failure is in the result.
+func (a *attempt) inside(ctx context.Context, m *machine) error {
+	ok, err := a.copyIn(ctx, m)
+	if err != nil || !ok {
+		return err
+	}
+	a.w.held.running(a.lease.Held)
+	a.events.add(jobs.Event{Type: jobs.EventState, State: jobs.StateRunning, Worker: a.w.cfg.Name})
+	start := time.Now()
+	err = a.steps(ctx, m)
+	a.result.Phases.RunMS = ms(time.Since(start))
+	if err != nil || a.gone {
+		return err
+	}
+	return a.copyOut(ctx, m)
+}
+
+// claim takes a machine; the pool makes one where none is ready.
+func (a *attempt) claim(ctx context.Context) (*machine, error) {
+	pool, err := a.w.pools.of(ctx, a.lease.Image, a.spec.Resources)
+	if err != nil {
+		return nil, ended(ctx, jobs.ImageFailed, err)
+	}
+	m, fromPool, err := pool.take(ctx)
+	if err != nil {
+		return nil, ended(ctx, jobs.VMFailed, err)
+	}
+	a.result.Machine, a.result.Template = m.ID(), pool.digest
+	p := &a.result.Phases
+	p.ClaimMS, p.RestoreMS, p.ReadyMS, p.FromPool = ms(time.Since(a.start)), ms(m.restored), ms(m.ready), fromPool
+	return m, nil
+}
+
+// steps runs the steps in order until one does not exit with 0.
+func (a *attempt) steps(ctx context.Context, m *machine) error {
+	for i := range a.spec.Steps {
+		r, err := a.step(ctx, m, i)
+		if err != nil {
+			return err
+		}
+		a.result.Steps = append(a.result.Steps, r)
+		a.events.add(jobs.Event{Type: jobs.EventStep, Step: i, StepResult: &r})
+		if a.sum(r); r.Ending != jobs.Exited || *r.ExitCode != 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// step runs one program and streams its output.
+func (a *attempt) step(ctx context.Context, m *machine, i int) (jobs.StepResult, error) {
+	s := &a.spec.Steps[i]
+	limits := a.spec.StepLimits(*s)
+	stdout, stderr := &output{events: a.events, step: i, name: jobs.Stdout}, &output{events: a.events, step: i, name: jobs.Stderr}
+	stdin, stopStdin := a.stdin(ctx, i)
+	defer stopStdin()
+
+	// The guest enforces the wall limit; a guest that does not is ended from here.
+	wall := time.Duration(limits.WallMS) * time.Millisecond
+	execCtx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), wall+a.w.cfg.GuestSlack, errGuestDeaf)
+	defer cancel()
+	defer a.terminateOn(ctx, m, execID(i), cancel)()
+
+	start := time.Now()
+	exit, err := m.agent.Exec(execCtx, a.exec(i, limits, stdin != nil), client.Streams{Stdin: stdin, Stdout: stdout, Stderr: stderr})
+	if ctx.Err() != nil {
+		return jobs.StepResult{}, context.Cause(ctx)
+	}
+	if err != nil && errors.Is(context.Cause(execCtx), errGuestDeaf) {
+		err = errGuestDeaf
+	}
+	r := jobs.StepResult{Name: s.Name}
+	if r.Name == "" {
+		r.Name = strconv.Itoa(i)
+	}
+	var outErr, errErr error
+	r.Stdout, outErr = stdout.close(exit.StdoutDropped)
+	r.Stderr, errErr = stderr.close(exit.StderrDropped)
+	if err == nil {
+		err = errors.Join(outErr, errErr)
+	}
+	if err != nil {
+		r.Usage.WallMS = ms(time.Since(start))
+		return a.stepFailed(m, r, err)
+	}
+	describe(&r, exit)
+	return r, nil
+}
+
+// stepFailed tells a step that could not be run to its end by the program's doing from one that we failed.
+func (a *attempt) stepFailed(m *machine, r jobs.StepResult, err error) (jobs.StepResult, error) {
+	var refused *wire.Error
+	switch {
+	case errors.Is(err, errGuestDeaf):
+		a.gone = true
+		r.Ending, r.Limit, r.Reason = jobs.TimeLimit, wire.LimitWall, "the machine did not end the step at its limit; the worker ended the machine"
+		return r, nil
+	case errors.As(err, &refused) && refused.Kind == wire.ErrStart:
+		r.Ending, r.Reason = jobs.StartFailed, refused.Message
+		return r, nil
+	}
+	if exit, over := a.overBy(m); over && exit.Guest {
+		a.gone = true
+		r.Ending, r.Reason = jobs.VMExited, "the program ended its machine: "+exit.Reason
+		return r, nil
+	}
+	return r, err
+}
+
+// errGuestDeaf is the cause with which a step's context ends when the guest does not enforce its limit.
+var errGuestDeaf = errors.New("the guest did not end the step at its wall limit")
+
+// terminateOn passes a cancel on to the program, politely first. The function it gives ends the watch.
+func (a *attempt) terminateOn(ctx context.Context, m *machine, id string, kill context.CancelFunc) (stop func()) {
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+		}
+		defer kill()
+		if !errors.Is(context.Cause(ctx), errCanceled) {
+			return // no grace for an attempt that is not ours, or for a worker that must stop
+		}
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.w.cfg.CancelGrace)
+		defer cancel()
+		if err := m.agent.Signal(grace, id, "SIGTERM"); err != nil {
+			return
+		}
+		select {
+		case <-done:
+		case <-grace.Done():
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
+}
+
+// exec is the step in the agent's words.
+func (a *attempt) exec(i int, l jobs.Limits, stdin bool) wire.Exec {
+	s := &a.spec.Steps[i]
+	argv := append([]string{s.Cmd}, s.Args...)
+	if s.Shell != "" {
+		argv = []string{"/bin/sh", "-c", s.Shell}
+	}
+	user := s.User
+	if user == "" {
+		user = "sandbox"
+	}
+	env := append(a.w.cfg.Images.Env(a.lease.Image),
+		"PADDOCK_JOB="+a.lease.Job, "PADDOCK_ATTEMPT="+strconv.Itoa(a.lease.Attempt), "HOME=/work", "USER="+user)
+	for k, v := range s.Env {
+		env = append(env, k+"="+v)
+	}
+	return wire.Exec{
+		ID: execID(i), Argv: argv, Env: env, Cwd: s.Cwd, User: user, StdinOpen: stdin,
+		Limits: wire.ExecLimits{
+			WallMS: l.WallMS, CPUMS: l.CPUMS, MemoryBytes: l.MemoryBytes, PIDs: l.PIDs, OutputBytes: l.OutputBytes,
+			FileBytes: l.FileBytes, DiskBytes: l.DiskBytes, OpenFiles: l.OpenFiles,
+		},
+	}
+}
+
+func execID(i int) string { return "step-" + strconv.Itoa(i) }
+
+// stdin is what the step reads: its own text, the viewers' chunks, or nothing (nil).
+func (a *attempt) stdin(ctx context.Context, i int) (_ io.Reader, stop func()) {
+	if text := a.spec.Steps[i].Stdin; text != "" {
+		return newText(text), func() {}
+	}
+	if i != 0 || !a.spec.StdinStream || a.w.cfg.Stdin == nil {
+		return nil, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	r, w := io.Pipe()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		err := a.w.cfg.Stdin.ServeStdin(ctx, a.lease.Tenant, a.lease.Job, w)
+		if err != nil && ctx.Err() == nil {
+			zerolog.Ctx(ctx).Error().Err(err).Msg("serve stdin")
+		}
+		_ = w.CloseWithError(err)
+	}()
+	return r, func() {
+		_ = r.Close() // a write that waits for the program ends
+		cancel()
+		<-served
+	}
+}
+
+// finish fills in what all results have.
+func (a *attempt) finish() {
+	r := &a.result
+	r.Attempt, r.Worker, r.Class, r.EndedAt = a.lease.Attempt, a.w.cfg.Name, r.Ending.Class(), time.Now().UTC()
+	r.Degraded = a.w.cfg.Caps.Degraded
+	r.Phases.TotalMS = r.Phases.QueuedMS + ms(time.Since(a.start))
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// failure is an attempt's end by our own fault or by policy, as an error on its way up.
+type failure struct {
+	ending jobs.Ending
+	err    error
+}
+
+func (f *failure) Error() string { return fmt.Sprintf("%s: %v", f.ending, f.err) }
+func (f *failure) Unwrap() error { return f.err }
+
+// ended gives err as a failure, unless the attempt's context ended first.
+func ended(ctx context.Context, e jobs.Ending, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return &failure{e, err}
+}

@@ -1,0 +1,183 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+const (
+	// copyWithin bounds all copying in one direction: a guest that stalls is given up.
+	copyWithin = 2 * time.Minute
+	// maxArtifactFiles is how many files one pattern may match.
+	maxArtifactFiles = 1024
+	// defaultArtifactBytes is an artifact's size limit where it names none.
+	defaultArtifactBytes = 16 << 20
+)
+
+func newText(s string) io.Reader { return strings.NewReader(s) }
+
+// copyIn puts the job's files into the machine. It gives false where a file cannot be had or put: the job's fault, in the result.
+func (a *attempt) copyIn(ctx context.Context, m *machine) (bool, error) {
+	start := time.Now()
+	defer func() { a.result.Phases.CopyInMS = ms(time.Since(start)) }()
+	ctx, cancel := context.WithTimeout(ctx, copyWithin)
+	defer cancel()
+	for _, f := range a.spec.Files {
+		if err := a.put(ctx, m, f); err != nil {
+			return false, a.fileFailed(ctx, "put "+f.Path, err)
+		}
+	}
+	return true, nil
+}
+
+func (a *attempt) put(ctx context.Context, m *machine, f jobs.File) error {
+	mode, err := strconv.ParseUint(f.Mode, 8, 32)
+	if err != nil {
+		mode = 0o644
+	}
+	req := wire.Put{Path: f.Path, Mode: uint32(mode), User: "sandbox"}
+	if f.Object == nil {
+		data := f.Base64
+		if f.Text != "" {
+			data = []byte(f.Text)
+		}
+		req.Size = int64(len(data))
+		return m.agent.Put(ctx, req, bytes.NewReader(data))
+	}
+	object, err := a.fetch(ctx, *f.Object)
+	if err != nil {
+		return err
+	}
+	defer removeTemp(object)
+	st, err := object.Stat()
+	if err != nil {
+		return err
+	}
+	req.Size = st.Size()
+	return m.agent.Put(ctx, req, object)
+}
+
+// fetch brings an object to this host's disk, so that its digest is checked before a byte of it is in the machine.
+func (a *attempt) fetch(ctx context.Context, ref jobs.ObjectRef) (_ *os.File, err error) {
+	if a.w.cfg.Objects == nil {
+		return nil, &wire.Error{Kind: wire.ErrPath, Message: "this worker has no object store"}
+	}
+	r, err := a.w.cfg.Objects.GetObject(ctx, a.lease.Tenant, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() //nolint:errcheck // read only
+	f, err := os.CreateTemp(tempDir(a.w.cfg.Dir), "object-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			removeTemp(f)
+		}
+	}()
+	h := sha256.New()
+	if _, err = io.Copy(io.MultiWriter(f, h), r); err != nil {
+		return nil, err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != ref.SHA256 {
+		return nil, &wire.Error{Kind: wire.ErrPath, Message: fmt.Sprintf("object %s has the digest %s, not %s", ref.Name, got, ref.SHA256)}
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return f, err
+}
+
+// copyOut brings the artifacts out. It runs after a failed step too; what is missing then does not hide how the step ended.
+func (a *attempt) copyOut(ctx context.Context, m *machine) error {
+	start := time.Now()
+	defer func() { a.result.Phases.CopyOutMS = ms(time.Since(start)) }()
+	ctx, cancel := context.WithTimeout(ctx, copyWithin)
+	defer cancel()
+	succeeded := a.result.Success()
+	inline := jobs.MaxInlineBytes
+	for _, want := range a.spec.Artifacts {
+		err := a.get(ctx, m, want, &inline)
+		if err == nil || (want.Optional || !succeeded) && isKind(err, wire.ErrPath) {
+			continue
+		}
+		if err := a.fileFailed(ctx, "artifact "+want.Path, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// get brings the files of one pattern out: small ones into the result, the others into the object store.
+func (a *attempt) get(ctx context.Context, m *machine, want jobs.Artifact, inline *int) error {
+	limit := want.MaxBytes
+	if limit == 0 {
+		limit = defaultArtifactBytes
+	}
+	n := 0
+	err := m.agent.Get(ctx, wire.Get{Pattern: want.Path, MaxBytes: limit, MaxFiles: maxArtifactFiles}, func(h wire.FileHeader, r io.Reader) error {
+		n++
+		sum := sha256.New()
+		r = io.TeeReader(r, sum)
+		res := jobs.ArtifactResult{Path: h.Path, Size: h.Size, Mode: fmt.Sprintf("%04o", h.Mode&0o777)}
+		if h.Size <= jobs.MaxInlineArtifact && int(h.Size) <= *inline {
+			b, err := io.ReadAll(r)
+			if err != nil {
+				return err
+			}
+			*inline -= len(b)
+			res.Content = jobs.ContentOf(b)
+		} else {
+			if a.w.cfg.Objects == nil {
+				return &wire.Error{Kind: wire.ErrTooLarge, Message: "too large for the result, and this worker has no object store"}
+			}
+			ref, err := a.w.cfg.Objects.PutObject(ctx, a.lease.Tenant, r)
+			if err != nil {
+				return fmt.Errorf("store artifact: %w", err)
+			}
+			res.Object = &ref
+		}
+		res.SHA256 = hex.EncodeToString(sum.Sum(nil))
+		a.result.Artifacts = append(a.result.Artifacts, res)
+		return nil
+	})
+	if err == nil && n == 0 {
+		return &wire.Error{Kind: wire.ErrPath, Message: "no such file"}
+	}
+	return err
+}
+
+func isKind(err error, kind string) bool {
+	var e *wire.Error
+	return errors.As(err, &e) && e.Kind == kind
+}
+
+// fileFailed writes a file's failure into the result where it is the job's own, and gives it back where it is ours.
+func (a *attempt) fileFailed(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var e *wire.Error
+	if errors.As(err, &e) && e.Kind != wire.ErrAgent && e.Kind != wire.ErrRequest {
+		a.result.Ending, a.result.Reason = jobs.FileFailed, what+": "+e.Message
+		return nil
+	}
+	var refused *jobs.Error
+	if errors.As(err, &refused) && refused.Code == jobs.CodeNotFound {
+		a.result.Ending, a.result.Reason = jobs.FileFailed, what+": "+refused.Message
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,92 @@
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// machine is a restored machine whose agent has answered: a machine of its own, ready for one attempt.
+type machine struct {
+	vmm.Machine
+	agent *client.Client
+	// restored and ready are how long the VMM's restore and the agent's first answers took.
+	restored, ready time.Duration
+	closed          func() // gives its memory back to the pools; may be called again
+}
+
+// restore turns a prepared VMM into a machine. On error nothing is left of it.
+func restore(ctx context.Context, p vmm.Prepared, within time.Duration, scratch bool) (_ *machine, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	start := time.Now()
+	m, err := p.Restore(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	restored := time.Now()
+	agent, err := introduce(ctx, m, scratch)
+	if err != nil {
+		console := m.Console()
+		_ = m.Close()
+		return nil, fmt.Errorf("machine %s did not become ready: %w; console: %q", m.ID(), err, console)
+	}
+	return &machine{Machine: m, agent: agent, restored: restored.Sub(start), ready: time.Since(restored)}, nil
+}
+
+// introduce gives the clone its own identity, randomness and clock, in the agent's native code and order.
+func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client, error) {
+	conn, err := m.DialGuest(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
+	}
+	agent, err := client.Connect(ctx, conn)
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("reach agent: %w", err)
+	}
+	random := make([]byte, 16+64+16)
+	rand.Read(random) //nolint:errcheck // never fails (crypto/rand)
+	_, err = agent.Restore(ctx, wire.Restore{
+		Epoch: random[:16], Entropy: random[16:80], MachineID: hex.EncodeToString(random[80:]),
+		TimeUnixNS: time.Now().UnixNano(), Hostname: m.ID(), Scratch: scratch,
+	})
+	if err != nil {
+		_ = agent.Close()
+		return nil, fmt.Errorf("after-restore: %w", err)
+	}
+	return agent, nil
+}
+
+// Close ends the machine, its agent's connection first, so that nobody takes the machine's end for the agent's failure.
+func (m *machine) Close() error {
+	_ = m.agent.Close()
+	err := m.Machine.Close()
+	m.closed()
+	return err
+}
+
+// over tells whether the machine has ended by itself.
+func (m *machine) over() bool {
+	select {
+	case <-m.Done():
+		return true
+	case <-m.agent.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// removeTemp is for files that carried a guest's data through this host.
+func removeTemp(f *os.File) {
+	_ = f.Close()
+	_ = os.Remove(f.Name())
+}

@@ -1,0 +1,276 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// A pool keeps the machines of one template in three stages: prepared (a VMM that waits for the template's state), ready (restored,
+// its agent has answered), in use (an attempt's, never seen again). Whoever takes a machine only waits; making one is the makers' work.
+type pool struct {
+	image  string
+	size   jobs.Resources
+	digest string
+	tmpl   vmm.Template
+	ps     *pools
+
+	mu        sync.Mutex // guards what follows
+	ready     []*machine
+	waiters   []chan made
+	making    int
+	prepared  []vmm.Prepared
+	preparing int
+	failures  int // in a row
+	closed    bool
+}
+
+// made is a machine or the reason for none.
+type made struct {
+	m   *machine
+	err error
+}
+
+var errPoolClosed = errors.New("the worker is stopping")
+
+// take gives a ready machine, or the next that is made; fromPool tells which.
+func (p *pool) take(ctx context.Context) (_ *machine, fromPool bool, _ error) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, false, errPoolClosed
+	}
+	if m := p.popReady(); m != nil {
+		p.fill()
+		p.mu.Unlock()
+		return m, true, nil
+	}
+	w := make(chan made, 1)
+	p.waiters = append(p.waiters, w)
+	p.fill()
+	p.mu.Unlock()
+	select {
+	case r := <-w:
+		return r.m, false, r.err
+	case <-ctx.Done():
+		p.giveUp(w)
+		return nil, false, context.Cause(ctx)
+	}
+}
+
+// popReady gives the oldest machine that still lives; p.mu is held. The dead are closed on the side.
+func (p *pool) popReady() *machine {
+	for len(p.ready) > 0 {
+		m := p.ready[0]
+		p.ready = p.ready[1:]
+		if !m.over() {
+			return m
+		}
+		p.ps.dispose(m)
+	}
+	return nil
+}
+
+// giveUp takes a waiter out of the line; a machine that had come meanwhile goes back.
+func (p *pool) giveUp(w chan made) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.waiters {
+		if p.waiters[i] == w {
+			p.waiters = append(p.waiters[:i], p.waiters[i+1:]...)
+			return
+		}
+	}
+	if r := <-w; r.m != nil {
+		p.hand(made{m: r.m})
+	}
+}
+
+// fill starts as many makers as machines are wanted; p.mu is held. After a failure only waiters are worth another try at once.
+func (p *pool) fill() {
+	if p.closed {
+		return
+	}
+	target := p.ps.cfg.Ready
+	if p.failures > 0 {
+		target = 0
+	}
+	for len(p.ready)+p.making < target+len(p.waiters) {
+		if len(p.waiters) <= p.making && !p.ps.hasRoom(p.size) {
+			break // one more would only push another's out
+		}
+		p.making++
+		p.ps.makers.Go(p.make)
+	}
+	for len(p.prepared)+p.preparing < p.ps.cfg.Prepared && p.failures == 0 {
+		p.preparing++
+		p.ps.makers.Go(p.prepare)
+	}
+}
+
+// make makes one machine and hands it on.
+func (p *pool) make() {
+	m, err := p.restoreOne()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.making--
+	if err != nil {
+		p.failures++
+		p.ps.metrics.makeFailures.Inc()
+	} else {
+		p.failures = 0
+	}
+	p.hand(made{m, err})
+	p.fill()
+}
+
+// hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
+func (p *pool) hand(r made) {
+	switch {
+	case len(p.waiters) > 0:
+		p.waiters[0] <- r
+		p.waiters = p.waiters[1:]
+	case r.m == nil:
+		zerolog.Ctx(p.ps.ctx).Error().Err(r.err).Str("image", p.image).Int("failures", p.failures).Msg("cannot make machine")
+	case p.closed:
+		p.ps.dispose(r.m)
+	default:
+		p.ready = append(p.ready, r.m)
+	}
+}
+
+// restoreOne takes a turn among the makers and restores a machine into a prepared VMM, or into one made now.
+func (p *pool) restoreOne() (_ *machine, err error) {
+	release, err := p.ps.turn()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	giveBack := p.ps.makeRoom(p)
+	defer func() {
+		if err != nil {
+			giveBack()
+		}
+	}()
+	p.mu.Lock()
+	var v vmm.Prepared
+	if n := len(p.prepared); n > 0 {
+		v, p.prepared = p.prepared[n-1], p.prepared[:n-1]
+	}
+	p.mu.Unlock()
+	if v == nil {
+		if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl); err != nil {
+			return nil, err
+		}
+	}
+	m, err := restore(p.ps.ctx, v, p.ps.cfg.ReadyWithin, p.tmpl.Boot.Scratch != "")
+	if err != nil {
+		return nil, err
+	}
+	m.closed = giveBack
+	return m, nil
+}
+
+// prepare makes one VMM that waits for a template's state.
+func (p *pool) prepare() {
+	v, err := p.prepareOne()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.preparing--
+	switch {
+	case err != nil:
+		p.failures++
+		zerolog.Ctx(p.ps.ctx).Error().Err(err).Str("image", p.image).Msg("cannot prepare machine")
+	case p.closed:
+		p.ps.disposeOf(v.Close)
+	default:
+		p.prepared = append(p.prepared, v)
+	}
+}
+
+func (p *pool) prepareOne() (vmm.Prepared, error) {
+	release, err := p.ps.turn()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl)
+}
+
+// tend drops machines that died while they waited, and tries again after failures.
+func (p *pool) tend() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	live := p.ready[:0]
+	for _, m := range p.ready {
+		if m.over() {
+			p.ps.dispose(m)
+			continue
+		}
+		live = append(live, m)
+	}
+	clear(p.ready[len(live):])
+	p.ready = live
+	p.failures = 0
+	p.fill()
+}
+
+// close ends what waits. Machines in use are their attempts' to end.
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, w := range p.waiters {
+		w <- made{err: errPoolClosed}
+	}
+	for _, m := range p.ready {
+		p.ps.dispose(m)
+	}
+	for _, v := range p.prepared {
+		p.ps.disposeOf(v.Close)
+	}
+	p.waiters, p.ready, p.prepared = nil, nil, nil
+}
+
+// evict ends one ready machine to make room and tells whether there was one.
+func (p *pool) evict() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.ready) == 0 {
+		return false
+	}
+	p.ps.dispose(p.ready[0])
+	p.ready = p.ready[1:]
+	return true
+}
+
+func (p *pool) readyCount() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.ready)
+}
+
+// tendEvery is how often pools look after themselves; a failed template is tried again this often.
+const tendEvery = 2 * time.Second
+
+// tendAll tends the pools that exist until ctx ends.
+func (ps *pools) tendAll(ctx context.Context) {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			for _, p := range ps.all() {
+				p.tend()
+			}
+		}
+	}
+}

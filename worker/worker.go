@@ -1,0 +1,168 @@
+// Package worker runs jobs on this host: it leases attempts from a dispatcher, takes a machine that is already restored out of a
+// pool, runs the attempt's steps through the agent inside, streams the output while it runs, destroys the machine, and only then
+// reports the result. Run is the place to start reading; attempt.go is the path of one attempt.
+//
+// It does not know how machines are made (vmm.Driver), where images come from, or what carries its messages: those are handed in.
+// It imports jobs, vmm, guestagent/wire and guestagent/client, and never the dispatcher.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// Dispatcher is the other end of the fleet's protocol.
+type Dispatcher interface {
+	Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error)
+	Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, error)
+	Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, error)
+}
+
+// Events takes what viewers shall see. Publish returns once all of them are stored, in order; it may be repeated.
+type Events interface {
+	Publish(ctx context.Context, events ...jobs.Event) error
+}
+
+// Stdin feeds a job's input from its viewers into w until ctx ends; it closes w at the input's end.
+type Stdin interface {
+	ServeStdin(ctx context.Context, tenant, job string, w io.WriteCloser) error
+}
+
+// Objects stores what is too large for a message.
+type Objects interface {
+	GetObject(ctx context.Context, tenant string, ref jobs.ObjectRef) (io.ReadCloser, error)
+	PutObject(ctx context.Context, tenant string, r io.Reader) (jobs.ObjectRef, error)
+}
+
+// Images gives templates of the images on this host, building what is missing. The digest names the template in results.
+type Images interface {
+	Offered() []jobs.OfferedImage
+	Template(ctx context.Context, image string, r jobs.Resources) (t vmm.Template, digest string, err error)
+	// Env is the environment that the image gives every program, "NAME=value".
+	Env(image string) []string
+}
+
+// Config is what a Worker needs. Fields without a default named are required.
+type Config struct {
+	// Name is the worker's, unique in its fleet and the same after a restart.
+	Name string
+	// Version is the build's.
+	Version string
+	// Dir holds results that could not be reported yet, and files on their way into machines.
+	Dir string
+
+	Driver     vmm.Driver
+	Caps       vmm.Caps
+	Images     Images
+	Dispatcher Dispatcher
+	Events     Events
+	Stdin      Stdin   // nil: jobs with stdin_stream get an empty input
+	Objects    Objects // nil: no objects in, no large artifacts out
+
+	// Capacity is what machines may use together. A vCPU is a slot: a machine of one vCPU takes one.
+	Capacity jobs.Resources
+	// Ready and Prepared are the pool's targets for each template: restored machines, and VMMs waiting for a template's state.
+	// A warm template is one of Warm or of an image that a job has asked for.
+	Ready, Prepared int
+	Warm            []string
+	// Makers is how many machines are made at once; 0 means one for two processors, at least one.
+	Makers int
+
+	// BeatEvery is 2 s, CancelGrace (SIGTERM to the machine's end) 5 s, GuestSlack (how long past a wall limit the host waits for
+	// the guest to enforce it) 1 s, ReadyWithin (restore to the agent's answer) 60 s where they are 0.
+	BeatEvery, CancelGrace, GuestSlack, ReadyWithin time.Duration
+
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Worker is one host's share of the fleet.
+type Worker struct {
+	cfg     Config
+	session sessionState
+	held    heldSet
+	cap     *capacity
+	pools   *pools
+	metrics metrics
+}
+
+// New checks the configuration; it starts nothing.
+func New(cfg Config) (*Worker, error) {
+	if cfg.Name == "" || cfg.Dir == "" || cfg.Driver == nil || cfg.Images == nil || cfg.Dispatcher == nil || cfg.Events == nil {
+		return nil, errors.New("worker: Name, Dir, Driver, Images, Dispatcher and Events are required")
+	}
+	if cfg.Capacity.VCPUs < 1 || cfg.Capacity.MemoryMiB < 1 {
+		return nil, fmt.Errorf("worker: capacity of %d vCPUs and %d MiB runs nothing", cfg.Capacity.VCPUs, cfg.Capacity.MemoryMiB)
+	}
+	defaultTo(&cfg.BeatEvery, 2*time.Second)
+	defaultTo(&cfg.CancelGrace, 5*time.Second)
+	defaultTo(&cfg.GuestSlack, time.Second)
+	defaultTo(&cfg.ReadyWithin, time.Minute)
+	for _, d := range []string{spoolDir(cfg.Dir), tempDir(cfg.Dir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("worker: %w", err)
+		}
+	}
+	w := &Worker{cfg: cfg, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer)}
+	w.pools = newPools(cfg, w.cap, &w.metrics)
+	return w, nil
+}
+
+func defaultTo(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+func tempDir(dir string) string { return filepath.Join(dir, "in") }
+
+// Run works until drain is closed and all that it had leased has ended, or until ctx ends: then it ends its machines, tells the
+// dispatcher that it did not finish them, and returns. It returns an error where it could not begin or lost its own ground.
+func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
+	if err := w.resendSpooled(ctx); err != nil { // before registering: a new session would fence them
+		return err
+	}
+	if err := w.register(ctx); err != nil {
+		return err
+	}
+	live, stop := context.WithCancel(context.WithoutCancel(ctx)) // beats and pools outlive the attempts
+	g, live := errgroup.WithContext(live)
+	g.Go(func() error { return w.beat(live, drain) })
+	g.Go(func() error { return w.pools.run(live) })
+
+	var attempts sync.WaitGroup
+	for leases := range w.leases(ctx, live, drain) {
+		for _, l := range leases {
+			attempts.Go(func() { w.runLease(ctx, l) })
+		}
+	}
+	attempts.Wait()
+	stop()
+	return g.Wait()
+}
+
+// runLease is one attempt from lease to report; a panic in it is a bug of ours and costs this attempt only.
+func (w *Worker) runLease(ctx context.Context, l jobs.Lease) {
+	log := zerolog.Ctx(ctx).With().Str("job", l.Job).Int("attempt", l.Attempt).Str("tenant", l.Tenant).Logger()
+	ctx, end := w.held.add(log.WithContext(ctx), l.Held)
+	defer end()
+	defer w.cap.release(l.Spec.Resources)
+	report, ok := w.attempt(ctx, l)
+	if !ok {
+		return // not ours any more: whoever has it now reports
+	}
+	w.metrics.ended(report.Result)
+	w.report(context.WithoutCancel(ctx), report)
+}
