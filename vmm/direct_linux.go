@@ -1,0 +1,128 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+)
+
+// Direct is a Launcher without a jail: the VMM is a plain child with this process's own uid, sees the whole host, and dies with
+// this process. It is for tests and for trying things out. The zero value is ready.
+type Direct struct{}
+
+var _ Launcher = Direct{}
+
+// Degraded names the one wall that is missing: all of them.
+func (Direct) Degraded() []string { return []string{"jail"} }
+
+// Launch starts c in a process group of its own, with an environment that holds nothing but PATH. What is under c.Writable
+// belongs to the process already: it runs under this process's uid.
+func (Direct) Launch(ctx context.Context, c Command) (Process, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, fmt.Errorf("launch %s: %w", c.Name, err)
+	}
+	cmd := exec.Command(c.Path, c.Args...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = c.Files
+	if c.Stderr != nil {
+		cmd.Stderr = c.Stderr
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p := &directProcess{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go p.run(started)
+	if err := <-started; err != nil {
+		<-p.done
+		return nil, fmt.Errorf("launch %s: %w", c.Name, err)
+	}
+	return p, nil
+}
+
+// directProcess is a child of this process and its process group.
+type directProcess struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // set before done is closed
+
+	mu     sync.Mutex
+	reaped bool // the process group's number may belong to somebody else
+}
+
+// run forks the child and waits for it, both on one thread: Pdeathsig is sent when the thread that forked ends, not when the
+// process does (prctl(2)), so that thread has to live as long as the child. Waiting blocks a thread in any case.
+func (p *directProcess) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(p.done)
+	if err := p.cmd.Start(); err != nil {
+		started <- err
+		return
+	}
+	started <- nil
+	// The dead child stays unreaped until its group has been killed: its number cannot be given to anybody else before that.
+	waitErr := waitDead(p.cmd.Process.Pid)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	killErr := killGroup(p.cmd.Process.Pid)
+	p.err = errors.Join(p.cmd.Wait(), waitErr, killErr)
+	p.reaped = true
+}
+
+func (p *directProcess) PID() int              { return p.cmd.Process.Pid }
+func (p *directProcess) UID() int              { return os.Getuid() }
+func (p *directProcess) Done() <-chan struct{} { return p.done }
+
+func (p *directProcess) Err() error {
+	<-p.done
+	return p.err
+}
+
+// Kill ends the process group and waits until the child is reaped. Grandchildren, which a VMM that may not spawn has none of,
+// are killed with it and reaped by whoever inherits them.
+func (p *directProcess) Kill() error {
+	err := p.kill()
+	<-p.done
+	return err
+}
+
+func (p *directProcess) kill() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return nil
+	}
+	return killGroup(p.cmd.Process.Pid)
+}
+
+func killGroup(pgid int) error {
+	if err := syscall.Kill(-pgid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill process group %d: %w", pgid, err)
+	}
+	return nil
+}
+
+// waitDead waits until the child is dead, without reaping it: waitid(2) with WNOWAIT.
+func waitDead(pid int) error {
+	const (
+		pPID    = 1
+		wExited = 4
+		wNowait = 0x1000000
+	)
+	var info [128]byte // siginfo_t
+	for {
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), wExited|wNowait, 0, 0)
+		if errno == 0 {
+			return nil
+		}
+		if errno != syscall.EINTR {
+			return fmt.Errorf("wait for process %d: %w", pid, errno)
+		}
+	}
+}
