@@ -1,0 +1,287 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+// longJob prints at once, works for a while, and tells the attempt it is.
+func longJob(seconds int) jobs.Spec {
+	return jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: fmt.Sprintf("echo attempt $PADDOCK_ATTEMPT; sleep %d; echo done", seconds)}}}
+}
+
+// processes gives the pids below root (root included) whose command line holds the text.
+func processes(t *testing.T, root int, text string) []int {
+	t.Helper()
+	parent := map[int]int{}
+	var match []int
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(d))
+		stat, err := os.ReadFile(d + "/stat")
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		parent[pid], _ = strconv.Atoi(fields[1])
+		cmd, _ := os.ReadFile(d + "/cmdline")
+		if fields[0] != "Z" && bytes.Contains(cmd, []byte(text)) {
+			match = append(match, pid)
+		}
+	}
+	var below []int
+	for _, pid := range match {
+		for p := pid; p > 1; p = parent[p] {
+			if p == root {
+				below = append(below, pid)
+				break
+			}
+		}
+	}
+	return below
+}
+
+// leftovers gives what still names the state directory: processes, mounts and sockets of dead Paddocks.
+func leftovers(t *testing.T, dir string) []string {
+	t.Helper()
+	var left []string
+	cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range cmds {
+		b, err := os.ReadFile(f)
+		if err == nil && bytes.Contains(b, []byte(dir)) && !strings.Contains(f, strconv.Itoa(os.Getpid())) {
+			left = append(left, f+": "+string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(l, dir) {
+			left = append(left, "mount "+l)
+		}
+	}
+	return left
+}
+
+func wantNothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	var left []string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // the kernel's own clean-up takes a moment
+		if left = leftovers(t, dir); len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+}
+
+// wantOnce checks a job's record and its events: one final event, the last; attempts in order; sequences without gaps.
+func wantOnce(t *testing.T, c *client.Client, job string) jobs.Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var final *jobs.Result
+	attempt, seq := 0, int64(0)
+	for e, err := range c.Follow(ctx, job, client.Position{}) {
+		if err != nil {
+			t.Fatalf("follow %s: %v", job, err)
+		}
+		switch {
+		case e.Attempt == attempt && e.Seq == seq+1:
+		case e.Attempt > attempt && e.Seq == 1:
+		default:
+			t.Errorf("event %d.%d follows %d.%d", e.Attempt, e.Seq, attempt, seq)
+		}
+		attempt, seq = e.Attempt, e.Seq
+		if e.Final {
+			final = e.Result
+		}
+	}
+	if final == nil {
+		t.Fatalf("job %s has no final event", job)
+	}
+	rec, err := c.Get(ctx, job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rec.State.Terminal() || rec.Result == nil || rec.Result.Ending != final.Ending || rec.Attempt != final.Attempt {
+		t.Errorf("the record says %s, attempt %d, %+v; the final event says %s, attempt %d", rec.State, rec.Attempt, rec.Result, final.Ending, final.Attempt)
+	}
+	return *final
+}
+
+func TestKillVMM(t *testing.T) {
+	p := start(t, harness.Options{Args: []string{"--images", "base"}})
+	c := connect(t, p)
+	job := submit(t, c, longJob(5))
+	untilOutput(t, c, job)
+	// Which of the machines has the job is not to be seen from here: end them all, the pool's with it.
+	killed := 0
+	for _, pid := range processes(t, p.PID(), "org.paddock.agent.0") {
+		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+			killed++
+		}
+	}
+	if killed == 0 {
+		t.Fatal("no QEMU found to kill")
+	}
+	r := wantOnce(t, c, job)
+	wantSuccess(t, r)
+	if r.Attempt != 2 || stdout(t, r) != "attempt 2\ndone\n" {
+		t.Errorf("attempt %d said %q", r.Attempt, stdout(t, r))
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	wantNothingLeft(t, p.Dir)
+}
+
+func TestKillAgent(t *testing.T) {
+	p := start(t, harness.Options{Driver: "hostproc", Args: []string{"--images", "base"}})
+	c := connect(t, p)
+	job := submit(t, c, longJob(3))
+	untilOutput(t, c, job)
+	for _, pid := range processes(t, p.PID(), "paddock-agent") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	r := wantOnce(t, c, job)
+	wantSuccess(t, r)
+	if r.Attempt != 2 {
+		t.Errorf("attempt %d", r.Attempt)
+	}
+}
+
+func TestKillWorker(t *testing.T) {
+	dir := shortDir(t)
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats"}})
+	c := connect(t, d)
+	workerAt := func() *harness.Paddock {
+		return start(t, harness.Options{Command: "worker", Dir: dir, NATS: d.URL, Args: []string{"--name", "w1", "--images", "base"}})
+	}
+	w := workerAt()
+	running, waiting := submit(t, c, longJob(5)), []string{}
+	for range 3 {
+		waiting = append(waiting, submit(t, c, longJob(1)))
+	}
+	untilOutput(t, c, running)
+	w.Kill()
+	wantNothingLeft(t, dir)
+	w = workerAt()
+	back := time.Now()
+	r := wantOnce(t, c, running)
+	wantSuccess(t, r)
+	if r.Attempt != 2 {
+		t.Errorf("attempt %d", r.Attempt)
+	}
+	for _, job := range waiting {
+		wantSuccess(t, wantOnce(t, c, job))
+	}
+	t.Logf("all ended %s after the worker was back", time.Since(back).Round(time.Millisecond))
+	if err := w.Stop(); err != nil {
+		t.Error(err)
+	}
+	wantNothingLeft(t, dir)
+}
+
+// A worker that never comes back: its job goes to another when its lease has run out.
+func TestWorkerLost(t *testing.T) {
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats", "--lease-ttl", "3s", "--lease-grace", "1s"}})
+	c := connect(t, d)
+	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
+	job := submit(t, c, longJob(3))
+	untilOutput(t, c, job)
+	start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "second", "--images", "base"}})
+	first.Kill()
+	lost := time.Now()
+	r := wantOnce(t, c, job)
+	wantSuccess(t, r)
+	if r.Attempt != 2 || r.Worker != "second" {
+		t.Errorf("attempt %d on %s", r.Attempt, r.Worker)
+	}
+	t.Logf("ended %s after the worker was lost", time.Since(lost).Round(time.Millisecond))
+}
+
+// A worker that is stopped past its lease and then goes on has lost its job; whatever it reports is fenced.
+func TestPausedWorkerIsFenced(t *testing.T) {
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats", "--lease-ttl", "3s", "--lease-grace", "1s"}})
+	c := connect(t, d)
+	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
+	job := submit(t, c, longJob(2))
+	untilOutput(t, c, job)
+	start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "second", "--images", "base"}})
+	if err := first.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r := wantOnce(t, c, job)
+	if err := first.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	wantSuccess(t, r)
+	if r.Attempt != 2 || r.Worker != "second" {
+		t.Errorf("attempt %d on %s", r.Attempt, r.Worker)
+	}
+	// The first goes on, finds itself fenced, and is of use again.
+	wantSuccess(t, runJob(t, c, longJob(0)))
+	wantOnce(t, c, job)
+}
+
+func TestKillEverything(t *testing.T) {
+	dir := shortDir(t)
+	o := harness.Options{Dir: dir, Args: []string{"--images", "base"}}
+	p := start(t, o)
+	c := connect(t, p)
+	running := submit(t, c, longJob(4))
+	var waiting []string
+	for range 5 {
+		waiting = append(waiting, submit(t, c, longJob(1)))
+	}
+	untilOutput(t, c, running)
+	p.Kill()
+	wantNothingLeft(t, dir)
+	o.NATS = strings.TrimPrefix(p.URL, "nats://")
+	p = start(t, o)
+	c = connect(t, p)
+	r := wantOnce(t, c, running)
+	wantSuccess(t, r)
+	if r.Attempt != 2 {
+		t.Errorf("attempt %d", r.Attempt)
+	}
+	for _, job := range waiting {
+		wantSuccess(t, wantOnce(t, c, job))
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	wantNothingLeft(t, dir)
+}
+
+func TestCancel(t *testing.T) {
+	c := up(t)
+	job := submit(t, c, longJob(60))
+	untilOutput(t, c, job)
+	if _, err := c.Cancel(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	asked := time.Now()
+	if r := wantOnce(t, c, job); r.Ending != jobs.Canceled {
+		t.Errorf("ended %s", r.Ending)
+	}
+	if took := time.Since(asked); took > 10*time.Second {
+		t.Errorf("took %s", took)
+	}
+}

@@ -1,0 +1,76 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// Each hostile program gets its own ending, within its limits plus 2 s, and the next job on that worker is unhurt.
+func TestHostilePrograms(t *testing.T) {
+	c := up(t)
+	limits := jobs.Limits{WallMS: 4000, CPUMS: 60_000}
+	root := func(line string) jobs.Spec {
+		return jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: line, User: "root"}}, Limits: limits}
+	}
+	py := func(source string, change func(*jobs.Limits)) jobs.Spec {
+		s := python(source)
+		s.Limits = limits
+		if change != nil {
+			change(&s.Limits)
+		}
+		return s
+	}
+	for _, tt := range []struct {
+		name   string
+		spec   jobs.Spec
+		ending jobs.Ending
+		limit  string
+	}{
+		{"fork bomb", py("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n", nil), jobs.PIDsLimit, "pids"},
+		{"shell fork bomb", jobs.Spec{Image: "base", Limits: limits, Steps: []jobs.Step{{Shell: "f() { f | f & }; f; sleep 100"}}}, jobs.PIDsLimit, "pids"},
+		{"memory", py("b = []\nwhile True:\n    b.append(bytearray(1 << 20))\n", nil), jobs.MemoryLimit, "memory"},
+		{
+			"disk", py("f = open('big', 'wb')\nwhile True:\n    f.write(bytes(1 << 20))\n    f.flush()\n",
+				func(l *jobs.Limits) { l.DiskBytes, l.FileBytes, l.WallMS = 32<<20, 1<<30, 20_000 }), jobs.DiskLimit, "disk",
+		},
+		{
+			"file size", py("import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)\nf = open('big', 'wb')\nwhile True:\n    f.write(bytes(1 << 20))\n",
+				func(l *jobs.Limits) { l.FileBytes = 8 << 20 }), jobs.FileLimit, "file",
+		},
+		{"flood", py("while True:\n    print('x' * 4096)\n", func(l *jobs.Limits) { l.OutputBytes = 1 << 20; l.WallMS = 20_000 }), jobs.OutputLimit, "stdout"},
+		{"sleep", py("import time\ntime.sleep(1000)\n", nil), jobs.TimeLimit, "wall"},
+		{
+			"ignores signals", py("import signal, time\nfor s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n    signal.signal(s, signal.SIG_IGN)\nwhile True:\n    time.sleep(1)\n", nil),
+			jobs.TimeLimit, "wall",
+		},
+		{"spin", py("while True:\n    pass\n", func(l *jobs.Limits) { l.CPUMS, l.WallMS = 2000, 60_000 }), jobs.TimeLimit, "cpu"},
+		{
+			"daemon", py("import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1000)\n    os._exit(0)\ntime.sleep(0.2)\n", nil),
+			jobs.Exited, "",
+		},
+		{"segfault", py("import ctypes\nctypes.string_at(0)\n", nil), jobs.Signaled, ""},
+		{"power off", root("echo o > /proc/sysrq-trigger; sleep 100"), jobs.VMExited, ""},
+		{"reboot", root("echo b > /proc/sysrq-trigger; sleep 100"), jobs.VMExited, ""},
+		{"kernel panic", root("echo c > /proc/sysrq-trigger; sleep 100"), jobs.VMExited, ""},
+		{"kill the agent", root("kill -9 1; sleep 0.2; echo alive"), jobs.Exited, ""},
+		{"no such program", jobs.Spec{Image: "base", Steps: []jobs.Step{{Cmd: "/no/such"}}}, jobs.StartFailed, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := runJob(t, c, tt.spec)
+			if r.Ending != tt.ending || r.Limit != tt.limit {
+				t.Errorf("ended %s %s (%s), want %s %s; stderr %q", r.Ending, r.Limit, r.Reason, tt.ending, tt.limit, lastStderr(r))
+			}
+			if allowed := tt.spec.StepLimits(jobs.Step{}).WallMS + 2000; int64(r.Phases.RunMS+r.Phases.DestroyMS) > allowed {
+				t.Errorf("took %.0f ms of at most %d", r.Phases.RunMS, allowed)
+			}
+			if r.Attempt != 1 {
+				t.Errorf("attempt %d: the program's own doing was tried again", r.Attempt)
+			}
+			next := time.Now()
+			wantSuccess(t, runJob(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "exit 0"}}}))
+			t.Logf("%s after %.0f ms; the next job took %s", r.Ending, r.Phases.RunMS, time.Since(next).Round(time.Millisecond))
+		})
+	}
+}
