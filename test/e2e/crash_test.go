@@ -168,7 +168,7 @@ func TestKillAgent(t *testing.T) {
 
 func TestKillWorker(t *testing.T) {
 	dir := shortDir(t)
-	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats"}})
+	d := start(t, harness.Options{Command: "dispatcher"})
 	c := connect(t, d)
 	workerAt := func() *harness.Paddock {
 		return start(t, harness.Options{Command: "worker", Dir: dir, NATS: d.URL, Args: []string{"--name", "w1", "--images", "base"}})
@@ -200,7 +200,7 @@ func TestKillWorker(t *testing.T) {
 
 // A worker that never comes back: its job goes to another when its lease has run out.
 func TestWorkerLost(t *testing.T) {
-	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats", "--lease-ttl", "3s", "--lease-grace", "1s"}})
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--lease-ttl", "3s", "--lease-grace", "1s"}})
 	c := connect(t, d)
 	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
 	job := submit(t, c, longJob(3))
@@ -218,7 +218,7 @@ func TestWorkerLost(t *testing.T) {
 
 // A worker that is stopped past its lease and then goes on has lost its job; whatever it reports is fenced.
 func TestPausedWorkerIsFenced(t *testing.T) {
-	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--embed-nats", "--lease-ttl", "3s", "--lease-grace", "1s"}})
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--lease-ttl", "3s", "--lease-grace", "1s"}})
 	c := connect(t, d)
 	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
 	job := submit(t, c, longJob(2))

@@ -153,7 +153,7 @@ func (p *Paddock) args(o Options) ([]string, error) {
 	p.URL = "nats://" + strings.TrimPrefix(o.NATS, "nats://")
 	args := []string{o.Command, "--state-dir", p.Dir}
 	switch o.Command {
-	case "up":
+	case "up", "dispatcher":
 		args = append(args, "--listen", strings.TrimPrefix(o.NATS, "nats://"))
 	default:
 		args = append(args, "--nats", p.URL)
