@@ -1,0 +1,91 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// agentPort is the virtio-serial port on which the guest's agent serves.
+const agentPort = "org.paddock.agent.0"
+
+// commandLine collects QEMU's arguments and the descriptors that go with them.
+type commandLine struct {
+	args  []string
+	files []*os.File
+}
+
+func (c *commandLine) add(args ...string) { c.args = append(c.args, args...) }
+
+// file hands f to QEMU and gives the number that it has there. Launchers number from 3.
+func (c *commandLine) file(f *os.File) int {
+	c.files = append(c.files, f)
+	return 2 + len(c.files)
+}
+
+func (c *commandLine) closeFiles() {
+	for _, f := range c.files {
+		_ = f.Close()
+	}
+}
+
+// base is what every QEMU of ours has: nothing that it need not have, paused at the start, obeying qmp.
+func (c *commandLine) base(id string, platform manifest, qmp *os.File) {
+	c.add("-name", id, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-S",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-accel", accelArg(platform.Accel), "-cpu", platform.CPU,
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=off", c.file(qmp)), "-mon", "chardev=qmp,mode=control")
+}
+
+// accelArg bounds the cache of translated code: QEMU's own default is 1 GiB for each machine.
+func accelArg(accel string) string {
+	if accel == accelTCG {
+		return "tcg,thread=multi,tb-size=64"
+	}
+	return accel
+}
+
+// devices are the machine's. Their order and kind are part of a template: clones must have the same.
+func (c *commandLine) devices(b vmm.Boot, platform manifest, f machineFiles) {
+	share := "off" // MAP_PRIVATE: the clones' writes are their own
+	if f.shareMemory {
+		share = "on"
+	}
+	c.add("-machine", platform.Machine+",memory-backend=ram,mem-merge=off,dump-guest-core=off,usb=off,vmport=off",
+		"-smp", strconv.Itoa(b.VCPUs), "-m", strconv.Itoa(b.MemoryMiB)+"M",
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=/proc/self/fd/%d,share=%s", b.MemoryMiB, c.file(f.memory), share),
+		// Without it the option ROM kvmvapic is in a template's state and its restore fails.
+		"-global", "apic-common.vapic=off",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=off", c.file(f.console)), "-serial", "chardev:console",
+		"-device", "virtio-serial-pci",
+		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", c.file(f.agent)),
+		"-device", "virtserialport,chardev=agent,name="+agentPort,
+		"-device", "virtio-rng-pci",
+		"-device", "pvpanic-pci")
+	if f.root != nil {
+		c.disk("root", f.root, "read-only=on,auto-read-only=off")
+	}
+	if f.scratch != nil {
+		// The copy dies with the machine: nothing of it need ever reach the disk, and what the guest discards is given back.
+		c.disk("scratch", f.scratch, "cache.no-flush=on,discard=unmap")
+	}
+}
+
+// disk adds a raw image by its descriptor. Locking is off: the root is shared, and nobody else can open the scratch copy.
+func (c *commandLine) disk(name string, f *os.File, options string) {
+	fd := c.file(f)
+	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", name, fd, options),
+		"-device", "virtio-blk-pci,drive="+name)
+}
+
+// machineFiles are open files of a machine, all of them for QEMU.
+type machineFiles struct {
+	memory        *os.File
+	shareMemory   bool
+	console       *os.File
+	agent         *os.File
+	root, scratch *os.File // nil: none
+}

@@ -1,0 +1,65 @@
+package qemu
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"unicode"
+)
+
+// tailBytes is how much of the console, and of what QEMU says, is kept: enough for a kernel panic's trace.
+const tailBytes = 16 << 10
+
+// tail keeps the last bytes of a stream that somebody else, a guest even, writes as much to as they like.
+type tail struct {
+	mu   sync.Mutex
+	buf  []byte // a ring once it is full
+	next int
+}
+
+// drain reads f to its end, so that whoever writes to it is never blocked for long.
+func (t *tail) drain(f *os.File) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := f.Read(buf)
+		t.write(buf[:n])
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (t *tail) write(p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(p) > 0 {
+		if len(t.buf) < tailBytes {
+			n := min(len(p), tailBytes-len(t.buf))
+			t.buf = append(t.buf, p[:n]...)
+			p = p[n:]
+			continue
+		}
+		n := copy(t.buf[t.next:], p)
+		t.next = (t.next + n) % tailBytes
+		p = p[n:]
+	}
+}
+
+// String gives whole lines of printable text.
+func (t *tail) String() string {
+	t.mu.Lock()
+	b := append(append(make([]byte, 0, len(t.buf)), t.buf[t.next:]...), t.buf[:t.next]...)
+	cut := len(t.buf) == tailBytes
+	t.mu.Unlock()
+	s := string(b)
+	if _, rest, ok := strings.Cut(s, "\n"); ok && cut {
+		s = rest
+	}
+	// What a guest prints must not steer the terminal of whoever reads it.
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(s, "?"))
+}

@@ -1,0 +1,141 @@
+// Package qemu drives QEMU: machines with KVM where KVM works, and with QEMU's own emulator (TCG) everywhere else, slowly but truly.
+//
+// A machine is one QEMU process that is given everything by descriptor: its memory, its disks, its consoles, the sockets of QMP and
+// of the guest's agent. It opens no file of Paddock's but the kernel of a machine that boots, and nothing of it has a name on disk,
+// so whatever is killed, Paddock included, leaves nothing behind. A template is a directory with the memory of a machine that was
+// stopped, sparse, and the state of its devices in QEMU's migration format; clones map the memory copy-on-write and load the state.
+//
+// Linux only. It may import vmm and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
+package qemu
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// Names of accelerators.
+const (
+	accelAuto = "auto"
+	accelKVM  = "kvm"
+	accelTCG  = "tcg"
+)
+
+// Config is how a Driver runs QEMU.
+type Config struct {
+	// Binary is QEMU; empty means qemu-system-x86_64 in PATH.
+	Binary string
+	// RunDir is made if it does not exist. Its file system holds what machines write to their scratch disks, as files without names.
+	RunDir string
+	// Launcher starts the processes.
+	Launcher vmm.Launcher
+	// Accel is "kvm", "tcg", or "auto" (the default): kvm where a guest really runs with it.
+	Accel string
+	// ProbeTimeout is how long the probe's guest may run; 0 means 2 s. It needs milliseconds where the accelerator works.
+	ProbeTimeout time.Duration
+	// StepTimeout is how long QEMU may take for one thing: to start, to answer a command, to save or load a machine's state.
+	// 0 means 30 s. Nested machines are 20 times slower than real ones.
+	StepTimeout time.Duration
+}
+
+// Driver is vmm.Driver for QEMU. Close it when its machines are closed.
+type Driver struct {
+	cfg      Config
+	memories memories
+	prober   prober
+}
+
+var _ vmm.Driver = (*Driver)(nil)
+
+// New checks what can be checked without running anything.
+func New(cfg Config) (*Driver, error) {
+	if cfg.Launcher == nil || cfg.RunDir == "" {
+		return nil, errors.New("qemu: a launcher and a run directory are needed")
+	}
+	switch cfg.Accel {
+	case "":
+		cfg.Accel = accelAuto
+	case accelAuto, accelKVM, accelTCG:
+	default:
+		return nil, fmt.Errorf("qemu: accelerator %q: want auto, kvm or tcg", cfg.Accel)
+	}
+	if cfg.Binary == "" {
+		cfg.Binary = "qemu-system-x86_64"
+	}
+	path, err := exec.LookPath(cfg.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w (Debian: apt-get install qemu-system-x86)", err)
+	}
+	if cfg.Binary, err = filepath.Abs(path); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if cfg.RunDir, err = filepath.Abs(cfg.RunDir); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o700); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if cfg.ProbeTimeout == 0 {
+		cfg.ProbeTimeout = 2 * time.Second
+	}
+	if cfg.StepTimeout == 0 {
+		cfg.StepTimeout = 30 * time.Second
+	}
+	return &Driver{cfg: cfg, prober: prober{held: make(chan struct{}, 1)}}, nil
+}
+
+// Name is "qemu".
+func (*Driver) Name() string { return "qemu" }
+
+// Release gives up what the driver keeps in memory for clones of the template in dir. Machines that run are not touched.
+func (d *Driver) Release(dir string) error { return d.memories.release(dir) }
+
+// Close releases all templates. It ends no machine.
+func (d *Driver) Close() error { return d.memories.release("") }
+
+// step bounds one step of QEMU's.
+func (d *Driver) step(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d.cfg.StepTimeout, fmt.Errorf("qemu took more than %v", d.cfg.StepTimeout))
+}
+
+// newID names a machine.
+func newID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return "m-" + hex.EncodeToString(b[:])
+}
+
+// socketPair gives our end and QEMU's.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		_ = unix.Close(fds[0])
+		_ = unix.Close(fds[1])
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// unixConn makes a connection of a socket and closes the file.
+func unixConn(f *os.File) (*net.UnixConn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
+}

@@ -1,0 +1,258 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// vmmOverhead is what QEMU may have beside the guest's memory: its own code and heap, the cache of translated code, the pages of
+// the template, which are charged to whoever touches them first.
+const vmmOverhead = 512 << 20
+
+// machine is a QEMU with a guest in it, or ready for one.
+type machine struct {
+	*process
+	d        *Driver
+	channel  *channel
+	boot     vmm.Boot
+	platform manifest
+	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
+}
+
+var _ vmm.Machine = (*machine)(nil)
+
+// Boot starts a machine from its kernel. What it writes to its memory ends in a file that Snapshot keeps.
+func (d *Driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := newMemory("boot", int64(b.MemoryMiB)<<20)
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	c := &commandLine{}
+	c.add("-kernel", b.Kernel, "-append", b.Cmdline)
+	readOnly := []string{b.Kernel}
+	if b.Initrd != "" {
+		c.add("-initrd", b.Initrd)
+		readOnly = append(readOnly, b.Initrd)
+	}
+	theirs, err := duplicate(memory)
+	if err != nil {
+		memory.Close()
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	m, err := d.machine(ctx, c, b, manifestOf(caps), machineFiles{memory: theirs, shareMemory: true}, readOnly)
+	if err != nil {
+		memory.Close()
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	m.memory = memory
+	if err := m.Resume(ctx); err != nil {
+		return nil, m.abandon("boot", err)
+	}
+	return m, nil
+}
+
+// Prepare spawns a QEMU that waits for the template's state.
+func (d *Driver) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
+	m, err := d.prepare(ctx, t)
+	if err != nil {
+		return nil, fmt.Errorf("prepare a clone of %s: %w", t.Dir, err)
+	}
+	return &prepared{m: m}, nil
+}
+
+func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) {
+	platform, err := readManifest(t.Dir)
+	if err != nil {
+		return nil, err
+	}
+	state, err := os.Open(filepath.Join(t.Dir, stateFile))
+	if err != nil {
+		return nil, err
+	}
+	defer state.Close()
+	memory, err := d.memories.get(t.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &commandLine{}
+	c.add("-incoming", "defer")
+	m, err := d.machine(ctx, c, t.Boot, platform, machineFiles{memory: memory}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.prepareIncoming(ctx, state); err != nil {
+		return nil, m.abandon("prepare", err)
+	}
+	return m, nil
+}
+
+// machine starts QEMU with the machine's devices. It takes f.memory over.
+func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platform manifest, f machineFiles, readOnly []string) (_ *machine, err error) {
+	m := &machine{d: d, boot: b, platform: platform}
+	var output *os.File
+	defer func() {
+		if err != nil {
+			f.close()
+			_ = output.Close()
+			if m.channel != nil {
+				m.channel.close()
+			}
+		}
+	}()
+	id := newID()
+	if m.channel, f.agent, err = newChannel(filepath.Join(d.cfg.RunDir, id)); err != nil {
+		return nil, err
+	}
+	if output, f.console, err = socketPair("console"); err != nil {
+		return nil, err
+	}
+	if b.Root != "" {
+		if f.root, err = os.Open(b.Root); err != nil {
+			return nil, err
+		}
+	}
+	if b.Scratch != "" {
+		if f.scratch, err = scratchCopy(b.Scratch, d.cfg.RunDir); err != nil {
+			return nil, err
+		}
+	}
+	c.devices(b, platform, f)
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{
+		ReadOnly: readOnly, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead,
+	})
+	return m, err
+}
+
+// capabilities leave the memory out of the state and tell of a migration's progress by events.
+func (m *machine) capabilities(ctx context.Context) error {
+	type capability struct {
+		Name  string `json:"capability"`
+		State bool   `json:"state"`
+	}
+	return m.qmp.execute(ctx, "migrate-set-capabilities", map[string]any{
+		"capabilities": []capability{{"x-ignore-shared", true}, {"events", true}},
+	}, nil)
+}
+
+// prepareIncoming does all of a restore that can be done before there is a need for it.
+func (m *machine) prepareIncoming(ctx context.Context, state *os.File) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	if err := m.capabilities(ctx); err != nil {
+		return err
+	}
+	return m.qmp.execute(ctx, "getfd", map[string]string{"fdname": "state"}, nil, state)
+}
+
+// prepared is a machine that has no state yet.
+type prepared struct {
+	m    *machine
+	used atomic.Bool
+}
+
+// Restore loads the state and lets the machine run.
+func (p *prepared) Restore(ctx context.Context) (vmm.Machine, error) {
+	if p.used.Swap(true) {
+		return nil, fmt.Errorf("restore %s: it was restored or closed before", p.m.id)
+	}
+	if err := p.m.restore(ctx); err != nil {
+		return nil, p.m.abandon("restore", err)
+	}
+	return p.m, nil
+}
+
+func (m *machine) restore(ctx context.Context) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	if err := m.qmp.execute(ctx, "migrate-incoming", map[string]string{"uri": "fd:state"}, nil); err != nil {
+		return err
+	}
+	if err := m.migration(ctx); err != nil {
+		return err
+	}
+	return m.qmp.execute(ctx, "cont", nil, nil)
+}
+
+// Close ends the QEMU that nobody restored.
+func (p *prepared) Close() error {
+	if p.used.Swap(true) {
+		return nil
+	}
+	return p.m.Close()
+}
+
+func (m *machine) ID() string            { return m.id }
+func (m *machine) Done() <-chan struct{} { return m.done }
+func (m *machine) Console() string       { return m.console.String() }
+
+// Exit waits for the machine's end.
+func (m *machine) Exit() vmm.Exit {
+	<-m.done
+	return m.exit
+}
+
+func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) { return m.channel.dial(ctx) }
+
+func (m *machine) Pause(ctx context.Context) error  { return m.command(ctx, "stop") }
+func (m *machine) Resume(ctx context.Context) error { return m.command(ctx, "cont") }
+
+func (m *machine) command(ctx context.Context, name string) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	return m.qmp.execute(ctx, name, nil, nil)
+}
+
+// Close ends the machine.
+func (m *machine) Close() error {
+	err := m.process.close()
+	m.channel.close()
+	_ = m.memory.Close()
+	return err
+}
+
+// abandon ends a machine that never came to be and tells why.
+func (m *machine) abandon(what string, err error) error {
+	err = m.fail(what, err)
+	_ = m.Close()
+	return err
+}
+
+// manifest is what a template depends on, kept beside it: a clone is made on the very same platform.
+type manifest struct {
+	Version string `json:"version"`
+	Accel   string `json:"accel"`
+	Machine string `json:"machine"`
+	CPU     string `json:"cpu"`
+}
+
+func manifestOf(c vmm.Caps) manifest {
+	return manifest{Version: c.Version, Accel: c.Accel, Machine: c.Machine, CPU: c.CPU}
+}
+
+func readManifest(dir string) (m manifest, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("read %s: %w", manifestFile, err)
+	}
+	return m, nil
+}
+
+func (f machineFiles) close() {
+	for _, f := range []*os.File{f.memory, f.console, f.agent, f.root, f.scratch} {
+		_ = f.Close()
+	}
+}

@@ -1,0 +1,243 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files of a template.
+const (
+	memoryFile   = "memory"    // the guest's memory, sparse
+	stateFile    = "state"     // the devices' state, QEMU's migration stream
+	manifestFile = "qemu.json" // a manifest
+)
+
+// memories holds the memory of templates for clones to map.
+//
+// Clones map a sealed memfd and not the template's file, because QEMU before 8.2 opens memory-backend-file's path O_RDWR even
+// with share=off, which an unprivileged process cannot do, and must not, on a 0444 file that all clones share. A memfd with
+// F_SEAL_WRITE opens O_RDWR by /proc/self/fd, takes MAP_PRIVATE mappings, and refuses everything that would change it. It needs
+// no path in the jail and no right to one. It is loaded once per template and driver; its pages are shared by all clones.
+type memories struct {
+	mu    sync.Mutex
+	byDir map[string]*memory
+}
+
+// memory is one template's, loaded by whoever needs it first.
+type memory struct {
+	load func() (*os.File, error)
+	// of the file that is loaded: a template made anew in the same directory is another one.
+	modified time.Time
+	size     int64
+}
+
+// get gives a descriptor of its own for the memory of the template in dir.
+func (ms *memories) get(dir string) (*os.File, error) {
+	path := filepath.Join(dir, memoryFile)
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	stale, m := ms.entry(dir, path, info)
+	if stale != nil {
+		_ = stale.close()
+	}
+	sealed, err := m.load()
+	if err != nil {
+		ms.forget(dir, m)
+		return nil, fmt.Errorf("load memory: %w", err)
+	}
+	f, err := duplicate(sealed)
+	if err != nil {
+		return nil, fmt.Errorf("load memory: %w", err)
+	}
+	return f, nil
+}
+
+// forget makes the next one try again.
+func (ms *memories) forget(dir string, m *memory) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if ms.byDir[dir] == m {
+		delete(ms.byDir, dir)
+	}
+}
+
+// duplicate is dup(2), safe against a Close of f at the same time.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, dupErr
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func (ms *memories) entry(dir, path string, info os.FileInfo) (stale, m *memory) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	m = ms.byDir[dir]
+	if m != nil && m.modified.Equal(info.ModTime()) && m.size == info.Size() {
+		return nil, m
+	}
+	stale = m
+	m = &memory{modified: info.ModTime(), size: info.Size(), load: sync.OnceValues(func() (*os.File, error) { return loadSealed(path) })}
+	if ms.byDir == nil {
+		ms.byDir = make(map[string]*memory)
+	}
+	ms.byDir[dir] = m
+	return stale, m
+}
+
+// release gives up the memory of the template in dir; clones that run keep it. An empty dir means all.
+func (ms *memories) release(dir string) error {
+	ms.mu.Lock()
+	var gone []*memory
+	for d, m := range ms.byDir {
+		if dir == "" || d == dir {
+			gone = append(gone, m)
+			delete(ms.byDir, d)
+		}
+	}
+	ms.mu.Unlock()
+	var errs []error
+	for _, m := range gone {
+		errs = append(errs, m.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (m *memory) close() error {
+	f, err := m.load()
+	if err != nil {
+		return nil // it never held anything
+	}
+	return f.Close()
+}
+
+// loadSealed copies a sparse file into a memfd that nobody can change any more, this process included.
+func loadSealed(path string) (_ *os.File, err error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	dst, err := newMemory("template", 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			dst.Close()
+		}
+	}()
+	if err := copySparse(dst, src); err != nil {
+		return nil, err
+	}
+	const seals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(dst.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return dst, nil
+}
+
+// newMemory makes a file that lives in memory and has no name. Any uid may open it, given a descriptor.
+func newMemory(name string, size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate("paddock-"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "memfd:"+name)
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// copySparse makes dst, an empty file, equal to src: by sharing the blocks where the file system can, else by copying what is
+// not a hole.
+func copySparse(dst, src *os.File) error {
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return nil
+	}
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	size := info.Size()
+	if err := dst.Truncate(size); err != nil {
+		return err
+	}
+	for end := int64(0); ; {
+		start, err := src.Seek(end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // nothing but a hole follows
+		}
+		if err != nil {
+			return err
+		}
+		if end, err = src.Seek(start, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if _, err := src.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := dst.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(dst, src, end-start); err != nil {
+			return fmt.Errorf("copy %s: %w", src.Name(), err)
+		}
+	}
+}
+
+// scratchCopy gives a private copy of a disk image that has no name: it is gone with the last process that has it open.
+func scratchCopy(image, dir string) (_ *os.File, err error) {
+	src, err := os.Open(image)
+	if err != nil {
+		return nil, fmt.Errorf("copy scratch disk: %w", err)
+	}
+	defer src.Close()
+	dst, err := unnamed(dir)
+	if err != nil {
+		return nil, fmt.Errorf("copy scratch disk: %w", err)
+	}
+	if err := copySparse(dst, src); err != nil {
+		dst.Close()
+		return nil, fmt.Errorf("copy scratch disk: %w", err)
+	}
+	return dst, nil
+}
+
+// unnamed opens a new file without a name in dir's file system.
+func unnamed(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err == nil || !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return f, err
+	}
+	// Some file systems (overlayfs before Linux 6.1, NFS) cannot.
+	f, err = os.CreateTemp(dir, ".scratch-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
