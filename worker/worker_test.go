@@ -1,0 +1,279 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/paddockvm/paddock/guestagent"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm/inproc"
+	"github.com/paddockvm/paddock/worker"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is a worker on the in-process driver, its fleet and its board.
+type rig struct {
+	*fleet
+	board *board
+	cfg   worker.Config
+	stop  func() error // drains and gives what Run returned
+	abort context.CancelFunc
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{fleet: newFleet(), board: &board{}}
+	driver := inproc.New(func(ctx context.Context, c net.Conn) { guestagent.InProcess(ctx, c) })
+	r.cfg = worker.Config{
+		Name: "w", Dir: t.TempDir(), Driver: driver, Images: catalog{driver: driver.Name()}, Dispatcher: r.fleet, Events: r.board,
+		Capacity: jobs.Resources{VCPUs: 4, MemoryMiB: 1024}, Ready: 2, Prepared: 1, Warm: []string{"base"},
+		BeatEvery: 20 * time.Millisecond, CancelGrace: 200 * time.Millisecond, GuestSlack: 200 * time.Millisecond,
+	}
+	return r
+}
+
+// run starts the worker and ends it with the test.
+func (r *rig) run(t *testing.T) *rig {
+	t.Helper()
+	w, err := worker.New(r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, abort := context.WithCancel(zerolog.New(zerolog.NewTestWriter(t)).WithContext(context.WithoutCancel(t.Context())))
+	drain, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- w.Run(ctx, drain) }()
+	var err2 error
+	stopped := false
+	r.abort = abort
+	r.stop = func() error {
+		if !stopped {
+			stopped = true
+			close(drain)
+			err2 = <-done
+			abort()
+		}
+		return err2
+	}
+	t.Cleanup(func() {
+		abort()
+		if err := r.stop(); err != nil && !errors.Is(err, context.Canceled) {
+			t.Error("Run:", err)
+		}
+	})
+	return r
+}
+
+func steps(argv ...[]string) jobs.Spec {
+	var s jobs.Spec
+	for _, a := range argv {
+		s.Steps = append(s.Steps, jobs.Step{Cmd: a[0], Args: a[1:]})
+	}
+	return s
+}
+
+func TestRunsJobs(t *testing.T) {
+	r := newRig(t).run(t)
+	l := r.put(steps([]string{"echo", "hello"}, []string{"true"}))
+	rep := r.report(t, l.Job)
+	if !rep.Result.Success() || len(rep.Result.Steps) != 2 || rep.Result.Steps[0].Stdout.Text != "hello\n" {
+		t.Errorf("result %+v", rep.Result)
+	}
+	if rep.Result.Template != "template-digest" || rep.Result.Worker != "w" || rep.Result.Machine == "" {
+		t.Errorf("result without its marks: %+v", rep.Result)
+	}
+	events := r.board.of(l.Job)
+	for i, e := range events {
+		if e.Seq != int64(i+1) || e.Attempt != 1 || e.Job != l.Job {
+			t.Errorf("event %d: %+v", i, e)
+		}
+	}
+	if rep.Events != int64(len(events)) {
+		t.Errorf("reported %d events, published %d", rep.Events, len(events))
+	}
+	if events[0].State != jobs.StateRunning {
+		t.Errorf("first event %+v", events[0])
+	}
+}
+
+func TestFailureStopsTheSteps(t *testing.T) {
+	r := newRig(t).run(t)
+	l := r.put(steps([]string{"false"}, []string{"echo", "never"}))
+	res := r.report(t, l.Job).Result
+	if res.Ending != jobs.Exited || *res.ExitCode != 1 || len(res.Steps) != 1 {
+		t.Errorf("result %+v", res)
+	}
+	l = r.put(steps([]string{"/no/such"}))
+	if res := r.report(t, l.Job).Result; res.Ending != jobs.StartFailed || res.Class != jobs.ClassUser {
+		t.Errorf("result %+v", res)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	r := newRig(t).run(t)
+	var ids []string
+	for range 100 {
+		ids = append(ids, r.put(steps([]string{"true"})).Job)
+	}
+	for _, id := range ids {
+		if res := r.report(t, id).Result; !res.Success() {
+			t.Fatalf("%s: %+v", id, res)
+		}
+	}
+	r.set(func() {
+		for _, q := range r.requests {
+			if q.Free.VCPUs > 4 || q.Slots > 4 {
+				t.Errorf("asked for more than there is: %+v", q)
+			}
+		}
+	})
+}
+
+func TestCancelAndDrop(t *testing.T) {
+	r := newRig(t).run(t)
+	canceled, dropped := r.put(steps([]string{"sleep", "100"})), r.put(steps([]string{"sleep", "100"}))
+	r.set(func() { r.cancel[canceled.Job] = true; r.drop[dropped.Job] = true })
+	if res := r.report(t, canceled.Job).Result; res.Ending != jobs.Canceled {
+		t.Errorf("canceled job: %+v", res)
+	}
+	// The dropped one ends silently, and its slot is free again.
+	r.until(t, "the dropped job's end", func() bool {
+		last := r.beats[len(r.beats)-1]
+		return len(last.Running) == 0
+	})
+	r.set(func() {
+		for _, rep := range r.reports {
+			if rep.Job == dropped.Job {
+				t.Errorf("reported a job that was dropped: %+v", rep)
+			}
+		}
+	})
+}
+
+// A worker whose beats nobody answers ends its own attempts before its lease can be another's.
+func TestSelfFencing(t *testing.T) {
+	r := newRig(t)
+	r.ttl = 300 * time.Millisecond
+	r.run(t)
+	l := r.put(steps([]string{"sleep", "100"}))
+	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
+	r.set(func() { r.away = true })
+	time.Sleep(2 * r.ttl) // the lease runs out while nobody answers
+	r.set(func() { r.away = false })
+	r.until(t, "the job was given up", func() bool { return len(r.beats[len(r.beats)-1].Running) == 0 })
+	r.set(func() {
+		if len(r.reports)+len(r.fenced) > 0 {
+			t.Errorf("reported %v after its lease had run out", l.Job)
+		}
+	})
+	again := r.put(steps([]string{"true"}))
+	if res := r.report(t, again.Job).Result; !res.Success() {
+		t.Errorf("after coming back: %+v", res)
+	}
+}
+
+// A result that no dispatcher takes waits on disk and outlives the worker.
+func TestResultOutlivesTheWorker(t *testing.T) {
+	r := newRig(t)
+	r.set(func() { r.deaf = true })
+	r.run(t)
+	l := r.put(steps([]string{"echo", "kept"}))
+	spool := filepath.Join(r.cfg.Dir, "spool")
+	deadline := time.Now().Add(10 * time.Second)
+	for n := 0; n == 0; {
+		files, err := filepath.Glob(filepath.Join(spool, "*.json"))
+		if err != nil || time.Now().After(deadline) {
+			t.Fatal("nothing spooled:", err)
+		}
+		n = len(files)
+		time.Sleep(5 * time.Millisecond)
+	}
+	// A copy of the directory as a crash would leave it, with a torn file in it, is a new worker's.
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(r.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "spool", "new-torn"), []byte(`{"jo`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := newRig(t)
+	next.fleet.holds[l.Job] = l.Held
+	next.cfg.Dir = dir
+	next.run(t)
+	if rep := next.report(t, l.Job); rep.Result.Steps[0].Stdout.Text != "kept\n" {
+		t.Errorf("report %+v", rep)
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "spool"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left in the spool: %v %v", left, err)
+	}
+	r.set(func() { r.deaf = false })
+}
+
+func TestDrainFinishesWhatRuns(t *testing.T) {
+	r := newRig(t).run(t)
+	l := r.put(steps([]string{"sleep", "0.3"}))
+	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if res := r.report(t, l.Job).Result; !res.Success() {
+		t.Errorf("drained job: %+v", res)
+	}
+}
+
+func TestAbortReportsWhatItLost(t *testing.T) {
+	r := newRig(t).run(t)
+	l := r.put(steps([]string{"sleep", "100"}))
+	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
+	r.abort()
+	if res := r.report(t, l.Job).Result; res.Ending != jobs.WorkerLost || res.Class != jobs.ClassInfra {
+		t.Errorf("aborted job: %+v", res)
+	}
+}
+
+// Events that cannot be published hold the report back, not the program's output away.
+func TestEventsAreKeptWhileTheBrokerIsAway(t *testing.T) {
+	r := newRig(t).run(t)
+	r.board.mu.Lock()
+	r.board.broken = true
+	r.board.mu.Unlock()
+	l := r.put(steps([]string{"echo", "late"}))
+	time.Sleep(150 * time.Millisecond)
+	r.set(func() {
+		if len(r.reports) > 0 {
+			t.Error("reported before the events were stored")
+		}
+	})
+	r.board.mu.Lock()
+	r.board.broken = false
+	r.board.mu.Unlock()
+	rep := r.report(t, l.Job)
+	var out strings.Builder
+	for _, e := range r.board.of(l.Job) {
+		out.WriteString(e.Text)
+	}
+	if out.String() != "late\n" || rep.Events != int64(len(r.board.of(l.Job))) {
+		t.Errorf("events hold %q, report says %d", out.String(), rep.Events)
+	}
+}
+
+func TestNoTemplateIsImageFailed(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Images = catalog{driver: "inproc", err: errors.New("the root file is corrupt")}
+	r.cfg.Warm = nil
+	r.run(t)
+	l := r.put(steps([]string{"true"}))
+	if res := r.report(t, l.Job).Result; res.Ending != jobs.ImageFailed || !strings.Contains(res.Reason, "corrupt") {
+		t.Errorf("result %+v", res)
+	}
+}
