@@ -55,7 +55,7 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, f machineFiles) {
 	}
 	c.add("-machine", platform.Machine+",memory-backend=ram,mem-merge=off,dump-guest-core=off,usb=off,vmport=off",
 		"-smp", strconv.Itoa(b.VCPUs), "-m", strconv.Itoa(b.MemoryMiB)+"M",
-		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=/proc/self/fd/%d,share=%s", b.MemoryMiB, c.file(f.memory), share),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=%s", b.MemoryMiB, procFDNumber(c.file(f.memory)), share),
 		// Without it the option ROM kvmvapic is in a template's state and its restore fails.
 		"-global", "apic-common.vapic=off",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=off", c.file(f.console)), "-serial", "chardev:console",
@@ -78,7 +78,8 @@ func (c *commandLine) disk(name string, f *os.File, options string) {
 	fd := c.file(f)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
 		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", name, fd, options),
-		"-device", "virtio-blk-pci,drive="+name)
+		// A full host disk is the guest's I/O error; by default QEMU would pause the machine and wait for an operator.
+		"-device", "virtio-blk-pci,rerror=report,werror=report,drive="+name)
 }
 
 // machineFiles are open files of a machine, all of them for QEMU.

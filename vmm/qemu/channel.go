@@ -127,4 +127,6 @@ func (c *channel) close() {
 }
 
 // procFD is a path to an open file of this process (proc(5)).
-func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
+func procFD(f *os.File) string { return procFDNumber(int(f.Fd())) }
+
+func procFDNumber(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -1,8 +1,8 @@
 // Package qemu drives QEMU: machines with KVM where KVM works, and with QEMU's own emulator (TCG) everywhere else, slowly but truly.
 //
 // A machine is one QEMU process that is given everything by descriptor: its memory, its disks, its consoles, the sockets of QMP and
-// of the guest's agent. It opens no file of Paddock's but the kernel of a machine that boots, and nothing of it has a name on disk,
-// so whatever is killed, Paddock included, leaves nothing behind. A template is a directory with the memory of a machine that was
+// of the guest's agent. It opens no path but its own program, libraries and firmware, and nothing of it has a name on disk, so
+// whatever is killed, Paddock included, leaves nothing behind. A template is a directory with the memory of a machine that was
 // stopped, sparse, and the state of its devices in QEMU's migration format; clones map the memory copy-on-write and load the state.
 //
 // Linux only. It may import vmm and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.

@@ -1,21 +1,132 @@
 package qemu_test
 
 import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// need skips where there is no QEMU, and fails where there has to be one.
+func need(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		if os.Getenv("REQUIRE_QEMU") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("SKIPPED: %v: no machine is tested here (apt-get install qemu-system-x86)", err)
+	}
+}
+
+func newDriver(t testing.TB, cfg qemu.Config) *qemu.Driver {
+	t.Helper()
+	need(t)
+	if cfg.RunDir == "" {
+		cfg.RunDir = t.TempDir()
+	}
+	if cfg.Launcher == nil {
+		cfg.Launcher = vmm.Direct{}
+	}
+	d, err := qemu.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// within bounds what a test waits for.
+func within(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// registry is a launcher that knows its processes by their names.
+type registry struct {
+	vmm.Launcher
+	mu    sync.Mutex
+	procs map[string]vmm.Process
+}
+
+func (r *registry) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	p, err := r.Launcher.Launch(ctx, c)
+	if err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.procs == nil {
+			r.procs = make(map[string]vmm.Process)
+		}
+		r.procs[c.Name] = p
+	}
+	return p, err
+}
+
+func (r *registry) pid(id string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.procs[id].PID()
+}
+
+func TestConformance(t *testing.T) {
+	runDir := t.TempDir()
+	r := &registry{Launcher: vmm.Direct{}}
+	vmmtest.Run(t, vmmtest.Fixture{
+		Driver: newDriver(t, qemu.Config{RunDir: runDir, Launcher: r}),
+		Boot:   vmmtest.Linux(t),
+		Guest:  vmmtest.TestGuest{},
+		Kill:   func(m vmm.Machine) error { return syscall.Kill(r.pid(m.ID()), syscall.SIGKILL) },
+		Dirs:   []string{runDir},
+	})
+}
+
 func TestProbe(t *testing.T) {
-	d, err := qemu.New(qemu.Config{RunDir: t.TempDir(), Launcher: vmm.Direct{}})
+	d := newDriver(t, qemu.Config{})
+	caps, err := d.Probe(within(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	caps, err := d.Probe(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	t.Logf("%+v; kvm: %v", caps, d.KVMError(within(t)))
+	if caps.Accel != "kvm" && d.KVMError(within(t)) == nil {
+		t.Error("kvm is not used and nobody says why")
 	}
-	t.Logf("%+v", caps)
-	t.Log(d.KVMError(t.Context()))
+	if !caps.Isolated || caps.Version == "" || caps.CPU == "" || caps.BootProbe <= 0 {
+		t.Errorf("caps: %+v", caps)
+	}
+	if caps.Machine == "q35" || caps.Machine == "" {
+		t.Errorf("machine %q has no version", caps.Machine)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	for name, cfg := range map[string]qemu.Config{
+		"no launcher":   {RunDir: t.TempDir()},
+		"no directory":  {Launcher: vmm.Direct{}},
+		"no such accel": {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Accel: "hax"},
+		"no binary":     {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Binary: "/no/such/qemu"},
+	} {
+		if d, err := qemu.New(cfg); err == nil {
+			t.Errorf("%s: got a driver", name)
+			d.Close()
+		} else if name == "no binary" && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

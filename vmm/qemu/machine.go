@@ -38,19 +38,7 @@ func (d *Driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
-	c := &commandLine{}
-	c.add("-kernel", b.Kernel, "-append", b.Cmdline)
-	readOnly := []string{b.Kernel}
-	if b.Initrd != "" {
-		c.add("-initrd", b.Initrd)
-		readOnly = append(readOnly, b.Initrd)
-	}
-	theirs, err := duplicate(memory)
-	if err != nil {
-		memory.Close()
-		return nil, fmt.Errorf("boot: %w", err)
-	}
-	m, err := d.machine(ctx, c, b, manifestOf(caps), machineFiles{memory: theirs, shareMemory: true}, readOnly)
+	m, err := d.cold(ctx, b, manifestOf(caps), memory)
 	if err != nil {
 		memory.Close()
 		return nil, fmt.Errorf("boot: %w", err)
@@ -60,6 +48,33 @@ func (d *Driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
 		return nil, m.abandon("boot", err)
 	}
 	return m, nil
+}
+
+// cold starts a QEMU with a kernel, paused. memory stays the caller's.
+func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory *os.File) (_ *machine, err error) {
+	c := &commandLine{}
+	defer func() {
+		if err != nil {
+			c.closeFiles()
+		}
+	}()
+	kernel, err := os.Open(b.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	c.add("-kernel", procFDNumber(c.file(kernel)), "-append", b.Cmdline)
+	if b.Initrd != "" {
+		initrd, err := os.Open(b.Initrd)
+		if err != nil {
+			return nil, err
+		}
+		c.add("-initrd", procFDNumber(c.file(initrd)))
+	}
+	theirs, err := duplicate(memory)
+	if err != nil {
+		return nil, err
+	}
+	return d.machine(ctx, c, b, platform, machineFiles{memory: theirs, shareMemory: true})
 }
 
 // Prepare spawns a QEMU that waits for the template's state.
@@ -87,7 +102,7 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 	}
 	c := &commandLine{}
 	c.add("-incoming", "defer")
-	m, err := d.machine(ctx, c, t.Boot, platform, machineFiles{memory: memory}, nil)
+	m, err := d.machine(ctx, c, t.Boot, platform, machineFiles{memory: memory})
 	if err != nil {
 		return nil, err
 	}
@@ -97,12 +112,13 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 	return m, nil
 }
 
-// machine starts QEMU with the machine's devices. It takes f.memory over.
-func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platform manifest, f machineFiles, readOnly []string) (_ *machine, err error) {
+// machine starts QEMU with the machine's devices. It takes f.memory and the files of c over.
+func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platform manifest, f machineFiles) (_ *machine, err error) {
 	m := &machine{d: d, boot: b, platform: platform}
 	var output *os.File
 	defer func() {
 		if err != nil {
+			c.closeFiles()
 			f.close()
 			_ = output.Close()
 			if m.channel != nil {
@@ -128,9 +144,7 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}
 	c.devices(b, platform, f)
-	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{
-		ReadOnly: readOnly, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead,
-	})
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead})
 	return m, err
 }
 

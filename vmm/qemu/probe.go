@@ -101,7 +101,7 @@ func (d *Driver) try(ctx context.Context, accel string) (caps vmm.Caps, err erro
 	defer port.Close()
 	c := &commandLine{}
 	c.add("-machine", "q35", "-m", "16M",
-		"-bios", fmt.Sprintf("/proc/self/fd/%d", c.file(firmware)),
+		"-bios", procFDNumber(c.file(firmware)),
 		"-chardev", fmt.Sprintf("socket,id=probe,fd=%d,server=off", c.file(theirs)), "-device", "isa-debugcon,iobase=0xe9,chardev=probe")
 	p, err := d.start(ctx, "probe-"+accel, platform, c, nil, vmm.Command{MemoryBytes: vmmOverhead})
 	if err != nil {
