@@ -1,0 +1,310 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Strictness says what an unknown field is.
+type Strictness int
+
+// The modes: brokers are lenient, so that older and newer clients live together; the CLI and REST are strict.
+const (
+	Lenient Strictness = iota // a warning
+	Strict                    // a fault
+)
+
+// maxDepth is how deep a spec's JSON may nest; the contract itself needs 5.
+const maxDepth = 16
+
+// Decode reads a spec from JSON and validates it. Every fault is in the one *Error that it returns, each with its field's path and
+// what would be valid; warnings name unknown fields and the nearest known ones.
+func Decode(data []byte, mode Strictness) (*Spec, []string, error) {
+	if len(data) > MaxSpecBytes {
+		return nil, nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, at most %d are taken; large files go in as objects", len(data), MaxSpecBytes)}
+	}
+	if !utf8.Valid(data) {
+		return nil, nil, invalid([]Fault{{"", fmt.Sprintf("not valid UTF-8 at byte %d; send binary files as base64", validPrefix(data))}})
+	}
+	d := decoder{json: json.NewDecoder(bytes.NewReader(data))}
+	d.json.UseNumber()
+	tree := d.value("", 0)
+	if d.broken == nil {
+		if _, err := d.json.Token(); !errors.Is(err, io.EOF) {
+			d.faults = append(d.faults, Fault{"", "something follows the JSON object"})
+		}
+	}
+	if d.broken != nil {
+		return nil, nil, invalid([]Fault{{"", "not JSON: " + d.broken.Error()}})
+	}
+	if _, ok := tree.(map[string]any); !ok {
+		return nil, nil, invalid([]Fault{{"", "must be a JSON object, is " + kindOf(tree)}})
+	}
+	spec := new(Spec)
+	d.assign(reflect.ValueOf(spec).Elem(), tree, "")
+	var warnings []string
+	for _, u := range d.unknown {
+		if mode == Strict {
+			d.faults = append(d.faults, u)
+		} else {
+			warnings = append(warnings, u.Path+": "+u.Message)
+		}
+	}
+	faults := append(d.faults, spec.faults()...)
+	if len(faults) > 0 {
+		return nil, warnings, invalid(faults)
+	}
+	return spec, warnings, nil
+}
+
+// Validate checks a spec that was made in Go; Decode has done so already.
+func (s *Spec) Validate() error {
+	if faults := s.faults(); len(faults) > 0 {
+		return invalid(faults)
+	}
+	return nil
+}
+
+// maxFaults bounds what an error carries: past it a client has enough to do.
+const maxFaults = 50
+
+func invalid(faults []Fault) *Error {
+	slices.SortStableFunc(faults, func(a, b Fault) int { return strings.Compare(a.Path, b.Path) })
+	n := len(faults)
+	if n > maxFaults {
+		faults = append(faults[:maxFaults:maxFaults], Fault{"", fmt.Sprintf("and %d more", n-maxFaults)})
+	}
+	return &Error{Code: CodeInvalid, Message: "invalid job spec", Faults: faults}
+}
+
+func validPrefix(b []byte) (n int) {
+	for n < len(b) {
+		r, size := utf8.DecodeRune(b[n:])
+		if r == utf8.RuneError && size == 1 {
+			return n
+		}
+		n += size
+	}
+	return n
+}
+
+// decoder reads JSON in two passes: tokens into a tree, so that duplicate keys and depth are seen, then the tree into the struct, so
+// that every wrong type is a fault with its path instead of the end.
+type decoder struct {
+	json    *json.Decoder
+	broken  error
+	faults  []Fault
+	unknown []Fault
+}
+
+func (d *decoder) fault(path, format string, args ...any) {
+	d.faults = append(d.faults, Fault{path, fmt.Sprintf(format, args...)})
+}
+
+// value reads one value; null and anything after an error is nil.
+func (d *decoder) value(path string, depth int) any {
+	tok := d.token()
+	delim, ok := tok.(json.Delim)
+	if !ok {
+		return tok
+	}
+	if depth == maxDepth {
+		d.broken = fmt.Errorf("nested deeper than %d at %s", maxDepth, path)
+		return nil
+	}
+	if delim == '[' {
+		list := []any{}
+		for d.more() {
+			list = append(list, d.value(fmt.Sprintf("%s[%d]", path, len(list)), depth+1))
+		}
+		d.token()
+		return list
+	}
+	object := map[string]any{}
+	for d.more() {
+		key, _ := d.token().(string)
+		at := join(path, key)
+		v := d.value(at, depth+1)
+		if _, twice := object[key]; twice {
+			d.fault(at, "given twice")
+		}
+		object[key] = v
+	}
+	d.token()
+	return object
+}
+
+func (d *decoder) more() bool { return d.broken == nil && d.json.More() }
+
+func (d *decoder) token() json.Token {
+	if d.broken != nil {
+		return nil
+	}
+	tok, err := d.json.Token()
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	d.broken = err
+	return tok
+}
+
+// join gives the path of a key; one that is no plain name is quoted.
+func join(path, key string) string {
+	if len(key) > 64 {
+		key = key[:64] + "…"
+	}
+	if strings.ContainsAny(key, ".[]\" \n\t") || key == "" {
+		return path + "[" + strconv.Quote(key) + "]"
+	}
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// assign puts a value of the tree into a field.
+func (d *decoder) assign(v reflect.Value, tree any, path string) {
+	if tree == nil {
+		return // null is absence
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		p := reflect.New(v.Type().Elem())
+		d.assign(p.Elem(), tree, path)
+		v.Set(p)
+	case reflect.Struct:
+		d.assignStruct(v, tree, path)
+	case reflect.Slice:
+		d.assignSlice(v, tree, path)
+	case reflect.Map:
+		object, ok := tree.(map[string]any)
+		if !ok {
+			d.fault(path, "must be an object, is %s", kindOf(tree))
+			return
+		}
+		m := reflect.MakeMap(v.Type())
+		for k, x := range object {
+			e := reflect.New(v.Type().Elem()).Elem()
+			d.assign(e, x, join(path, k))
+			m.SetMapIndex(reflect.ValueOf(k), e)
+		}
+		v.Set(m)
+	case reflect.String:
+		s, ok := tree.(string)
+		if !ok {
+			d.fault(path, "must be a string, is %s", kindOf(tree))
+			return
+		}
+		v.SetString(s)
+	case reflect.Bool:
+		b, ok := tree.(bool)
+		if !ok {
+			d.fault(path, "must be true or false, is %s", kindOf(tree))
+			return
+		}
+		v.SetBool(b)
+	case reflect.Int, reflect.Int64:
+		d.assignInt(v, tree, path)
+	default:
+		panic("jobs: no rule for a field of kind " + v.Kind().String())
+	}
+}
+
+func (d *decoder) assignInt(v reflect.Value, tree any, path string) {
+	n, ok := tree.(json.Number)
+	if !ok {
+		d.fault(path, "must be a whole number, is %s", kindOf(tree))
+		return
+	}
+	i, err := strconv.ParseInt(n.String(), 10, 64)
+	if err != nil {
+		if f, ferr := n.Float64(); ferr == nil && f == float64(int64(f)) && f > -1e15 && f < 1e15 {
+			i, err = int64(f), nil // 1e3 is a whole number too
+		}
+	}
+	if err != nil {
+		d.fault(path, "must be a whole number of at most 63 bits, is %.40s", n.String())
+		return
+	}
+	v.SetInt(i)
+}
+
+func (d *decoder) assignSlice(v reflect.Value, tree any, path string) {
+	if v.Type().Elem().Kind() == reflect.Uint8 {
+		s, ok := tree.(string)
+		if !ok {
+			d.fault(path, "must be a base64 string, is %s", kindOf(tree))
+			return
+		}
+		b, err := base64.StdEncoding.DecodeString(s)
+		if err != nil {
+			d.fault(path, "must be base64 in the standard alphabet: %v", err)
+			return
+		}
+		v.SetBytes(b)
+		return
+	}
+	list, ok := tree.([]any)
+	if !ok {
+		d.fault(path, "must be a list, is %s", kindOf(tree))
+		return
+	}
+	s := reflect.MakeSlice(v.Type(), len(list), len(list))
+	for i, x := range list {
+		d.assign(s.Index(i), x, fmt.Sprintf("%s[%d]", path, i))
+	}
+	v.Set(s)
+}
+
+func (d *decoder) assignStruct(v reflect.Value, tree any, path string) {
+	object, ok := tree.(map[string]any)
+	if !ok {
+		d.fault(path, "must be an object, is %s", kindOf(tree))
+		return
+	}
+	fields := fieldsOf(v.Type())
+	for key, x := range object {
+		i, known := fields[key]
+		if !known {
+			d.unknown = append(d.unknown, Fault{join(path, key), unknownMessage(key, fields)})
+			continue
+		}
+		d.assign(v.Field(i), x, join(path, key))
+	}
+}
+
+// fieldsOf gives a struct's fields by their JSON names.
+func fieldsOf(t reflect.Type) map[string]int {
+	m := make(map[string]int, t.NumField())
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		m[name] = i
+	}
+	return m
+}
+
+func kindOf(tree any) string {
+	switch tree.(type) {
+	case nil:
+		return "null"
+	case string:
+		return "a string"
+	case bool:
+		return "true or false"
+	case json.Number:
+		return "a number"
+	case []any:
+		return "a list"
+	default:
+		return "an object"
+	}
+}

@@ -1,0 +1,163 @@
+package jobs_test
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+func TestDecodeFaults(t *testing.T) {
+	deep := strings.Repeat(`{"a":`, 40) + "1" + strings.Repeat("}", 40)
+	for _, tt := range []struct {
+		name, body string
+		code       jobs.Code
+		paths      []string
+	}{
+		{"empty", ``, jobs.CodeInvalid, []string{""}},
+		{"garbage", `{{`, jobs.CodeInvalid, []string{""}},
+		{"list", `[]`, jobs.CodeInvalid, []string{""}},
+		{"null", `null`, jobs.CodeInvalid, []string{""}},
+		{"cut short", `{"image":"base"`, jobs.CodeInvalid, []string{""}},
+		{"trailing", `{"language":"python","source":"1"} x`, jobs.CodeInvalid, []string{""}},
+		{"deep", deep, jobs.CodeInvalid, []string{""}},
+		{"invalid UTF-8", "{\"source\":\"\xff\"}", jobs.CodeInvalid, []string{""}},
+		{"too large", `{"source":"` + strings.Repeat("x", jobs.MaxSpecBytes) + `"}`, jobs.CodeTooLarge, nil},
+		{"nothing", `{}`, jobs.CodeInvalid, []string{"image", "steps"}},
+		{"NUL", `{"language":"python","source":"a\u0000b"}`, jobs.CodeInvalid, []string{"source"}},
+		{"twice", `{"language":"python","language":"python","source":"1"}`, jobs.CodeInvalid, []string{"language"}},
+		{"huge number", `{"language":"python","source":"1","limits":{"wall_ms":1e99}}`, jobs.CodeInvalid, []string{"limits.wall_ms"}},
+		{"fraction", `{"language":"python","source":"1","limits":{"wall_ms":1.5}}`, jobs.CodeInvalid, []string{"limits.wall_ms"}},
+		{
+			"all at once", `{"version":"v9","id":"x","image":"Base!","steps":[{"cmd":"a","shell":"b","user":"admin","env":{"A=B":"c"},"cwd":"../x","limits":{"wall_ms":-1,"disk_bytes":5}},{}],
+			"files":[{"path":"../x","text":"a"},{"path":"ok","mode":"99","text":"a","base64":"YQ=="},{"path":"o","object":{"name":"n","sha256":"zz"}}],
+			"artifacts":[{"path":"[a"}],"priority":12,"infra_retries":-1,"network":{"policy":"lan","allow":["x y"]},"labels":{"":"v"},"callbacks":[{"url":"ftp://x"}]}`,
+			jobs.CodeInvalid, []string{
+				"artifacts[0].path", "callbacks[0].url", "files[0].path", "files[1]", "files[1].mode", "files[2].object.sha256", "id", "image", "infra_retries",
+				`labels[""]`, "network.allow", "network.allow[0]", "network.policy", "priority",
+				"steps[0]", "steps[0].cwd", "steps[0].env.A=B", "steps[0].limits.disk_bytes", "steps[0].limits.wall_ms", "steps[0].user", "steps[1]", "version",
+			},
+		},
+		{
+			"wrong types", `{"image":1,"steps":[{"cmd":[],"args":"x","env":[],"limits":7}],"files":{},"priority":"high","stdin_stream":1,"labels":{"a":1}}`,
+			jobs.CodeInvalid, []string{"files", "image", "image", "labels.a", "priority", "stdin_stream", "steps[0]", "steps[0].args", "steps[0].cmd", "steps[0].env", "steps[0].limits"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := jobs.Decode([]byte(tt.body), jobs.Lenient)
+			e, ok := errors.AsType[*jobs.Error](err)
+			if !ok {
+				t.Fatalf("error %v", err)
+			}
+			var paths []string
+			for _, f := range e.Faults {
+				paths = append(paths, f.Path)
+				if f.Message == "" {
+					t.Errorf("no message at %s", f.Path)
+				}
+			}
+			if e.Code != tt.code || !cmp.Equal(paths, tt.paths) {
+				t.Errorf("%s\n%s", e, cmp.Diff(tt.paths, paths))
+			}
+		})
+	}
+}
+
+func TestUnknownFields(t *testing.T) {
+	body := []byte(`{"language":"python","source":"1","prioritty":3,"steps":[],"limits":{"wal_ms":3}}`)
+	_, warnings, err := jobs.Decode(body, jobs.Lenient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(warnings)
+	want := []string{"limits.wal_ms: unknown field; did you mean wall_ms?", "prioritty: unknown field; did you mean priority?"}
+	if d := cmp.Diff(want, warnings); d != "" {
+		t.Error(d)
+	}
+	if _, _, err := jobs.Decode(body, jobs.Strict); err == nil {
+		t.Error("strict took unknown fields")
+	}
+}
+
+// Every spec that Go can write is read back the same.
+func TestRoundTrip(t *testing.T) {
+	one := 1
+	spec := jobs.Spec{
+		Version: "v1", ID: jobs.NewID(), IdempotencyKey: "k", Image: "base", StdinStream: true,
+		Steps: []jobs.Step{{Name: "a", Cmd: "x", Args: []string{"1"}, Env: map[string]string{"A": "b"}, Cwd: "/work", User: "root", Limits: jobs.Limits{WallMS: 1}}},
+		Files: []jobs.File{{Path: "f", Mode: "0755", Base64: []byte{0xff}}}, Artifacts: []jobs.Artifact{{Path: "**/x", MaxBytes: 3, Optional: true}},
+		Limits: jobs.Limits{DiskBytes: 1 << 20}, Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 64}, Network: jobs.Network{Policy: "allowlist", Allow: []string{"example.org", "10.0.0.0/8"}},
+		Priority: &one, QueueTTLMS: 5, InfraRetries: &one, Labels: map[string]string{"a": "b"}, Callbacks: []jobs.Callback{{URL: "https://example.org/", Events: []string{"result"}}},
+	}
+	b, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, warnings, err := jobs.Decode(b, jobs.Strict)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	if d := cmp.Diff(spec, *back); d != "" {
+		t.Error(d)
+	}
+	if back.Hash() != spec.Hash() {
+		t.Error("another hash after a round trip")
+	}
+}
+
+func TestIDs(t *testing.T) {
+	last := ""
+	for range 10_000 {
+		id := jobs.NewID()
+		if _, err := jobs.ParseID(id); err != nil || id <= last {
+			t.Fatalf("%q after %q: %v", id, last, err)
+		}
+		last = id
+	}
+	for _, bad := range []string{"", "x", strings.ToUpper(last), last + "0", "00000000-0000-4000-8000-000000000000"} {
+		if _, err := jobs.ParseID(bad); err == nil {
+			t.Errorf("%q taken", bad)
+		}
+	}
+}
+
+func TestExpand(t *testing.T) {
+	s := jobs.Spec{Language: "python", Source: "print(1)", Args: []string{"a"}, Stdin: "in"}
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	x := s.Expand()
+	want := jobs.Spec{
+		Image: "python", Files: []jobs.File{{Path: "main.py", Text: "print(1)"}},
+		Steps: []jobs.Step{{Cmd: "python3", Args: []string{"main.py", "a"}, Stdin: "in"}},
+	}
+	if d := cmp.Diff(want, x); d != "" {
+		t.Error(d)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"image":"base","steps":[{"cmd":"true"}]}`))
+	f.Add([]byte(`{"a":[[[{"b":1e5}]]],"limits":{"wall_ms":1e400}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		spec, _, err := jobs.Decode(b, jobs.Lenient)
+		if err != nil {
+			if _, ok := errors.AsType[*jobs.Error](err); !ok {
+				t.Fatalf("untyped error %v", err)
+			}
+			return
+		}
+		if err := spec.Validate(); err != nil {
+			t.Fatalf("decoded, but invalid: %v", err)
+		}
+		x := spec.Expand()
+		if err := x.Validate(); err != nil {
+			t.Fatalf("invalid when expanded: %v", err)
+		}
+	})
+}
