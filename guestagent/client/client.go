@@ -1,0 +1,181 @@
+// Package client is the host's end of the guest agent's protocol: one Client per machine, over whatever byte stream the driver
+// dialled. What comes from a guest is bounded and checked here; a guest that lies can only make its own operations fail.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"github.com/paddockvm/paddock/guestagent/wire"
+)
+
+// ErrLost says that the agent vanished, or spoke nonsense, before it answered.
+var ErrLost = errors.New("guest agent lost")
+
+// Client speaks to one agent. Its methods may be called concurrently.
+type Client struct {
+	conn  net.Conn
+	c     *wire.Conversation
+	hello wire.Hello
+	read  sync.WaitGroup
+}
+
+// Connect greets the agent at the other end of conn and asks who it is. ctx bounds that. On success the Client owns conn.
+func Connect(ctx context.Context, conn net.Conn) (*Client, error) {
+	conv, err := wire.Host(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{conn: conn, c: conv}
+	c.read.Go(func() { _ = conv.Run() })
+	reply, err := c.call(ctx, wire.Request{Op: wire.OpHello})
+	if err == nil && reply.Hello == nil {
+		err = fmt.Errorf("%w: hello without content", ErrLost)
+	}
+	if err != nil {
+		c.shut()
+		return nil, err
+	}
+	c.hello = *reply.Hello
+	return c, nil
+}
+
+// Hello is what the agent said of itself.
+func (c *Client) Hello() wire.Hello { return c.hello }
+
+// Done is closed when the agent cannot be spoken to any more.
+func (c *Client) Done() <-chan struct{} { return c.c.Done() }
+
+// Close ends the conversation and closes the byte stream. It is idempotent.
+func (c *Client) Close() error {
+	c.shut()
+	return nil
+}
+
+func (c *Client) shut() {
+	c.c.Close()
+	_ = c.conn.Close()
+	c.read.Wait()
+}
+
+// Ping asks for an answer.
+func (c *Client) Ping(ctx context.Context) error {
+	_, err := c.call(ctx, wire.Request{Op: wire.OpPing})
+	return err
+}
+
+// Restore makes a clone a machine of its own. It is the first call after a restore.
+func (c *Client) Restore(ctx context.Context, r wire.Restore) (wire.Ready, error) {
+	reply, err := c.call(ctx, wire.Request{Op: wire.OpRestore, Restore: &r})
+	if err != nil {
+		return wire.Ready{}, err
+	}
+	if reply.Ready == nil || string(reply.Ready.Epoch) != string(r.Epoch) {
+		return wire.Ready{}, fmt.Errorf("%w: ready for another restore", ErrLost)
+	}
+	return *reply.Ready, nil
+}
+
+// Quiesce readies the guest for a snapshot.
+func (c *Client) Quiesce(ctx context.Context) error {
+	_, err := c.call(ctx, wire.Request{Op: wire.OpQuiesce})
+	return err
+}
+
+// PowerOff asks the guest to end its machine. There is no answer: the machine's end is.
+func (c *Client) PowerOff(ctx context.Context) error {
+	_, err := c.call(ctx, wire.Request{Op: wire.OpPower})
+	if errors.Is(err, ErrLost) {
+		return nil
+	}
+	return err
+}
+
+// Signal sends a signal, by its name ("SIGTERM"), to all processes of an Exec that runs.
+func (c *Client) Signal(ctx context.Context, exec, signal string) error {
+	_, err := c.call(ctx, wire.Request{Op: wire.OpSignal, Signal: &wire.Signal{Exec: exec, Signal: signal}})
+	return err
+}
+
+// call is an operation that is one request and one reply.
+func (c *Client) call(ctx context.Context, r wire.Request) (*wire.Reply, error) {
+	s, err := c.open(r)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	_, _, reply, err := s.Recv(ctx)
+	return c.result(r.Op, reply, err)
+}
+
+func (c *Client) open(r wire.Request) (*wire.Stream, error) {
+	s, err := c.c.Open(r)
+	var refused *wire.Error
+	if err != nil && !errors.As(err, &refused) {
+		return nil, fmt.Errorf("%s: %w: %w", r.Op, ErrLost, err)
+	}
+	return s, err
+}
+
+// result turns a stream's end into the reply or an error: the agent's own (*wire.Error), the context's, or ErrLost.
+func (c *Client) result(op wire.Op, reply *wire.Reply, err error) (*wire.Reply, error) {
+	switch {
+	case reply != nil && reply.Error != nil:
+		return nil, fmt.Errorf("%s: %w", op, reply.Error)
+	case reply != nil:
+		return reply, nil
+	case err == nil:
+		return nil, fmt.Errorf("%s: %w: data where a reply belongs", op, ErrLost)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("%s: %w", op, err)
+	default:
+		return nil, fmt.Errorf("%s: %w: %w", op, ErrLost, err)
+	}
+}
+
+// Put writes one file of r.Size bytes into the guest.
+func (c *Client) Put(ctx context.Context, r wire.Put, data io.Reader) error {
+	s, err := c.open(wire.Request{Op: wire.OpPut, Put: &r})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	sendCtx, stop := context.WithCancel(ctx)
+	sent := make(chan error, 1)
+	go func() { sent <- sendFile(sendCtx, s, r.Size, data) }()
+	_, _, reply, err := s.Recv(ctx) // a refusal comes before all is sent
+	stop()
+	sendErr := <-sent
+	var short *shortError
+	if errors.As(sendErr, &short) {
+		return fmt.Errorf("put %s: %w", r.Path, sendErr)
+	}
+	_, err = c.result(wire.OpPut, reply, err)
+	return err
+}
+
+// shortError is a fault of the caller's reader.
+type shortError struct{ err error }
+
+func (e *shortError) Error() string { return e.err.Error() }
+func (e *shortError) Unwrap() error { return e.err }
+
+func sendFile(ctx context.Context, s *wire.Stream, size int64, data io.Reader) error {
+	buf := make([]byte, min(size, wire.MaxPayload))
+	for size > 0 {
+		n, err := io.ReadFull(data, buf[:min(size, int64(len(buf)))])
+		if err != nil {
+			s.Close()
+			return &shortError{fmt.Errorf("%d bytes short: %w", size-int64(n), err)}
+		}
+		if err := s.Send(ctx, wire.ChanData, buf[:n]); err != nil {
+			return err
+		}
+		size -= int64(n)
+	}
+	return s.End()
+}

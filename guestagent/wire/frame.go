@@ -1,0 +1,98 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Type is a frame's kind.
+type Type uint8
+
+// The frame types. A frame of any other type ends the conversation.
+const (
+	typeOpen   Type = 1 // host → guest: a new stream; the payload is a Request
+	typeData   Type = 2 // bytes on a channel; costs credit
+	typeCredit Type = 3 // the payload is how many more bytes of data the other end may send, a big-endian uint32
+	typeEnd    Type = 4 // the sender sends no more data on this stream
+	typeReply  Type = 5 // guest → host: the payload is a Reply; the stream is over
+	typeReset  Type = 6 // the stream is over without a reply
+)
+
+// Channel tells apart what flows on one stream.
+type Channel uint8
+
+// The channels.
+const (
+	ChanData    Channel = 0
+	ChanMessage Channel = 1
+	ChanStdout  Channel = 2
+	ChanStderr  Channel = 3
+)
+
+const (
+	headerSize = 12
+	// MaxPayload bounds a frame's payload, and so a Request's and a Reply's JSON.
+	MaxPayload = 64 << 10
+)
+
+// frame is a header and its payload: length u32, stream u32, type u8, channel u8, two zero bytes; all big-endian.
+type frame struct {
+	stream  uint32
+	typ     Type
+	channel Channel
+	payload []byte
+}
+
+// ErrProtocol is what the other end did wrong; the conversation is over.
+var ErrProtocol = errors.New("protocol violation")
+
+func violation(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrProtocol}, args...)...)
+}
+
+func appendHeader(b []byte, f frame, length int) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(length))
+	b = binary.BigEndian.AppendUint32(b, f.stream)
+	return append(b, byte(f.typ), byte(f.channel), 0, 0)
+}
+
+// parseHeader checks a header and gives the frame without its payload, and the payload's length.
+func parseHeader(h [headerSize]byte) (frame, int, error) {
+	n := binary.BigEndian.Uint32(h[0:])
+	f := frame{stream: binary.BigEndian.Uint32(h[4:]), typ: Type(h[8]), channel: Channel(h[9])}
+	switch {
+	case n > MaxPayload:
+		return f, 0, violation("frame of %d bytes", n)
+	case f.typ < typeOpen || f.typ > typeReset:
+		return f, 0, violation("frame of type %d", f.typ)
+	case f.channel > ChanStderr:
+		return f, 0, violation("channel %d", f.channel)
+	case h[10] != 0 || h[11] != 0:
+		return f, 0, violation("header with %#x where zero belongs", h[10:])
+	case f.stream == 0:
+		return f, 0, violation("stream 0")
+	}
+	return f, int(n), nil
+}
+
+// readFrame reads one frame. A greeting in place of a header is a *greetingError: the host has begun anew.
+func readFrame(r io.Reader) (frame, error) {
+	var h [headerSize]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return frame{}, err
+	}
+	if string(h[:len(greetingMagic)]) == greetingMagic {
+		return frame{}, readRestOfGreeting(r, h)
+	}
+	f, n, err := parseHeader(h)
+	if err != nil || n == 0 {
+		return f, err
+	}
+	f.payload = make([]byte, n)
+	if _, err := io.ReadFull(r, f.payload); err != nil {
+		return f, fmt.Errorf("frame cut short: %w", err)
+	}
+	return f, nil
+}

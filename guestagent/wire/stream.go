@@ -1,0 +1,243 @@
+package wire
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// ErrReset is why a stream ended that the other end gave up.
+var ErrReset = errors.New("stream reset")
+
+// Stream is one operation: a request, data both ways, a reply. One goroutine may receive; several may send.
+type Stream struct {
+	c       *Conversation
+	id      uint32
+	request Request
+
+	mu       sync.Mutex
+	in       []frame
+	inBytes  int  // of data in in
+	eaten    int  // bytes received that the other end has not been given credit for again
+	inEnded  bool // nothing more comes
+	reset    bool
+	credit   int // bytes of data that may be sent
+	readable chan struct{}
+	writable chan struct{}
+}
+
+func newStream(c *Conversation, id uint32) *Stream {
+	return &Stream{c: c, id: id, credit: window, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+}
+
+// Request is what the stream was opened with.
+func (s *Stream) Request() *Request { return &s.request }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// receive takes a frame from the reading goroutine; it never waits.
+func (s *Stream) receive(f frame) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch f.typ {
+	case typeCredit:
+		if len(f.payload) != 4 {
+			return violation("credit of %d bytes", len(f.payload))
+		}
+		n := binary.BigEndian.Uint32(f.payload)
+		if n > window || s.credit+int(n) > window {
+			return violation("credit beyond the window")
+		}
+		s.credit += int(n)
+		signal(s.writable)
+		return nil
+	case typeReset:
+		s.reset = true
+		signal(s.writable)
+	case typeData:
+		if s.inEnded {
+			return violation("data after the end")
+		}
+		s.inBytes += len(f.payload)
+		if s.inBytes+s.eaten > window {
+			return violation("more data than credit")
+		}
+		if len(f.payload) == 0 {
+			return violation("data without bytes")
+		}
+		s.in = append(s.in, f)
+	case typeEnd, typeReply:
+		if s.inEnded {
+			return violation("two ends")
+		}
+		if f.typ == typeReply && !s.c.host {
+			return violation("a reply from the host")
+		}
+		s.inEnded = true
+		s.in = append(s.in, f)
+	}
+	signal(s.readable)
+	return nil
+}
+
+// Recv gives the next data that came: its channel and bytes, which are the caller's. At the end it gives io.EOF, on the host's side
+// after the reply, which reply then points to.
+func (s *Stream) Recv(ctx context.Context) (ch Channel, b []byte, reply *Reply, err error) {
+	for {
+		f, ok, err := s.next()
+		switch {
+		case err != nil:
+			return 0, nil, nil, err
+		case !ok:
+		case f.typ == typeData:
+			s.giveCredit()
+			return f.channel, f.payload, nil, nil
+		case f.typ == typeReply:
+			reply := new(Reply)
+			if err := json.Unmarshal(f.payload, reply); err != nil {
+				return 0, nil, nil, violation("reply: %v", err)
+			}
+			return 0, nil, reply, io.EOF
+		default:
+			return 0, nil, nil, io.EOF
+		}
+		select {
+		case <-s.readable:
+		case <-ctx.Done():
+			return 0, nil, nil, context.Cause(ctx)
+		case <-s.c.done:
+			if s.waiting() { // it came before the end
+				continue
+			}
+			return 0, nil, nil, s.c.Err()
+		}
+	}
+}
+
+// next takes what came first; false if nothing is there.
+func (s *Stream) next() (frame, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.in) > 0 {
+		f := s.in[0]
+		s.in = s.in[1:]
+		if f.typ == typeData {
+			s.inBytes -= len(f.payload)
+			s.eaten += len(f.payload)
+		}
+		return f, true, nil
+	}
+	if s.reset {
+		return frame{}, false, ErrReset
+	}
+	return frame{}, false, nil
+}
+
+// waiting tells whether there is something to receive.
+func (s *Stream) waiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.in) > 0 || s.reset
+}
+
+// giveCredit lets the other end send as much again as has been taken, in large pieces.
+func (s *Stream) giveCredit() {
+	s.mu.Lock()
+	n := s.eaten
+	if n < window/4 || s.inEnded {
+		s.mu.Unlock()
+		return
+	}
+	s.eaten = 0
+	s.mu.Unlock()
+	_ = s.c.write(frame{stream: s.id, typ: typeCredit, payload: creditPayload(n)}) // a broken connection shows in the next Recv
+}
+
+// Send sends data on a channel; it waits for credit.
+func (s *Stream) Send(ctx context.Context, ch Channel, b []byte) error {
+	for len(b) > 0 {
+		n, err := s.takeCredit(ctx, min(len(b), MaxPayload))
+		if err != nil {
+			return err
+		}
+		if err := s.c.write(frame{stream: s.id, typ: typeData, channel: ch, payload: b[:n]}); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func (s *Stream) takeCredit(ctx context.Context, want int) (int, error) {
+	for {
+		s.mu.Lock()
+		n, reset := min(want, s.credit), s.reset
+		s.credit -= n
+		more := s.credit > 0
+		s.mu.Unlock()
+		switch {
+		case reset:
+			signal(s.writable) // for the other senders
+			return 0, ErrReset
+		case n > 0:
+			if more {
+				signal(s.writable)
+			}
+			return n, nil
+		}
+		select {
+		case <-s.writable:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-s.c.done:
+			return 0, s.c.Err()
+		}
+	}
+}
+
+// End says that no more data is sent.
+func (s *Stream) End() error { return s.c.write(frame{stream: s.id, typ: typeEnd}) }
+
+// Reply answers the request and ends the stream, from the guest's side.
+func (s *Stream) Reply(r Reply) error {
+	defer s.forget()
+	b, err := json.Marshal(r)
+	if err == nil && len(b) > MaxPayload {
+		err = fmt.Errorf("reply of %d bytes", len(b))
+	}
+	if err != nil {
+		return errors.Join(err, s.c.write(frame{stream: s.id, typ: typeReset}))
+	}
+	return s.c.write(frame{stream: s.id, typ: typeReply, payload: b})
+}
+
+// Close lets the stream go; where the other end is not done with it, it learns that nobody listens.
+func (s *Stream) Close() {
+	if !s.forget() {
+		return
+	}
+	s.mu.Lock()
+	over := s.inEnded && s.c.host || s.reset
+	s.mu.Unlock()
+	if !over {
+		_ = s.c.write(frame{stream: s.id, typ: typeReset})
+	}
+}
+
+// forget takes the stream out of the conversation and tells whether it was in.
+func (s *Stream) forget() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	_, in := s.c.streams[s.id]
+	delete(s.c.streams, s.id)
+	return in
+}
