@@ -30,9 +30,11 @@ func need(t testing.TB) {
 	}
 }
 
+// newDriver makes a driver. The tests can be run with another QEMU: PADDOCK_TEST_QEMU=/path/of/it.
 func newDriver(t testing.TB, cfg qemu.Config) *qemu.Driver {
 	t.Helper()
 	need(t)
+	cfg.Binary = os.Getenv("PADDOCK_TEST_QEMU")
 	if cfg.RunDir == "" {
 		cfg.RunDir = t.TempDir()
 	}
@@ -64,6 +66,7 @@ type registry struct {
 	vmm.Launcher
 	mu    sync.Mutex
 	procs map[string]vmm.Process
+	last  vmm.Process
 }
 
 func (r *registry) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
@@ -74,7 +77,7 @@ func (r *registry) Launch(ctx context.Context, c vmm.Command) (vmm.Process, erro
 		if r.procs == nil {
 			r.procs = make(map[string]vmm.Process)
 		}
-		r.procs[c.Name] = p
+		r.procs[c.Name], r.last = p, p
 	}
 	return p, err
 }

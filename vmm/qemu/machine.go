@@ -87,7 +87,7 @@ func (d *Driver) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, err
 }
 
 func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) {
-	platform, err := readManifest(t.Dir)
+	platform, err := d.platform(ctx, t.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 		return nil, err
 	}
 	defer state.Close()
-	memory, err := d.memories.get(t.Dir)
+	memory, err := d.memories.get(t.Dir, int64(t.Boot.MemoryMiB)<<20)
 	if err != nil {
 		return nil, err
 	}
@@ -254,13 +254,21 @@ func manifestOf(c vmm.Caps) manifest {
 	return manifest{Version: c.Version, Accel: c.Accel, Machine: c.Machine, CPU: c.CPU}
 }
 
-func readManifest(dir string) (m manifest, err error) {
+// platform gives the template's, which has to be this driver's: QEMU loads another one's state half-way, or wrongly.
+func (d *Driver) platform(ctx context.Context, dir string) (m manifest, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
 	if err != nil {
 		return m, err
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
 		return m, fmt.Errorf("read %s: %w", manifestFile, err)
+	}
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return m, err
+	}
+	if here := manifestOf(caps); m != here {
+		return m, fmt.Errorf("the template was made on %+v, and this is %+v: build it anew", m, here)
 	}
 	return m, nil
 }

@@ -33,19 +33,21 @@ type memories struct {
 // memory is one template's, loaded by whoever needs it first.
 type memory struct {
 	load func() (*os.File, error)
-	// of the file that is loaded: a template made anew in the same directory is another one.
+	// modified is the file's: a template made anew in the same directory is another one.
 	modified time.Time
-	size     int64
 }
 
-// get gives a descriptor of its own for the memory of the template in dir.
-func (ms *memories) get(dir string) (*os.File, error) {
+// get gives a descriptor of its own for the memory of the template in dir, which has to have size bytes.
+func (ms *memories) get(dir string, size int64) (*os.File, error) {
 	path := filepath.Join(dir, memoryFile)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
-	stale, m := ms.entry(dir, path, info)
+	if info.Size() != size {
+		return nil, fmt.Errorf("%s has %d bytes, want %d", path, info.Size(), size)
+	}
+	stale, m := ms.entry(dir, path, info.ModTime())
 	if stale != nil {
 		_ = stale.close()
 	}
@@ -87,15 +89,15 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-func (ms *memories) entry(dir, path string, info os.FileInfo) (stale, m *memory) {
+func (ms *memories) entry(dir, path string, modified time.Time) (stale, m *memory) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	m = ms.byDir[dir]
-	if m != nil && m.modified.Equal(info.ModTime()) && m.size == info.Size() {
+	if m != nil && m.modified.Equal(modified) {
 		return nil, m
 	}
 	stale = m
-	m = &memory{modified: info.ModTime(), size: info.Size(), load: sync.OnceValues(func() (*os.File, error) { return loadSealed(path) })}
+	m = &memory{modified: modified, load: sync.OnceValues(func() (*os.File, error) { return loadSealed(path) })}
 	if ms.byDir == nil {
 		ms.byDir = make(map[string]*memory)
 	}

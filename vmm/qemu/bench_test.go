@@ -1,0 +1,180 @@
+package qemu_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+)
+
+// BenchmarkClone clones a template by the driver and, in turn, by hand: a bare QEMU that is spawned beforehand, given the state by
+// descriptor, and asked. Figures are medians; ratio is the driver's restore to the first answer by the bare one's.
+func BenchmarkClone(b *testing.B) {
+	r := &registry{Launcher: vmm.Direct{}}
+	d := newDriver(b, qemu.Config{Launcher: r})
+	template := vmmtest.Build(b, d, vmmtest.Linux(b), vmmtest.TestGuest{})
+	caps, err := d.Probe(within(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	bare := &bareQEMU{dir: b.TempDir(), template: template, caps: caps}
+	samples := make(map[string][]float64)
+	note := func(name string, start time.Time) time.Time {
+		now := time.Now()
+		samples[name] = append(samples[name], float64(now.Sub(start).Microseconds())/1000)
+		return now
+	}
+	for b.Loop() {
+		driverClone(b, d, r, template, note, samples)
+		bare.clone(b, note, samples)
+	}
+	median := func(name string) float64 {
+		s := slices.Sorted(slices.Values(samples[name]))
+		return s[len(s)/2]
+	}
+	b.ReportMetric(0, "ns/op")
+	for name := range samples {
+		b.ReportMetric(median(name), name)
+	}
+	b.ReportMetric(median("ready-ms")/median("bare-ready-ms"), "ratio")
+}
+
+func driverClone(b *testing.B, d *qemu.Driver, r *registry, t vmm.Template, note func(string, time.Time) time.Time, samples map[string][]float64) {
+	ctx := b.Context()
+	at := time.Now()
+	p, err := d.Prepare(ctx, t)
+	fatal(b, err)
+	at = note("prepare-ms", at)
+	start := at
+	m, err := p.Restore(ctx)
+	fatal(b, err)
+	at = note("restore-ms", at)
+	s, err := vmmtest.TestGuest{}.Dial(ctx, m)
+	fatal(b, err)
+	note("answer-ms", at)
+	at = note("ready-ms", start)
+	_, err = s.Ask("get")
+	fatal(b, err)
+	at = note("ping1-ms", at)
+	_, err = s.Ask("get")
+	fatal(b, err)
+	note("ping2-ms", at)
+	noteMemory(b, samples, "", r.pid(m.ID()))
+	s.Close()
+	at = time.Now()
+	fatal(b, m.Close())
+	note("close-ms", at)
+}
+
+// bareQEMU is the least that can be done: no error is handled, nothing is checked, everything has a path.
+type bareQEMU struct {
+	dir      string
+	template vmm.Template
+	caps     vmm.Caps
+	n        int
+}
+
+func (q *bareQEMU) clone(b *testing.B, note func(string, time.Time) time.Time, samples map[string][]float64) {
+	q.n++
+	dir := filepath.Join(q.dir, strconv.Itoa(q.n))
+	fatal(b, os.Mkdir(dir, 0o700))
+	at := time.Now()
+	fatal(b, exec.Command("cp", "--sparse=always", q.template.Boot.Scratch, dir+"/scratch").Run())
+	fatal(b, os.Chmod(dir+"/scratch", 0o600))
+	accel := q.caps.Accel
+	if accel == "tcg" {
+		accel = "tcg,thread=multi,tb-size=64"
+	}
+	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
+		"-accel", accel, "-cpu", q.caps.CPU, "-machine", q.caps.Machine+",memory-backend=ram,usb=off,vmport=off", "-smp", "1", "-m", "256M",
+		"-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path="+q.template.Dir+"/memory",
+		"-global", "apic-common.vapic=off", "-serial", "file:"+dir+"/console",
+		"-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",
+		"-device", "virtserialport,chardev=agent,name=org.paddock.agent.0", "-device", "virtio-rng-pci", "-device", "pvpanic-pci",
+		"-blockdev", "driver=file,node-name=root,read-only=on,locking=off,filename="+q.template.Boot.Root, "-device", "virtio-blk-pci,drive=root",
+		"-blockdev", "driver=file,node-name=scratch,locking=off,filename="+dir+"/scratch", "-device", "virtio-blk-pci,drive=scratch")
+	cmd.Stderr = os.Stderr
+	fatal(b, cmd.Start())
+	var conn net.Conn
+	for err := error(unix.ENOENT); err != nil; time.Sleep(time.Millisecond) {
+		conn, err = net.Dial("unix", dir+"/qmp")
+	}
+	r := bufio.NewReader(conn)
+	say := func(line, until string, oob []byte) {
+		_, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte(line+"\n"), oob, nil)
+		fatal(b, err)
+		for {
+			got, err := r.ReadString('\n')
+			fatal(b, err)
+			if strings.Contains(got, `"error"`) {
+				b.Fatal(line, got)
+			}
+			if strings.Contains(got, until) {
+				return
+			}
+		}
+	}
+	say(`{"execute":"qmp_capabilities"}`, `"return"`, nil)
+	say(`{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"x-ignore-shared","state":true},{"capability":"events","state":true}]}}`, `"return"`, nil)
+	state, err := os.Open(q.template.Dir + "/state")
+	fatal(b, err)
+	say(`{"execute":"getfd","arguments":{"fdname":"state"}}`, `"return"`, unix.UnixRights(int(state.Fd())))
+	fatal(b, state.Close())
+	at = note("bare-prepare-ms", at)
+	start := at
+	say(`{"execute":"migrate-incoming","arguments":{"uri":"fd:state"}}`, `"completed"`, nil)
+	say(`{"execute":"cont"}`, `"return"`, nil)
+	at = note("bare-restore-ms", at)
+	guest, err := net.Dial("unix", dir+"/agent")
+	fatal(b, err)
+	_, err = io.WriteString(guest, "\nsync bare\n")
+	fatal(b, err)
+	_, err = bufio.NewReader(guest).ReadString('\n')
+	fatal(b, err)
+	note("bare-answer-ms", at)
+	note("bare-ready-ms", start)
+	noteMemory(b, samples, "bare-", cmd.Process.Pid)
+	at = time.Now()
+	fatal(b, cmd.Process.Kill())
+	_ = cmd.Wait()
+	note("bare-close-ms", at)
+	guest.Close()
+	conn.Close()
+}
+
+// noteMemory takes the proportional and the private memory of a process, and of that the anonymous part.
+func noteMemory(b *testing.B, samples map[string][]float64, prefix string, pid int) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	fatal(b, err)
+	mib := func(field string) (n float64) {
+		_, rest, _ := strings.Cut(string(text), "\n"+field+":")
+		_, err := fmt.Sscan(rest, &n)
+		fatal(b, err)
+		return n / 1024
+	}
+	for name, v := range map[string]float64{"pss-MiB": mib("Pss"), "private-MiB": mib("Private_Clean") + mib("Private_Dirty"), "anon-MiB": mib("Anonymous")} {
+		samples[prefix+name] = append(samples[prefix+name], v)
+	}
+}
+
+func fatal(b *testing.B, err error) {
+	if err != nil {
+		b.Helper()
+		b.Fatal(err)
+	}
+}

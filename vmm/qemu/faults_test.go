@@ -1,0 +1,339 @@
+package qemu_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+)
+
+// fault is something that goes wrong with a QEMU that is asked to execute a command.
+type fault string
+
+const (
+	killBefore fault = "killed before"   // the command never reaches it
+	killAfter  fault = "killed after"    // it has the command
+	refuse     fault = "refuses"         // an error for an answer
+	silent     fault = "never answers"   //
+	garbage    fault = "speaks nonsense" //
+	endless    fault = "answers forever" // one line without an end
+	hangUp     fault = "hangs up"        // but lives
+	migFailed  fault = "migration fails" // says so in the event
+)
+
+// saboteur is a launcher of real QEMUs that stands between them and their QMP client, and does what is wrong with one command.
+type saboteur struct {
+	vmm.Launcher
+	mu      sync.Mutex
+	command string
+	fault   fault
+	hits    int
+	onHit   func()
+}
+
+// next arms the saboteur.
+func (s *saboteur) next(command string, f fault, onHit func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.command, s.fault, s.hits, s.onHit = command, f, 0, onHit
+}
+
+func (s *saboteur) hit(command string) fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if command != s.command {
+		return ""
+	}
+	s.hits++
+	s.onHit()
+	return s.fault
+}
+
+func (s *saboteur) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	fd := 0
+	for _, a := range c.Args {
+		if _, rest, ok := strings.Cut(a, "socket,id=qmp,fd="); ok {
+			if _, err := fmt.Sscan(strings.ReplaceAll(rest, ",", " "), &fd); err != nil {
+				return nil, err
+			}
+		}
+	}
+	host, err := connOf(int(c.Files[fd-3].Fd()))
+	if err != nil {
+		return nil, err
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		host.Close()
+		return nil, err
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "qmp")
+	defer theirs.Close()
+	guest, err := connOf(fds[0])
+	_ = unix.Close(fds[0])
+	if err != nil {
+		host.Close()
+		return nil, err
+	}
+	c.Files = append([]*os.File(nil), c.Files...)
+	c.Files[fd-3] = theirs
+	p, err := s.Launcher.Launch(ctx, c)
+	if err != nil {
+		host.Close()
+		guest.Close()
+		return nil, err
+	}
+	r := &relay{Process: p, s: s, host: host, qemu: guest}
+	r.down.Go(r.commands)
+	r.up.Go(r.replies)
+	return r, nil
+}
+
+// connOf makes a connection of a duplicate of fd.
+func connOf(fd int) (*net.UnixConn, error) {
+	f, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(f), "qmp")
+	defer file.Close()
+	c, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
+}
+
+// relay is one sabotaged QEMU.
+type relay struct {
+	vmm.Process
+	s          *saboteur
+	host, qemu *net.UnixConn
+	down, up   sync.WaitGroup
+}
+
+func (r *relay) Kill() error {
+	err := r.Process.Kill()
+	r.up.Wait() // what it said last is still delivered
+	r.host.Close()
+	r.qemu.Close()
+	r.down.Wait()
+	return err
+}
+
+// commands come one per message, for the client writes them so and waits for each.
+func (r *relay) commands() {
+	buf, oob := make([]byte, 64<<10), make([]byte, 1024)
+	for {
+		n, oobn, _, _, err := r.host.ReadMsgUnix(buf, oob)
+		if err != nil || n == 0 {
+			return
+		}
+		rights := oob[:oobn]
+		for line := range bytes.Lines(buf[:n]) {
+			r.command(line, rights)
+			rights = nil
+		}
+		closeRights(oob[:oobn])
+	}
+}
+
+func (r *relay) command(line, rights []byte) {
+	var c struct {
+		Execute string `json:"execute"`
+		ID      uint64 `json:"id"`
+	}
+	_ = json.Unmarshal(line, &c)
+	forward := func() {
+		if len(rights) > 0 {
+			n, _, _ := r.qemu.WriteMsgUnix(line, rights, nil)
+			line = line[n:]
+		}
+		_, _ = r.qemu.Write(line)
+	}
+	switch r.s.hit(c.Execute) {
+	case killBefore:
+		_ = syscall.Kill(r.PID(), syscall.SIGKILL)
+		<-r.Done()
+	case killAfter:
+		forward()
+		_ = syscall.Kill(r.PID(), syscall.SIGKILL)
+	case refuse:
+		fmt.Fprintf(r.host, `{"id":%d,"error":{"class":"GenericError","desc":"sabotage"}}`+"\n", c.ID)
+	case silent:
+	case garbage:
+		fmt.Fprint(r.host, "\x00\xff{nonsense\n")
+	case endless:
+		_, _ = io.Copy(r.host, io.LimitReader(zeros{}, 8<<20))
+	case hangUp:
+		_ = r.host.CloseWrite()
+	default:
+		forward()
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return copy(b, bytes.Repeat([]byte("0"), len(b))), nil }
+
+func closeRights(oob []byte) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// replies and events.
+func (r *relay) replies() {
+	lines := bufio.NewReader(r.qemu)
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			return
+		}
+		if strings.Contains(line, `"MIGRATION"`) && r.s.armed(migFailed) {
+			line = strings.ReplaceAll(line, `"completed"`, `"failed"`)
+		}
+		_, _ = io.WriteString(r.host, line)
+	}
+}
+
+func (s *saboteur) armed(f fault) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fault == f
+}
+
+func TestFaults(t *testing.T) {
+	need(t)
+	s := &saboteur{Launcher: vmm.Direct{}}
+	runDir := t.TempDir()
+	d := newDriver(t, qemu.Config{RunDir: runDir, Launcher: s, Accel: "tcg"})
+	boot, guest := vmmtest.Linux(t), vmmtest.TestGuest{}
+	template := vmmtest.Build(t, d, boot, guest)
+	prepare := func(t *testing.T) vmm.Prepared {
+		p, err := d.Prepare(within(t), template)
+		if err != nil {
+			t.Fatal(err) // the fault is for later
+		}
+		return p
+	}
+	if err := prepare(t).Close(); err != nil { // what a driver keeps is no leak
+		t.Fatal(err)
+	}
+	phases := []struct {
+		name     string
+		commands []string
+		run      func(*testing.T, context.Context) error
+	}{
+		{"prepare", []string{"qmp_capabilities", "migrate-set-capabilities", "getfd"}, func(t *testing.T, ctx context.Context) error {
+			p, err := d.Prepare(ctx, template)
+			if err != nil {
+				return err
+			}
+			return p.Close()
+		}},
+		{"restore", []string{"migrate-incoming", "cont"}, func(t *testing.T, ctx context.Context) error {
+			p := prepare(t)
+			m, err := p.Restore(ctx)
+			if err != nil {
+				return errors.Join(err, p.Close())
+			}
+			return m.Close()
+		}},
+		{"boot", []string{"qmp_capabilities", "cont"}, func(t *testing.T, ctx context.Context) error {
+			m, err := d.Boot(ctx, boot)
+			if err != nil {
+				return err
+			}
+			return m.Close()
+		}},
+		{"snapshot", []string{"stop", "migrate-set-capabilities", "getfd", "migrate"}, func(t *testing.T, ctx context.Context) error {
+			m, err := d.Boot(within(t), boot)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			dir := t.TempDir()
+			_, err = m.Snapshot(ctx, dir)
+			if left, _ := os.ReadDir(dir); err != nil && len(left) > 0 {
+				t.Errorf("files left: %v", left)
+			}
+			select {
+			case <-m.Done():
+			default:
+				t.Error("the machine lives after its snapshot")
+			}
+			return err
+		}},
+		{"pause", []string{"stop"}, func(t *testing.T, ctx context.Context) error {
+			m, err := prepare(t).Restore(within(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return errors.Join(m.Pause(ctx), m.Close())
+		}},
+		{"probe", []string{"qmp_capabilities", "query-version", "qom-get", "cont"}, func(t *testing.T, ctx context.Context) error {
+			_, err := newDriver(t, qemu.Config{RunDir: runDir, Launcher: s, Accel: "tcg"}).Probe(ctx)
+			return err
+		}},
+	}
+	for _, phase := range phases {
+		for _, command := range phase.commands {
+			faults := []fault{killBefore, killAfter, refuse, silent, garbage, endless, hangUp}
+			if command == "migrate" || command == "migrate-incoming" {
+				faults = append(faults, migFailed)
+			}
+			for _, f := range faults {
+				t.Run(phase.name+"/"+command+"/"+string(f), func(t *testing.T) {
+					vmmtest.NoLeaks(t, runDir)
+					ctx, cancel := context.WithCancel(within(t))
+					defer cancel()
+					onHit := func() {}
+					if f == silent {
+						onHit = cancel // nothing else would end the wait
+					}
+					s.next(command, f, onHit)
+					defer s.next("", "", nil)
+					err := phase.run(t, ctx)
+					if err == nil && f != killAfter { // a QEMU that is killed may have answered before
+						t.Error("nobody noticed")
+					}
+					if s.hits == 0 {
+						t.Error("the fault was never met")
+					}
+					if f == refuse && !strings.Contains(fmt.Sprint(err), "sabotage") {
+						t.Errorf("error does not say what QEMU said: %v", err)
+					}
+					if f == silent && !errors.Is(err, context.Canceled) {
+						t.Errorf("error does not say that it was cancelled: %v", err)
+					}
+				})
+			}
+		}
+	}
+}
