@@ -25,17 +25,21 @@ type Stream struct {
 	eaten    int  // bytes received that the other end has not been given credit for again
 	inEnded  bool // nothing more comes
 	reset    bool
-	credit   int // bytes of data that may be sent
+	gone     chan struct{} // closed with reset
+	credit   int           // bytes of data that may be sent
 	readable chan struct{}
 	writable chan struct{}
 }
 
 func newStream(c *Conversation, id uint32) *Stream {
-	return &Stream{c: c, id: id, credit: window, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
+	return &Stream{c: c, id: id, credit: window, gone: make(chan struct{}), readable: make(chan struct{}, 1), writable: make(chan struct{}, 1)}
 }
 
 // Request is what the stream was opened with.
 func (s *Stream) Request() *Request { return &s.request }
+
+// Gone is closed when the other end has given the stream up.
+func (s *Stream) Gone() <-chan struct{} { return s.gone }
 
 func signal(c chan struct{}) {
 	select {
@@ -61,7 +65,10 @@ func (s *Stream) receive(f frame) error {
 		signal(s.writable)
 		return nil
 	case typeReset:
-		s.reset = true
+		if !s.reset {
+			s.reset = true
+			close(s.gone)
+		}
 		signal(s.writable)
 	case typeData:
 		if s.inEnded {

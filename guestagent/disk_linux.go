@@ -1,0 +1,73 @@
+package guestagent
+
+import (
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/guestagent/wire"
+)
+
+// disk is the machine's scratch disk. Its size is every clone's; a job's smaller limit is what a ballast file leaves of it.
+type disk struct {
+	root   *os.File // the disk's top directory, above the overlay's
+	seen   atomic.Bool
+	limit0 int64
+}
+
+// fullBelow is how little room counts as none: less than what file systems keep back for their own.
+const fullBelow = 128 << 10
+
+// limit leaves so many bytes free, 0 meaning all. The first limit of a machine is the job's.
+func (d *disk) limit(bytes int64) error {
+	if d == nil || bytes == 0 || d.limit0 == bytes {
+		return nil
+	}
+	free, err := d.free()
+	if err != nil {
+		return err
+	}
+	if bytes > free {
+		return &wire.Error{Kind: wire.ErrNoSpace, Message: "the machine's disk has less room than the job's disk limit"}
+	}
+	fd, err := unix.Openat(int(d.root.Fd()), "ballast", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	if ballast := free - bytes; ballast > 0 {
+		if err := unix.Fallocate(fd, 0, 0, ballast); err != nil {
+			return err
+		}
+	}
+	d.limit0 = bytes
+	return nil
+}
+
+func (d *disk) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(d.root.Fd()), &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// look notes whether the disk is full now.
+func (d *disk) look() {
+	if d == nil {
+		return
+	}
+	if free, err := d.free(); err == nil && free < fullBelow {
+		d.seen.Store(true)
+	}
+}
+
+// full tells whether the disk was full whenever somebody looked.
+func (d *disk) full() bool {
+	if d == nil {
+		return false
+	}
+	d.look()
+	return d.seen.Load()
+}
