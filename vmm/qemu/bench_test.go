@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,15 +43,11 @@ func BenchmarkClone(b *testing.B) {
 		driverClone(b, d, r, template, note, samples)
 		bare.clone(b, note, samples)
 	}
-	median := func(name string) float64 {
-		s := slices.Sorted(slices.Values(samples[name]))
-		return s[len(s)/2]
-	}
 	b.ReportMetric(0, "ns/op")
 	for name := range samples {
-		b.ReportMetric(median(name), name)
+		b.ReportMetric(median(samples[name]), name)
 	}
-	b.ReportMetric(median("ready-ms")/median("bare-ready-ms"), "ratio")
+	b.ReportMetric(median(samples["ready-ms"])/median(samples["bare-ready-ms"]), "ratio")
 }
 
 func driverClone(b *testing.B, d *qemu.Driver, r *registry, t vmm.Template, note func(string, time.Time) time.Time, samples map[string][]float64) {
@@ -170,6 +167,60 @@ func noteMemory(b *testing.B, samples map[string][]float64, prefix string, pid i
 	for name, v := range map[string]float64{"pss-MiB": mib("Pss"), "private-MiB": mib("Private_Clean") + mib("Private_Dirty"), "anon-MiB": mib("Anonymous")} {
 		samples[prefix+name] = append(samples[prefix+name], v)
 	}
+}
+
+// BenchmarkDensity restores 50 machines at once and has each answer; memory is of each, measured while all run.
+func BenchmarkDensity(b *testing.B) {
+	const machines = 50
+	l := newLab(b, vmm.Direct{})
+	samples := make(map[string][]float64)
+	for b.Loop() {
+		start := time.Now()
+		running := make([]vmm.Machine, machines)
+		var all sync.WaitGroup
+		for i := range running {
+			all.Go(func() {
+				p, err := l.Driver.Prepare(b.Context(), l.Template)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if running[i], err = p.Restore(b.Context()); err != nil {
+					b.Error(err)
+					return
+				}
+				if _, err := l.Get(b.Context(), running[i]); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if b.Failed() {
+			b.FailNow()
+		}
+		samples["ready-ms"] = append(samples["ready-ms"], float64(time.Since(start).Milliseconds()))
+		for _, m := range running {
+			noteMemory(b, samples, "", l.pid(m.ID()))
+		}
+		start = time.Now()
+		for _, m := range running {
+			all.Go(func() {
+				if err := m.Close(); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		samples["close-ms"] = append(samples["close-ms"], float64(time.Since(start).Milliseconds()))
+	}
+	b.ReportMetric(0, "ns/op")
+	for name := range samples {
+		b.ReportMetric(median(samples[name]), name)
+	}
+}
+
+func median(samples []float64) float64 {
+	return slices.Sorted(slices.Values(samples))[len(samples)/2]
 }
 
 func fatal(b *testing.B, err error) {
