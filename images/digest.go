@@ -1,0 +1,118 @@
+package images
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Part is a file by its content.
+type Part struct {
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"`
+	// Sparse says that the digest is of the blocks that are not all zero, each after its number: a disk that is mostly holes is
+	// hashed in the time of what it holds.
+	Sparse bool `json:"sparse,omitempty"`
+}
+
+const blockSize = 4096
+
+// PartOf hashes a file.
+func PartOf(name string, sparse bool) (Part, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return Part{}, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	st, err := f.Stat()
+	if err != nil {
+		return Part{}, err
+	}
+	p := Part{Size: st.Size(), Sparse: sparse}
+	h := sha256.New()
+	if sparse {
+		err = hashBlocks(h, f, st.Size())
+	} else {
+		_, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	}
+	if err != nil {
+		return Part{}, fmt.Errorf("hash %s: %w", name, err)
+	}
+	p.SHA256 = hex.EncodeToString(h.Sum(nil))
+	return p, nil
+}
+
+var zeroBlock [blockSize]byte
+
+// hashBlocks writes the blocks that are not zero, each after its number; holes are not even read.
+func hashBlocks(h io.Writer, f *os.File, size int64) error {
+	buf := make([]byte, 256*blockSize)
+	for off := int64(0); off < size; {
+		data, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only holes follow
+		}
+		if err != nil {
+			data = off // a file system that knows no holes
+		}
+		end, err := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			end = size
+		}
+		for data -= data % blockSize; data < end; {
+			n, err := f.ReadAt(buf[:min(int64(len(buf)), size-data)], data)
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			if n == 0 {
+				break
+			}
+			hashChunk(h, buf[:n], data)
+			data += int64(n)
+		}
+		off = max(data, end)
+	}
+	return nil
+}
+
+func hashChunk(h io.Writer, b []byte, off int64) {
+	for i := 0; i < len(b); i += blockSize {
+		block := b[i:min(i+blockSize, len(b))]
+		if bytes.Equal(block, zeroBlock[:len(block)]) {
+			continue
+		}
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64((off+int64(i))/blockSize))
+		_, _ = h.Write(n[:]) // a hash takes everything
+		_, _ = h.Write(block)
+	}
+}
+
+// Check tells whether a file still is what it was.
+func (p Part) Check(name string) error {
+	got, err := PartOf(name, p.Sparse)
+	if err != nil {
+		return err
+	}
+	if got != p {
+		return &CorruptError{File: name, Want: p, Got: got}
+	}
+	return nil
+}
+
+// CorruptError is a file whose content is not what its name or manifest says.
+type CorruptError struct {
+	File      string
+	Want, Got Part
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("%s is corrupt: %d bytes with sha256 %.12s…, should be %d bytes with %.12s…", e.File, e.Got.Size, e.Got.SHA256, e.Want.Size, e.Want.SHA256)
+}

@@ -1,0 +1,290 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// Host gives the templates that one driver needs on this host, from the images of a store. Its methods may be called concurrently.
+type Host struct {
+	Store  *Store
+	Driver vmm.Driver
+	Caps   vmm.Caps
+	// BootWithin bounds a machine's boot and warm-up; 0 means 5 minutes: hosts without KVM are slow, nested ones slower.
+	BootWithin time.Duration
+	// Progress is told what a template's building does; nil for nobody.
+	Progress func(image, stage string)
+
+	mu     sync.Mutex
+	opened map[string]bool // templates whose files this process has seen to be right
+}
+
+// templateFormat changes when older templates cannot be used any more.
+const templateFormat = 1
+
+// templateManifest stands beside a template's files.
+type templateManifest struct {
+	Key      string          `json:"key"`
+	Image    string          `json:"image"` // the image manifest's digest
+	Name     string          `json:"name"`
+	Template vmm.Template    `json:"template"`
+	Files    map[string]Part `json:"files"`
+	BuiltAt  time.Time       `json:"built_at"`
+}
+
+// Offered lists the images that this host can run.
+func (h *Host) Offered() []jobs.OfferedImage {
+	list, err := h.Store.List()
+	if err != nil {
+		return nil // the store is gone; jobs that ask for an image will say so
+	}
+	offered := make([]jobs.OfferedImage, 0, len(list))
+	for _, img := range list {
+		offered = append(offered, jobs.OfferedImage{Name: img.Name, Digest: img.Digest, Resources: img.Resources()})
+	}
+	return offered
+}
+
+// Env is the environment of every program in the image; nil for an image that is not there.
+func (h *Host) Env(image string) []string {
+	img, err := h.Store.Get(image)
+	if err != nil {
+		return nil
+	}
+	return img.Env()
+}
+
+// Template gives the template of an image in a size, with its digest. It is built where it is missing, once among all processes of
+// this host, which takes seconds to minutes; its files are read and checked before their first use in this process.
+func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vmm.Template, string, error) {
+	img, err := h.Store.OpenImage(ctx, image)
+	if err != nil {
+		return vmm.Template{}, "", err
+	}
+	boot := vmm.Boot{
+		Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, Cmdline: img.Manifest.Cmdline,
+		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB,
+	}
+	if r.VCPUs == 0 {
+		boot.VCPUs = img.Resources().VCPUs
+	}
+	if r.MemoryMiB == 0 {
+		boot.MemoryMiB = img.Resources().MemoryMiB
+	}
+	key := h.key(img, boot)
+	release, err := h.Store.Lock(ctx, "template-"+key)
+	if err != nil {
+		return vmm.Template{}, "", err
+	}
+	defer release()
+	t, err := h.open(key)
+	if errors.Is(err, os.ErrNotExist) {
+		t, err = h.build(ctx, img, boot, key)
+	}
+	if errors.Is(err, vmm.ErrUnsupported) { // a driver whose machines have no memory to keep
+		return vmm.Template{Driver: h.Driver.Name(), Boot: vmm.Boot{VCPUs: boot.VCPUs, MemoryMiB: boot.MemoryMiB}}, key, nil
+	}
+	if err != nil {
+		return vmm.Template{}, "", fmt.Errorf("template of %s: %w", image, err)
+	}
+	return t, key, nil
+}
+
+// key is all that a template depends on.
+func (h *Host) key(img Image, b vmm.Boot) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB))
+	return hex.EncodeToString(sum[:])
+}
+
+func (s *Store) templateDir(key string) string { return filepath.Join(s.dir, "templates", key) }
+
+const templateManifestName = "paddock-template.json"
+
+// open gives a template that is there and whole.
+func (h *Host) open(key string) (vmm.Template, error) {
+	dir := h.Store.templateDir(key)
+	m, err := readTemplate(dir)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	h.mu.Lock()
+	seen := h.opened[key]
+	h.mu.Unlock()
+	if !seen {
+		for name, p := range m.Files {
+			if err := p.Check(filepath.Join(dir, name)); err != nil {
+				return vmm.Template{}, err
+			}
+		}
+		h.note(key)
+	}
+	m.Template.Dir = dir
+	return m.Template, nil
+}
+
+func (h *Host) note(key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.opened == nil {
+		h.opened = map[string]bool{}
+	}
+	h.opened[key] = true
+}
+
+func readTemplate(dir string) (templateManifest, error) {
+	var m templateManifest
+	b, err := os.ReadFile(filepath.Join(dir, templateManifestName))
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("%s: %w", filepath.Join(dir, templateManifestName), err)
+	}
+	return m, nil
+}
+
+// build boots the image, warms it, and snapshots it.
+func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ vmm.Template, err error) {
+	within := h.BootWithin
+	if within == 0 {
+		within = 5 * time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("not booted and warmed within %s", within))
+	defer cancel()
+	dir := h.Store.templateDir(key)
+	tmp := dir + ".tmp"
+	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o755)); err != nil { // what a build that died has left
+		return vmm.Template{}, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(tmp))
+		}
+	}()
+	start := time.Now()
+	h.tell(img.Name, "boot")
+	m, err := h.Driver.Boot(ctx, b)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	defer m.Close() //nolint:errcheck // Snapshot has ended it
+	if err := h.warm(ctx, img, m); err != nil {
+		return vmm.Template{}, fmt.Errorf("%w; console: %q", err, m.Console())
+	}
+	h.tell(img.Name, "snapshot")
+	t, err := m.Snapshot(ctx, tmp)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	if err := h.Store.publishTemplate(tmp, dir, templateManifest{Key: key, Image: img.Digest, Name: img.Name, Template: t, BuiltAt: time.Now().UTC()}); err != nil {
+		return vmm.Template{}, err
+	}
+	h.note(key)
+	zerolog.Ctx(ctx).Info().Str("image", img.Name).Dur("took", time.Since(start)).Msg("template built")
+	t.Dir = dir
+	return t, h.Store.removeStale(img.Name, img.Digest)
+}
+
+func (h *Host) tell(image, stage string) {
+	if h.Progress != nil {
+		h.Progress(image, stage)
+	}
+}
+
+// warm runs the recipe's commands in the booted machine and leaves it quiet, with nobody connected.
+func (h *Host) warm(ctx context.Context, img Image, m vmm.Machine) error {
+	conn, err := m.DialGuest(ctx)
+	if err != nil {
+		return fmt.Errorf("dial guest: %w", err)
+	}
+	agent, err := client.Connect(ctx, conn)
+	if err != nil {
+		_ = conn.Close()
+		return fmt.Errorf("reach agent: %w", err)
+	}
+	defer agent.Close() //nolint:errcheck // never fails
+	h.tell(img.Name, "warm up")
+	for i, w := range img.Manifest.Recipe.Warm {
+		argv := append([]string{w.Cmd}, w.Args...)
+		if w.Shell != "" {
+			argv = []string{"/bin/sh", "-c", w.Shell}
+		}
+		said := &head{}
+		exit, err := agent.Exec(ctx, wire.Exec{ID: "warm", Argv: argv, Env: append(img.Env(), "HOME=/work"), User: w.User}, client.Streams{Stdout: said, Stderr: said})
+		if err != nil {
+			return fmt.Errorf("warm[%d]: %w", i, err)
+		}
+		if exit.Code != 0 {
+			return fmt.Errorf("warm[%d]: %q ended with %d %s: %s", i, argv, exit.Code, exit.Signal, said.b)
+		}
+	}
+	return agent.Quiesce(ctx)
+}
+
+// head keeps the first of what is written.
+type head struct{ b []byte }
+
+func (h *head) Write(b []byte) (int, error) {
+	h.b = append(h.b, b[:min(len(b), max(0, 2000-len(h.b)))]...)
+	return len(b), nil
+}
+
+// publishTemplate hashes a finished template and gives it its place.
+func (s *Store) publishTemplate(tmp, dir string, m templateManifest) error {
+	entries, err := os.ReadDir(tmp)
+	if err != nil {
+		return err
+	}
+	m.Files = map[string]Part{}
+	for _, e := range entries {
+		if m.Files[e.Name()], err = PartOf(filepath.Join(tmp, e.Name()), true); err != nil {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := s.writeFile(filepath.Join(tmp, templateManifestName), append(b, '\n')); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(dir), os.Rename(tmp, dir)); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(dir))
+}
+
+// removeStale removes the templates of other builds of an image.
+func (s *Store) removeStale(name, digest string) error {
+	return s.removeTemplates(func(t templateManifest) bool { return t.Name == name && t.Image != digest })
+}
+
+// removeTemplates removes those that are not wanted. A machine that still runs from one keeps what it has open.
+func (s *Store) removeTemplates(unwanted func(templateManifest) bool) error {
+	dirs, err := filepath.Glob(filepath.Join(s.dir, "templates", "*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range dirs {
+		if m, err := readTemplate(d); err == nil && unwanted(m) {
+			errs = append(errs, os.RemoveAll(d))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,374 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// Store is a directory of images, shared by processes: blobs by their content, manifests by their image's name, finished build stages,
+// and the templates of hosts.
+type Store struct {
+	dir string
+
+	mu       sync.Mutex
+	verified map[string]bool // blobs whose content this process has seen to be right
+}
+
+// Manifest is what an image is made of. Its digest is the sha256 of its JSON.
+type Manifest struct {
+	Format int    `json:"format"`
+	Recipe Recipe `json:"recipe"`
+	Kernel Part   `json:"kernel"`
+	Initrd Part   `json:"initrd"`
+	Root   Part   `json:"root"`
+	// Scratch is the formatted disk of which every machine gets a copy.
+	Scratch Part   `json:"scratch"`
+	Cmdline string `json:"cmdline"`
+	// Agent is the agent binary's sha256.
+	Agent string `json:"agent"`
+}
+
+// ManifestFormat changes when older manifests cannot be used any more.
+const ManifestFormat = 1
+
+// Image is an image in a store.
+type Image struct {
+	Name     string
+	Digest   string
+	Manifest Manifest
+	// The parts' files.
+	Kernel, Initrd, Root, Scratch string
+}
+
+// ErrNoImage is returned for a name that is not in the store.
+var ErrNoImage = errors.New("no such image")
+
+// Open gives the store in dir, which is made if need be.
+func Open(dir string) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{"blobs", "images", "stages", "templates", "locks", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+	}
+	return &Store{dir: dir, verified: map[string]bool{}}, nil
+}
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) manifestFile(name string) string {
+	return filepath.Join(s.dir, "images", name+".json")
+}
+
+// Blob is the file of a part.
+func (s *Store) Blob(p Part) string { return filepath.Join(s.dir, "blobs", p.SHA256) }
+
+// Get gives an image without looking at its parts' content.
+func (s *Store) Get(name string) (Image, error) {
+	if !nameRE.MatchString(name) {
+		return Image{}, fmt.Errorf("%w: %q is no image's name", ErrNoImage, name)
+	}
+	b, err := os.ReadFile(s.manifestFile(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Image{}, fmt.Errorf("%w: %s", ErrNoImage, name)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	var m Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return Image{}, fmt.Errorf("manifest of %s: %w", name, err)
+	}
+	if m.Format != ManifestFormat {
+		return Image{}, fmt.Errorf("%w: %s has the format %d of another version: build it anew", ErrNoImage, name, m.Format)
+	}
+	sum := sha256.Sum256(b)
+	return Image{
+		Name: name, Digest: hex.EncodeToString(sum[:]), Manifest: m,
+		Kernel: s.Blob(m.Kernel), Initrd: s.Blob(m.Initrd), Root: s.Blob(m.Root), Scratch: s.Blob(m.Scratch),
+	}, nil
+}
+
+// List gives all images, by name.
+func (s *Store) List() ([]Image, error) {
+	files, err := filepath.Glob(filepath.Join(s.dir, "images", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var list []Image
+	for _, f := range files {
+		img, err := s.Get(strings.TrimSuffix(filepath.Base(f), ".json"))
+		if errors.Is(err, ErrNoImage) {
+			continue // of another version, or just removed
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, img)
+	}
+	return list, nil
+}
+
+// OpenImage gives an image whose parts are all what its manifest says. Each blob is read once in a process's life.
+func (s *Store) OpenImage(ctx context.Context, name string) (Image, error) {
+	img, err := s.Get(name)
+	if err != nil {
+		return img, err
+	}
+	for _, p := range img.parts() {
+		s.mu.Lock()
+		seen := s.verified[p.SHA256]
+		s.mu.Unlock()
+		if seen {
+			continue
+		}
+		if err := s.check(ctx, p); err != nil {
+			return img, fmt.Errorf("image %s: %w", name, err)
+		}
+	}
+	return img, nil
+}
+
+// Verify reads all parts of an image again; the error names the corrupt file.
+func (s *Store) Verify(ctx context.Context, name string) error {
+	img, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range img.parts() {
+		errs = append(errs, s.check(ctx, p))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) check(ctx context.Context, p Part) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	err := p.Check(s.Blob(p))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.verified[p.SHA256] = err == nil
+	return err
+}
+
+func (i *Image) parts() []Part {
+	m := &i.Manifest
+	return []Part{m.Kernel, m.Initrd, m.Root, m.Scratch}
+}
+
+// Size is what the image takes on disk, in bytes, holes not counted.
+func (i *Image) Size() (n int64) {
+	for _, f := range []string{i.Kernel, i.Initrd, i.Root, i.Scratch} {
+		var st syscall.Stat_t
+		if syscall.Stat(f, &st) == nil {
+			n += st.Blocks * 512
+		}
+	}
+	return n
+}
+
+// Resources are the machine's size where a job names none.
+func (i *Image) Resources() jobs.Resources {
+	r := i.Manifest.Recipe.Resources
+	return jobs.Resources{VCPUs: r.VCPUs, MemoryMiB: r.MemoryMiB}
+}
+
+// Env is the environment of every program in the image.
+func (i *Image) Env() []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for k, v := range i.Manifest.Recipe.Env {
+		env = append(env, k+"="+v)
+	}
+	slices.Sort(env)
+	return env
+}
+
+// Publish gives a manifest its name, atomically and durably. Its parts are in the store already.
+func (s *Store) Publish(m Manifest) (Image, error) {
+	m.Format = ManifestFormat
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return Image{}, err
+	}
+	if err := s.writeFile(s.manifestFile(m.Recipe.Name), append(b, '\n')); err != nil {
+		return Image{}, fmt.Errorf("publish %s: %w", m.Recipe.Name, err)
+	}
+	return s.Get(m.Recipe.Name)
+}
+
+// Adopt moves a finished file into the store under its content's name. The file must be in the store's Temp.
+func (s *Store) Adopt(file string, sparse bool) (Part, error) {
+	p, err := PartOf(file, sparse)
+	if err != nil {
+		return p, err
+	}
+	if err := os.Chmod(file, 0o444); err != nil {
+		return p, err
+	}
+	if err := syncFile(file); err != nil {
+		return p, err
+	}
+	if err := os.Rename(file, s.Blob(p)); err != nil {
+		return p, err
+	}
+	s.mu.Lock()
+	s.verified[p.SHA256] = true
+	s.mu.Unlock()
+	return p, syncFile(filepath.Join(s.dir, "blobs"))
+}
+
+// Has tells whether the part's file is there.
+func (s *Store) Has(p Part) bool {
+	st, err := os.Stat(s.Blob(p))
+	return err == nil && st.Size() == p.Size
+}
+
+// Temp makes a directory for work in progress.
+func (s *Store) Temp(pattern string) (string, error) {
+	return os.MkdirTemp(filepath.Join(s.dir, "tmp"), pattern)
+}
+
+// Stage gives what a finished build stage left under its key; false if there is none.
+func (s *Store) Stage(key string, into any) bool {
+	b, err := os.ReadFile(filepath.Join(s.dir, "stages", key+".json"))
+	return err == nil && json.Unmarshal(b, into) == nil
+}
+
+// PutStage notes a finished build stage.
+func (s *Store) PutStage(key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.writeFile(filepath.Join(s.dir, "stages", key+".json"), b)
+}
+
+// Lock waits for the lock of that name, which processes on this host share, and gives its release.
+func (s *Store) Lock(ctx context.Context, name string) (release func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, "locks", name), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	locked := make(chan error, 1)
+	go func() {
+		var err error
+		for {
+			if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+				break
+			}
+		}
+		locked <- err
+	}()
+	select {
+	case err := <-locked:
+		if err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+		return func() { _ = f.Close() }, nil
+	case <-ctx.Done():
+		go func() { // the lock cannot be waited for less; it is given back as soon as it comes
+			<-locked
+			_ = f.Close()
+		}()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Remove takes an image's name away, and with it the blobs and templates that nothing else names.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	release, err := s.Lock(ctx, "image-"+name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	img, err := s.Get(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(s.manifestFile(name)); err != nil {
+		return err
+	}
+	return errors.Join(s.removeTemplates(func(t templateManifest) bool { return t.Image == img.Digest }), s.collect())
+}
+
+// collect removes blobs and stages that no image names.
+func (s *Store) collect() error {
+	list, err := s.List()
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, img := range list {
+		for _, p := range img.parts() {
+			used[p.SHA256] = true
+		}
+	}
+	stages, _ := filepath.Glob(filepath.Join(s.dir, "stages", "*.json"))
+	for _, f := range stages {
+		var parts map[string]Part
+		b, err := os.ReadFile(f)
+		if err != nil || json.Unmarshal(b, &parts) != nil || !used[parts["root"].SHA256] {
+			_ = os.Remove(f)
+			continue
+		}
+		for _, p := range parts {
+			used[p.SHA256] = true
+		}
+	}
+	blobs, err := os.ReadDir(filepath.Join(s.dir, "blobs"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range blobs {
+		if !used[b.Name()] {
+			errs = append(errs, os.Remove(filepath.Join(s.dir, "blobs", b.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// writeFile replaces a file atomically and durably.
+func (s *Store) writeFile(name string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "file-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncFile(filepath.Dir(name))
+}
+
+// syncFile makes a file, or a directory's entries, durable.
+func syncFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
