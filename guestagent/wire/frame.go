@@ -77,14 +77,18 @@ func parseHeader(h [headerSize]byte) (frame, int, error) {
 	return f, int(n), nil
 }
 
-// readFrame reads one frame. A greeting in place of a header is a *greetingError: the host has begun anew.
+// readFrame reads one frame. A greeting or an answer in place of a header is a
+// *greetingError or an *answerError.
 func readFrame(r io.Reader) (frame, error) {
 	var h [headerSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return frame{}, err
 	}
-	if string(h[:len(greetingMagic)]) == greetingMagic {
+	switch string(h[:len(greetingMagic)]) {
+	case greetingMagic:
 		return frame{}, readRestOfGreeting(r, h)
+	case answerMagic:
+		return frame{}, readRestOfAnswer(r, h)
 	}
 	f, n, err := parseHeader(h)
 	if err != nil || n == 0 {

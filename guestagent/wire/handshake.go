@@ -61,6 +61,22 @@ func readRestOfGreeting(r io.Reader, head [headerSize]byte) error {
 	return &greetingError{g}
 }
 
+// answerError is an answer found where a frame was expected: the guest has answered a greeting that was sent again.
+type answerError struct{ nonce nonce }
+
+func (*answerError) Error() string { return "the agent has answered another greeting" }
+
+func readRestOfAnswer(r io.Reader, head [headerSize]byte) error {
+	var b [answerSize]byte
+	copy(b[:], head[:])
+	if _, err := io.ReadFull(r, b[headerSize:]); err != nil {
+		return err
+	}
+	e := new(answerError)
+	copy(e.nonce[:], b[len(answerMagic)+1:])
+	return e
+}
+
 // seek reads up to and including a magic, throwing away what comes before it.
 func seek(r io.ByteReader, magic string) error {
 	matched := 0
@@ -82,7 +98,7 @@ func seek(r io.ByteReader, magic string) error {
 }
 
 // greet begins a conversation from the host's side and gives the reader that holds what has been read beyond the answer.
-func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, version byte, err error) {
+func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, own nonce, err error) {
 	g := greeting{least: minVersion, most: maxVersion}
 	_, _ = rand.Read(g.nonce[:]) // never fails (crypto/rand)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -97,24 +113,22 @@ func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, version byte, e
 	r := bufio.NewReaderSize(conn, MaxPayload+headerSize)
 	answered := make(chan error, 1)
 	go func() {
-		var err error
-		version, err = awaitAnswer(r, g.nonce)
-		answered <- err
+		answered <- awaitAnswer(r, g.nonce)
 	}()
 	tick := time.NewTicker(regreet)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		if n == flushAfter {
 			if _, err := conn.Write(make([]byte, MaxPayload+headerSize)); err != nil {
-				return nil, 0, drain(answered, conn, err)
+				return nil, own, drain(answered, conn, err)
 			}
 		}
 		if _, err := conn.Write(g.encode()); err != nil {
-			return nil, 0, drain(answered, conn, err)
+			return nil, own, drain(answered, conn, err)
 		}
 		select {
 		case err := <-answered:
-			return r, version, err
+			return r, g.nonce, err
 		case <-tick.C:
 		}
 	}
@@ -127,22 +141,22 @@ func drain(answered <-chan error, conn net.Conn, err error) error {
 	return fmt.Errorf("greet the agent: %w", err)
 }
 
-func awaitAnswer(r *bufio.Reader, want nonce) (byte, error) {
+func awaitAnswer(r *bufio.Reader, want nonce) error {
 	for {
 		if err := seek(r, answerMagic); err != nil {
-			return 0, fmt.Errorf("await the agent's answer: %w", err)
+			return fmt.Errorf("await the agent's answer: %w", err)
 		}
 		var b [1 + nonceSize]byte
 		if _, err := io.ReadFull(r, b[:]); err != nil {
-			return 0, fmt.Errorf("await the agent's answer: %w", err)
+			return fmt.Errorf("await the agent's answer: %w", err)
 		}
 		if !bytes.Equal(b[1:], want[:]) {
 			continue // an answer to somebody before us
 		}
 		if b[0] < minVersion || b[0] > maxVersion {
-			return 0, violation("the agent speaks version %d of the protocol, this host %d to %d", b[0], minVersion, maxVersion)
+			return violation("the agent speaks version %d of the protocol, this host %d to %d", b[0], minVersion, maxVersion)
 		}
-		return b[0], nil
+		return nil
 	}
 }
 

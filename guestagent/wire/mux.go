@@ -27,6 +27,7 @@ type Conversation struct {
 	rw   io.ReadWriter
 	r    *bufio.Reader
 	host bool
+	own  nonce // names this conversation
 
 	wmu  sync.Mutex // serialises writes
 	wbuf []byte
@@ -50,11 +51,13 @@ func newConversation(rw io.ReadWriter, r *bufio.Reader, host bool) *Conversation
 // Host begins a conversation with the agent at the other end of conn. ctx bounds the greeting only. Run must be called, and reads
 // until the conversation ends.
 func Host(ctx context.Context, conn net.Conn) (*Conversation, error) {
-	r, _, err := greet(ctx, conn)
+	r, own, err := greet(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	return newConversation(conn, r, true), nil
+	c := newConversation(conn, r, true)
+	c.own = own
+	return c, nil
 }
 
 // Guest holds one conversation after the other with the hosts at the other end of rw; each is given to serve, which returns when the
@@ -71,9 +74,10 @@ func Guest(rw io.ReadWriter, serve func(*Conversation)) error {
 			continue
 		}
 		c := newConversation(rw, r, false)
+		c.own = g.nonce
 		var serving sync.WaitGroup
 		serving.Go(func() { serve(c) })
-		err = c.run(g.nonce)
+		err = c.Run()
 		serving.Wait()
 		var again *greetingError
 		switch {
@@ -86,16 +90,12 @@ func Guest(rw io.ReadWriter, serve func(*Conversation)) error {
 	return err
 }
 
-// Run reads until the conversation ends, and tells why. The host's end calls it once.
-func (c *Conversation) Run() error { return c.run(nonce{}) }
-
-// run reads frames and hands them to their streams; it never waits for anything but the other end. A greeting with the nonce of this
-// very conversation is a repeat and passed over.
-func (c *Conversation) run(own nonce) error {
+// Run reads frames and hands them to their streams until the conversation ends, and tells why; it never waits for anything but the
+// other end. Whoever began the conversation calls it once.
+func (c *Conversation) Run() error {
 	for {
 		f, err := readFrame(c.r)
-		var again *greetingError
-		if errors.As(err, &again) && !c.host && again.nonce == own {
+		if err != nil && c.repeated(err) {
 			continue
 		}
 		if err == nil {
@@ -106,6 +106,17 @@ func (c *Conversation) run(own nonce) error {
 			return err
 		}
 	}
+}
+
+// repeated tells whether what was read is this conversation's own greeting or answer once more.
+func (c *Conversation) repeated(err error) bool {
+	if again, ok := errors.AsType[*greetingError](err); ok && !c.host {
+		return again.nonce == c.own
+	}
+	if again, ok := errors.AsType[*answerError](err); ok && c.host {
+		return again.nonce == c.own
+	}
+	return false
 }
 
 // Done is closed when the conversation has ended; Err then tells why.
