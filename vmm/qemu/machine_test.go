@@ -283,6 +283,12 @@ func testBrokenTemplates(t *testing.T, l *lab) {
 			return errors.Join(os.Remove(path), os.WriteFile(path, change(b), 0o444))
 		}
 	}
+	memory := func(size int64) func(string) error {
+		return func(dir string) error {
+			path := filepath.Join(dir, "memory")
+			return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o644), os.Truncate(path, size))
+		}
+	}
 	remove := func(name string) func(string) error {
 		return func(dir string) error { return os.Remove(filepath.Join(dir, name)) }
 	}
@@ -291,13 +297,15 @@ func testBrokenTemplates(t *testing.T, l *lab) {
 	noise := func(b []byte) []byte { return []byte(strings.Repeat("noise", len(b)/5)) }
 	for name, breakIt := range map[string]func(string) error{
 		"half the state": overwrite("state", half), "no state": overwrite("state", empty), "noise for a state": overwrite("state", noise),
-		"half the memory": overwrite("memory", half), "no memory": overwrite("memory", empty),
+		"half the memory": memory(128 << 20), "no memory": memory(0), "other memory": memory(256<<20 + 1),
 		"noise for a manifest": overwrite("qemu.json", noise), "an empty manifest": overwrite("qemu.json", func([]byte) []byte { return []byte("{}") }),
 		"missing state": remove("state"), "missing memory": remove("memory"), "missing manifest": remove("qemu.json"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "template")
-			must(t, os.CopyFS(dir, os.DirFS(l.Template.Dir)))
+			dir := t.TempDir()
+			for _, name := range []string{"state", "memory", "qemu.json"} {
+				must(t, os.Link(filepath.Join(l.Template.Dir, name), filepath.Join(dir, name)))
+			}
 			must(t, breakIt(dir))
 			template := l.Template
 			template.Dir = dir
