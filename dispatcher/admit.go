@@ -1,0 +1,175 @@
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// Admit takes a job in. It is the one function that every way in calls. When it returns a job, that job is in the ledger and will end,
+// whatever dies; duplicate says that its idempotency key, or its id, had brought in this very job before. An error is a *jobs.Error.
+func (d *Dispatcher) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (job jobs.Job, duplicate bool, err error) {
+	if err := jobs.ValidTenant(tenant); err != nil {
+		return job, false, err
+	}
+	if err := spec.Validate(); err != nil {
+		return job, false, err
+	}
+	if err := d.ready(ctx); err != nil {
+		return job, false, err
+	}
+	if err := d.offered(spec); err != nil {
+		return job, false, err
+	}
+	leave, err := d.enterQueue()
+	if err != nil {
+		return job, false, err
+	}
+	defer leave()
+
+	a := admission(tenant, spec, time.Now().UTC())
+	taken, err := d.cfg.Store.Admit(ctx, a)
+	switch {
+	case err != nil:
+		return job, false, d.broken(ctx, "admit job", err)
+	case taken != nil && taken.Hash != a.Hash:
+		return job, false, &jobs.Error{Code: jobs.CodeConflict, Message: "the idempotency key or the id belongs to a job with another body"}
+	case taken != nil:
+		return taken.Job, true, nil
+	}
+	d.metrics.submitted.Inc()
+	d.enqueue(&a.Entry)
+	return a.Job, false, nil
+}
+
+const (
+	keyRemembered   = 24 * time.Hour
+	defaultQueueTTL = 24 * time.Hour
+	defaultRetries  = 3
+	defaultPriority = 5
+)
+
+// admission is the ledger's row of a new job.
+func admission(tenant string, spec *jobs.Spec, now time.Time) ledger.Admission {
+	now = now.Truncate(time.Microsecond) // what the ledger keeps
+	id := spec.ID
+	if id == "" {
+		id = jobs.NewID()
+	}
+	ttl := time.Duration(spec.QueueTTLMS) * time.Millisecond
+	if ttl == 0 {
+		ttl = defaultQueueTTL
+	}
+	return ledger.Admission{
+		Job: jobs.Job{
+			ID: id, Tenant: tenant, State: jobs.StateQueued, Image: spec.ImageName(), Labels: spec.Labels, AcceptedAt: now, Spec: spec,
+		},
+		Hash: spec.Hash(), Key: spec.IdempotencyKey, KeyUntil: now.Add(keyRemembered), ExpiresAt: now.Add(ttl),
+		Entry: ledger.Entry{
+			ID: id, Tenant: tenant, Image: spec.ImageName(), State: jobs.StateQueued, Priority: or(spec.Priority, defaultPriority), Resources: spec.Resources,
+			AcceptedAt: now, ExpiresAt: now.Add(ttl), InfraLeft: or(spec.InfraRetries, defaultRetries),
+		},
+	}
+}
+
+func or(p *int, v int) int {
+	if p == nil {
+		return v
+	}
+	return *p
+}
+
+// enterQueue takes a place in the queue for a job on its way into the ledger.
+func (d *Dispatcher) enterQueue() (leave func(), _ error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.queue.Len()+d.admitting >= d.cfg.MaxQueued {
+		d.metrics.refused.Inc()
+		return nil, &jobs.Error{Code: jobs.CodeQueueFull, Message: fmt.Sprintf("%d jobs are queued, no more are taken", d.cfg.MaxQueued), RetryAfterMS: 1000}
+	}
+	d.admitting++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.admitting--
+	}, nil
+}
+
+// enqueue puts an admitted job before the matcher.
+func (d *Dispatcher) enqueue(e *ledger.Entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.entries[e.ID] = e
+	d.queue.Push(item(e))
+	d.match()
+}
+
+// guestMiB is what a guest's kernel and agent need beside a job's own memory.
+const guestMiB = 64
+
+// offered refuses what no worker here could ever run: a job that would only wait is worse than an error. While no worker has ever been
+// seen, nothing is known, and everything may wait.
+func (d *Dispatcher) offered(spec *jobs.Spec) error {
+	var faults []jobs.Fault
+	if p := spec.Network.Policy; p != "" && p != jobs.NetworkNone {
+		faults = append(faults, jobs.Fault{Path: "network.policy", Message: fmt.Sprintf("no worker here offers %q; only none", p)})
+	}
+	if len(spec.Callbacks) > 0 {
+		faults = append(faults, jobs.Fault{Path: "callbacks", Message: "this dispatcher calls no webhooks; follow the job's events"})
+	}
+	if len(faults) > 0 {
+		return &jobs.Error{Code: jobs.CodeUnsupported, Message: "the job asks for what is not offered here", Faults: faults}
+	}
+	d.mu.Lock()
+	images, capacity := d.offers()
+	d.mu.Unlock()
+	if images == nil {
+		return nil
+	}
+	size, ok := images[spec.ImageName()]
+	if !ok {
+		known := slices.Sorted(maps.Keys(images))
+		return invalid(jobs.Fault{Path: "image", Message: fmt.Sprintf("no worker has an image %q; there are %s", spec.ImageName(), strings.Join(known, ", "))})
+	}
+	r := spec.Resources
+	if r.VCPUs > capacity.VCPUs {
+		faults = append(faults, jobs.Fault{Path: "resources.vcpus", Message: fmt.Sprintf("%d, and the largest worker has %d", r.VCPUs, capacity.VCPUs)})
+	}
+	if r.MemoryMiB > capacity.MemoryMiB {
+		faults = append(faults, jobs.Fault{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the largest worker has %d", r.MemoryMiB, capacity.MemoryMiB)})
+	}
+	if r.MemoryMiB == 0 {
+		r.MemoryMiB = size.MemoryMiB
+	}
+	faults = append(faults, memoryFaults(spec, r.MemoryMiB)...)
+	if len(faults) > 0 {
+		return invalid(faults...)
+	}
+	return nil
+}
+
+func invalid(faults ...jobs.Fault) *jobs.Error {
+	return &jobs.Error{Code: jobs.CodeInvalid, Message: "invalid job spec", Faults: faults}
+}
+
+// memoryFaults finds limits that the machine could not keep: it would run out of memory as a whole first.
+func memoryFaults(spec *jobs.Spec, machineMiB int) (faults []jobs.Fault) {
+	most := int64(machineMiB-guestMiB) << 20
+	check := func(path string, l jobs.Limits) {
+		if l.MemoryBytes > most {
+			faults = append(faults, jobs.Fault{Path: path, Message: fmt.Sprintf("%d, and a machine of %d MiB has at most %d for a job; ask for resources.memory_mib",
+				l.MemoryBytes, machineMiB, most)})
+		}
+	}
+	check("limits.memory_bytes", spec.Limits)
+	for i, s := range spec.Steps {
+		check(fmt.Sprintf("steps[%d].limits.memory_bytes", i), s.Limits)
+	}
+	return faults
+}
