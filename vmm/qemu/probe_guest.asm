@@ -64,11 +64,12 @@ say:
 2: hlt
   jmp 2b
 .align 8
+  # Accessed already: the table is in ROM, and a processor that wants to write that bit waits for ever.
 gdt:
   .quad 0
-  .quad 0x00cf9a000000ffff
-  .quad 0x00cf92000000ffff
-  .quad 0x00af9a000000ffff
+  .quad 0x00cf9b000000ffff
+  .quad 0x00cf93000000ffff
+  .quad 0x00af9b000000ffff
 gdtr:
   .word 31
   .long 0xF0000 + gdt - start
