@@ -63,7 +63,9 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, f machineFiles) {
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", c.file(f.agent)),
 		"-device", "virtserialport,chardev=agent,name="+agentPort,
 		"-device", "virtio-rng-pci",
-		"-device", "pvpanic-pci")
+		"-device", "pvpanic-pci",
+		// Threads that do I/O: by default up to 64.
+		"-object", "main-loop,id=main-loop,thread-pool-max=8")
 	if f.root != nil {
 		c.disk("root", f.root, "read-only=on,auto-read-only=off")
 	}

@@ -24,7 +24,11 @@ const (
 // Clones map a sealed memfd and not the template's file, because QEMU before 8.2 opens memory-backend-file's path O_RDWR even
 // with share=off, which an unprivileged process cannot do, and must not, on a 0444 file that all clones share. A memfd with
 // F_SEAL_WRITE opens O_RDWR by /proc/self/fd, takes MAP_PRIVATE mappings, and refuses everything that would change it. It needs
-// no path in the jail and no right to one. It is loaded once per template and driver; its pages are shared by all clones.
+// no path in the jail and no right to one. It is loaded once per template and driver (60 ms for a small Linux); its pages are shared by all
+// clones, belong to this process's memory limit, and cannot be evicted but to swap.
+//
+// Newer QEMUs could map the file itself (readonly=on,rom=off). Measured on 7.2 and on 10.0, restore, first answer and private memory
+// of clones are the same either way, so there is one way.
 type memories struct {
 	mu    sync.Mutex
 	byDir map[string]*memory
