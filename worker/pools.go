@@ -94,17 +94,20 @@ func (ps *pools) of(ctx context.Context, image string, size jobs.Resources) (*po
 func (ps *pools) open(key poolKey, o *poolOnce) {
 	defer close(o.done)
 	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.size)
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
 	if err != nil {
 		o.err = err
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
 		delete(ps.pools, key)
 		return
 	}
-	o.pool = &pool{image: key.image, size: key.size, digest: digest, tmpl: t, ps: ps}
-	o.pool.mu.Lock()
-	defer o.pool.mu.Unlock()
-	o.pool.fill()
+	p := &pool{image: key.image, size: key.size, digest: digest, tmpl: t, ps: ps}
+	ps.mu.Lock()
+	o.pool = p
+	ps.mu.Unlock()
+	p.mu.Lock() // never while ps.mu is held: a pool that fills asks for room
+	defer p.mu.Unlock()
+	p.fill()
 }
 
 // all are the pools whose templates are there.

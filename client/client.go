@@ -1,0 +1,186 @@
+// Package client is Paddock's Go SDK: submit jobs over NATS, follow them, get their results. Everything it does can be done with any
+// NATS client; docs/nats.md says how. It imports jobs and nats.go only.
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// DefaultURL is where `paddock up` listens.
+const DefaultURL = "nats://127.0.0.1:4222"
+
+// Client is one tenant's connection. Its methods may be called concurrently. Errors that Paddock answered are *jobs.Error.
+type Client struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	tenant string
+}
+
+// Option changes how Connect connects.
+type Option func(*options)
+
+type options struct {
+	tenant string
+	nats   []nats.Option
+}
+
+// Tenant says whose jobs these are; "default" is the default.
+func Tenant(name string) Option { return func(o *options) { o.tenant = name } }
+
+// NATS passes options of nats.go on: credentials, TLS, a name.
+func NATS(opts ...nats.Option) Option { return func(o *options) { o.nats = append(o.nats, opts...) } }
+
+// Connect connects to the NATS servers at url (several with commas between them; empty means DefaultURL).
+func Connect(url string, opts ...Option) (*Client, error) {
+	o := options{tenant: "default", nats: []nats.Option{nats.Name("paddock client"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond)}}
+	for _, set := range opts {
+		set(&o)
+	}
+	if err := jobs.ValidTenant(o.tenant); err != nil {
+		return nil, err
+	}
+	if url == "" {
+		url = DefaultURL
+	}
+	nc, err := nats.Connect(url, o.nats...)
+	if err != nil {
+		return nil, fmt.Errorf("reach NATS at %s: %w; is `paddock up` running?", url, err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return &Client{nc: nc, js: js, tenant: o.tenant}, nil
+}
+
+// Close disconnects.
+func (c *Client) Close() { c.nc.Close() }
+
+// askWithin bounds a request where ctx does not.
+const askWithin = 30 * time.Second
+
+// ask is one request and its answer.
+func ask[R any](ctx context.Context, c *Client, subject string, body any) (r R, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, askWithin)
+		defer cancel()
+	}
+	var data []byte
+	if body != nil {
+		if data, err = json.Marshal(body); err != nil {
+			return r, err
+		}
+	}
+	m, err := c.nc.RequestWithContext(ctx, subject, data)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return r, &jobs.Error{Code: jobs.CodeUnavailable, Message: "no dispatcher answers at " + c.nc.ConnectedUrl() + "; is `paddock up` running there?", RetryAfterMS: 1000}
+	case errors.Is(err, nats.ErrMaxPayload):
+		return r, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("%d bytes are more than the server takes; large files go in as objects", len(data))}
+	case err != nil:
+		return r, fmt.Errorf("ask %s: %w", strings.TrimPrefix(subject, "paddock."), err)
+	}
+	return r, json.Unmarshal(m.Data, &r)
+}
+
+// Submit has a job accepted. The reply's Job is set where the error is nil.
+func (c *Client) Submit(ctx context.Context, spec *jobs.Spec) (jobs.SubmitReply, error) {
+	r, err := ask[jobs.SubmitReply](ctx, c, jobs.SubmitSubject(c.tenant), spec)
+	if err == nil && r.Error != nil {
+		err = r.Error
+	}
+	return r, err
+}
+
+// Get gives a job's record, with its spec and, where it has ended, its result.
+func (c *Client) Get(ctx context.Context, id string) (jobs.Job, error) {
+	r, err := ask[jobs.GetReply](ctx, c, jobs.GetSubject(c.tenant), jobs.GetRequest{ID: id})
+	switch {
+	case err != nil:
+		return jobs.Job{}, err
+	case r.Error != nil:
+		return jobs.Job{}, r.Error
+	}
+	return *r.Job, nil
+}
+
+// List gives jobs without their specs, newest first.
+func (c *Client) List(ctx context.Context, q jobs.ListRequest) (jobs.ListReply, error) {
+	r, err := ask[jobs.ListReply](ctx, c, jobs.ListSubject(c.tenant), q)
+	if err == nil && r.Error != nil {
+		err = r.Error
+	}
+	return r, err
+}
+
+// Cancel asks for a job's end and gives where it stood.
+func (c *Client) Cancel(ctx context.Context, id string) (jobs.State, error) {
+	if _, err := jobs.ParseID(id); err != nil {
+		return "", &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("no job %.80q", id)}
+	}
+	r, err := ask[jobs.CancelReply](ctx, c, jobs.CancelSubject(c.tenant, id), nil)
+	if err == nil && r.Error != nil {
+		err = r.Error
+	}
+	return r.State, err
+}
+
+// Stdin gives a writer into the input of a running job that was submitted with stdin_stream. A write returns when the program's pipe
+// has taken it; Close ends the input. It may be used once the job's state event "running" has come.
+func (c *Client) Stdin(ctx context.Context, id string) *Stdin { return &Stdin{c: c, ctx: ctx, id: id} }
+
+// Stdin is a job's input.
+type Stdin struct {
+	c   *Client
+	ctx context.Context //nolint:containedctx // of the writes, which io.Writer gives none
+	id  string
+}
+
+// stdinChunk is how much of a write goes into one message.
+const stdinChunk = 64 << 10
+
+// Write implements io.Writer.
+func (s *Stdin) Write(b []byte) (n int, err error) {
+	for len(b) > 0 {
+		k := min(len(b), stdinChunk)
+		if err := s.send(jobs.StdinChunk{Content: jobs.ContentOf(b[:k])}); err != nil {
+			return n, err
+		}
+		b, n = b[k:], n+k
+	}
+	return n, nil
+}
+
+// Close ends the input.
+func (s *Stdin) Close() error { return s.send(jobs.StdinChunk{EOF: true}) }
+
+func (s *Stdin) send(chunk jobs.StdinChunk) error {
+	// The worker listens from just before the job runs; a viewer that is quicker tries again.
+	for wait := 10 * time.Millisecond; ; wait *= 2 {
+		r, err := ask[jobs.StdinReply](s.ctx, s.c, jobs.StdinSubject(s.c.tenant, s.id), chunk)
+		if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable && wait < time.Second {
+			select {
+			case <-time.After(wait):
+				continue
+			case <-s.ctx.Done():
+				return context.Cause(s.ctx)
+			}
+		}
+		if err == nil && r.Error != nil {
+			err = r.Error
+		}
+		return err
+	}
+}
