@@ -135,13 +135,21 @@ func TestProcess(t *testing.T) {
 		{"wall", func() wire.Exec { e := sh("trap '' TERM; sleep 100"); e.Limits.WallMS = 100; return e }(), "", func(e wire.Exit, _, _ string) bool {
 			return e.Limit == wire.LimitWall && e.WallMS < 2000
 		}},
-		{"cpu", func() wire.Exec { e := sh("while :; do :; done"); e.Limits.CPUMS, e.Limits.WallMS = 200, 20_000; return e }(), "", func(e wire.Exit, _, _ string) bool {
+		{"cpu", func() wire.Exec {
+			e := sh("while :; do :; done")
+			e.Limits.CPUMS, e.Limits.WallMS = 200, 20_000
+			return e
+		}(), "", func(e wire.Exit, _, _ string) bool {
 			return e.Limit == wire.LimitCPU && e.CPUMS >= 190 && e.CPUMS < 2000
 		}},
 		{"output", func() wire.Exec { e := sh("yes"); e.Limits.OutputBytes = 100_000; return e }(), "", func(e wire.Exit, out, _ string) bool {
 			return e.Limit == wire.LimitStdout && len(out) == 100_000 && e.StdoutBytes == 100_000 && e.StdoutDropped > 0
 		}},
-		{"file size", func() wire.Exec { e := sh("dd if=/dev/zero of=big bs=1k count=100 2>/dev/null"); e.Limits.FileBytes = 10_000; return e }(), "", func(e wire.Exit, _, _ string) bool {
+		{"file size", func() wire.Exec {
+			e := sh("dd if=/dev/zero of=big bs=1k count=100 2>/dev/null")
+			e.Limits.FileBytes = 10_000
+			return e
+		}(), "", func(e wire.Exit, _, _ string) bool {
 			return e.Code != 0
 		}},
 		{"background does not hold the step", sh("sleep 100 & echo done"), "", func(e wire.Exit, out, _ string) bool { return out == "done\n" && e.WallMS < 5000 }},

@@ -39,6 +39,17 @@ func Process(conn io.ReadWriteCloser, work string) error {
 	return err
 }
 
+// MountProc gives a process that is the first of its own pid and mount namespaces a /proc that shows them.
+func MountProc() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount proc: %w", err)
+	}
+	return nil
+}
+
 func (m *machine) cwd(e *wire.Exec) string {
 	if e.Cwd == "" {
 		return m.work

@@ -13,8 +13,11 @@ import (
 )
 
 // Direct is a Launcher without a jail: the VMM is a plain child with this process's own uid, sees the whole host, and dies with
-// this process. It is for tests and for trying things out. The zero value is ready.
-type Direct struct{}
+// this process. It is for tests and for trying things out, and what other launchers fork with. The zero value is ready.
+type Direct struct {
+	// Attr, where set, changes how the process is forked: a jail sets its namespaces.
+	Attr func(*syscall.SysProcAttr)
+}
 
 var _ Launcher = Direct{}
 
@@ -23,7 +26,7 @@ func (Direct) Degraded() []string { return []string{"jail"} }
 
 // Launch starts c in a process group of its own, with an environment that holds nothing but PATH. What is under c.Writable
 // belongs to the process already: it runs under this process's uid.
-func (Direct) Launch(ctx context.Context, c Command) (Process, error) {
+func (d Direct) Launch(ctx context.Context, c Command) (Process, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("launch %s: %w", c.Name, err)
 	}
@@ -35,6 +38,9 @@ func (Direct) Launch(ctx context.Context, c Command) (Process, error) {
 		cmd.Stderr = c.Stderr
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if d.Attr != nil {
+		d.Attr(cmd.SysProcAttr)
+	}
 	p := &directProcess{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go p.run(started)

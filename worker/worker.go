@@ -96,6 +96,8 @@ type Worker struct {
 	cap     *capacity
 	pools   *pools
 	metrics metrics
+
+	registered chan struct{}
 }
 
 // New checks the configuration; it starts nothing.
@@ -115,7 +117,7 @@ func New(cfg Config) (*Worker, error) {
 			return nil, fmt.Errorf("worker: %w", err)
 		}
 	}
-	w := &Worker{cfg: cfg, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer)}
+	w := &Worker{cfg: cfg, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer), registered: make(chan struct{})}
 	w.pools = newPools(cfg, w.cap, &w.metrics)
 	return w, nil
 }
@@ -137,6 +139,7 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 	if err := w.register(ctx); err != nil {
 		return err
 	}
+	close(w.registered)
 	live, stop := context.WithCancel(context.WithoutCancel(ctx)) // beats and pools outlive the attempts
 	g, live := errgroup.WithContext(live)
 	g.Go(func() error { return w.beat(live, drain) })
@@ -152,6 +155,9 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 	stop()
 	return g.Wait()
 }
+
+// Registered is closed when a dispatcher has taken the worker in.
+func (w *Worker) Registered() <-chan struct{} { return w.registered }
 
 // runLease is one attempt from lease to report; a panic in it is a bug of ours and costs this attempt only.
 func (w *Worker) runLease(ctx context.Context, l jobs.Lease) {

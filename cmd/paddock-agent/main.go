@@ -37,11 +37,17 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	fd := flags.Int("fd", 3, "descriptor of the socket to the host")
 	work := flags.String("work", "", "directory of programs and files")
+	own := flags.Bool("pid-namespace", false, "this process is the first of its own pid and mount namespaces")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
 	if *work == "" {
 		return errors.New("serve needs --work")
+	}
+	if *own {
+		if err := guestagent.MountProc(); err != nil {
+			return err
+		}
 	}
 	conn := os.NewFile(uintptr(*fd), "host")
 	if conn == nil {

@@ -1,0 +1,74 @@
+// Command paddock runs other people's code in throw-away virtual machines: it is the server (up, dispatcher, worker), the client (run,
+// submit, get, ls, logs, cancel) and the image builder. This file is the command tree; wire.go is where concrete types meet.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+)
+
+var version = "dev"
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+// exitError carries a program's exit code, or one of our own, through cobra. Its message has been printed.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+func run(args []string) int {
+	root := command()
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	}
+	complain(err)
+	return exitFailure
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "paddock",
+		Short: "Run other people's code in throw-away virtual machines",
+		Long: "Paddock runs jobs in virtual machines that are cloned from warm templates, used once, and destroyed.\n\n" +
+			"Start with `paddock up`, then `paddock run FILE` in another terminal. `paddock doctor` says what this host can do.",
+		SilenceErrors: true, SilenceUsage: true, Version: version,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
+	})
+	root.AddGroup(&cobra.Group{ID: "client", Title: "Jobs:"}, &cobra.Group{ID: "server", Title: "Servers:"}, &cobra.Group{ID: "host", Title: "This host:"})
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand())
+	add("server", upCommand(), dispatcherCommand(), workerCommand())
+	add("host", imageCommand(), doctorCommand(), benchCommand())
+	root.AddCommand(versionCommand(), jailCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(c *cobra.Command, _ []string) {
+			fmt.Fprintf(c.OutOrStdout(), "paddock %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		},
+	}
+}

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/images/build"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+func upCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "up", Short: "Start everything in one process: NATS, dispatcher, worker", Args: cobra.NoArgs,
+		Long: "Starts an embedded NATS server, a dispatcher and a worker, after building the images that are missing.\n" +
+			"SIGINT or SIGTERM lets running jobs end; a second one ends them.",
+	}
+	flags := addConfigFlags(c, forDispatcher|forWorker)
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "paddock", true, true) }
+	return c
+}
+
+func dispatcherCommand() *cobra.Command {
+	c := &cobra.Command{Use: "dispatcher", Short: "Start a dispatcher, with NATS or on an external one", Args: cobra.NoArgs}
+	flags := addConfigFlags(c, forDispatcher)
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "dispatcher", true, false) }
+	return c
+}
+
+func workerCommand() *cobra.Command {
+	c := &cobra.Command{Use: "worker", Short: "Start a worker on this host", Args: cobra.NoArgs, Example: "  paddock worker --nats nats://dispatcher.example:4222"}
+	flags := addConfigFlags(c, forWorker)
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "worker", false, true) }
+	return c
+}
+
+// serve runs what was asked for until a signal or until a part of it fails.
+func serve(flags *configFlags, role string, withDispatcher, withWorker bool) (err error) {
+	c, printed, err := flags.load()
+	if err != nil || printed {
+		return err
+	}
+	level, err := zerolog.ParseLevel(c.LogLevel)
+	if err != nil {
+		return fmt.Errorf("log level %q: want debug, info, warn or error", c.LogLevel)
+	}
+	log := zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.TimeOnly, NoColor: true}).Level(level).With().Timestamp().Logger()
+	ctx, abort := context.WithCancelCause(log.WithContext(context.Background()))
+	defer abort(nil)
+	release, err := lockState(c.StateDir, role)
+	if err != nil {
+		return err
+	}
+	defer release()
+	drain := make(chan struct{})
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	go onSignals(ctx, signals, drain, abort)
+
+	s := &server{config: c, registry: prometheus.NewRegistry(), drain: drain}
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if withWorker {
+		if err := s.buildImages(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.run(ctx, withDispatcher, withWorker); err != nil && !errors.Is(context.Cause(ctx), errAborted) {
+		return err
+	}
+	return nil
+}
+
+var errAborted = errors.New("second signal")
+
+// onSignals lets the first signal drain and the second abort.
+func onSignals(ctx context.Context, signals <-chan os.Signal, drain chan struct{}, abort context.CancelCauseFunc) {
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+		}
+		if n > 0 {
+			abort(errAborted)
+			return
+		}
+		say("stopping; running jobs are let end, a second signal ends them")
+		close(drain)
+	}
+}
+
+// server is one process's parts.
+type server struct {
+	config   config
+	registry *prometheus.Registry
+	drain    chan struct{}
+}
+
+// buildImages builds the configured images that the store does not have in this version.
+func (s *server) buildImages(ctx context.Context) error {
+	store, err := openStore(s.config.ImageDir)
+	if err != nil {
+		return err
+	}
+	if s.config.Driver == "inproc" {
+		return nil
+	}
+	agent, err := agentPath(s.config.Agent)
+	if err != nil {
+		return err
+	}
+	p := newProgress()
+	defer p.done()
+	for _, name := range s.config.Images {
+		r, err := images.ShippedRecipe(name)
+		if err != nil {
+			if _, have := store.Get(name); have == nil {
+				continue // one of the operator's own
+			}
+			return err
+		}
+		_, err = build.Image(ctx, store, r, build.Options{Agent: agent, Progress: func(stage, detail string) { p.stage("image %s: %s %s", name, stage, detail) }})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run starts the parts and waits for their end: the worker first, when it is to drain, then what it needs.
+func (s *server) run(ctx context.Context, withDispatcher, withWorker bool) error {
+	c := s.config
+	b, url, closeBus, err := connectBus(ctx, c, c.Name)
+	if err != nil {
+		return err
+	}
+	defer closeBus()
+	g, gctx := errgroup.WithContext(ctx)
+	serving, stop := context.WithCancel(gctx) // what the worker needs, until it has ended
+	if err := s.serveMetrics(serving, g); err != nil {
+		stop()
+		return err
+	}
+	if withDispatcher {
+		d, closeStore, err := openDispatcher(ctx, c, b, s.registry)
+		if err != nil {
+			stop()
+			return err
+		}
+		defer closeStore() //nolint:errcheck // everything is committed
+		g.Go(func() error { return d.Run(serving) })
+		g.Go(func() error { return b.ServeDispatcher(serving, d) })
+	}
+	if withWorker {
+		err = s.work(gctx, g, b, stop, url)
+	} else {
+		say("ready: dispatcher on %s", url)
+		g.Go(func() error {
+			defer stop()
+			select {
+			case <-s.drain:
+			case <-gctx.Done():
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		stop()
+	}
+	return errors.Join(err, g.Wait())
+}
+
+// work starts the worker; when it ends, what it needed is stopped.
+func (s *server) work(ctx context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
+	p := newProgress()
+	w, host, closeDriver, err := openWorker(ctx, s.config, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
+	if err != nil {
+		return err
+	}
+	for _, image := range s.config.Images {
+		if s.config.Driver == "inproc" {
+			break
+		}
+		if _, _, err := host.Template(ctx, image, jobs.Resources{}); err != nil {
+			p.done()
+			return errors.Join(err, closeDriver())
+		}
+	}
+	p.done()
+	g.Go(func() error {
+		defer stop()
+		err := w.Run(ctx, s.drain)
+		return errors.Join(err, closeDriver())
+	})
+	select {
+	case <-w.Registered():
+		say("ready: jobs are taken on %s; try: paddock run hello.py", url)
+	case <-ctx.Done():
+	case <-s.drain:
+	}
+	return nil
+}
+
+// serveMetrics serves /metrics and /healthz.
+func (s *server) serveMetrics(ctx context.Context, g *errgroup.Group) error {
+	if s.config.MetricsListen == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", s.config.MetricsListen)
+	if err != nil {
+		return fmt.Errorf("metrics: %w; another address is given with --metrics-listen", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	h := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	g.Go(func() error {
+		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("metrics: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		return h.Close()
+	})
+	return nil
+}

@@ -1,0 +1,184 @@
+package main
+
+// This file is where concrete types meet: the only place that knows which driver, which ledger, which bus.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/dispatcher"
+	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
+	"github.com/paddockvm/paddock/guestagent"
+	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostproc"
+	"github.com/paddockvm/paddock/vmm/inproc"
+	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/worker"
+	"github.com/paddockvm/paddock/worker/jail"
+)
+
+// connectBus starts the embedded NATS server, where the configuration has one, and connects.
+func connectBus(ctx context.Context, c config, name string) (_ *bus.Bus, url string, closeAll func(), err error) {
+	log := *zerolog.Ctx(ctx)
+	cfg := bus.Config{URL: c.NATS, Name: name, Log: log}
+	closeAll = func() {}
+	if c.Listen != "" {
+		s, err := bus.Embed(bus.EmbedConfig{Listen: c.Listen, StoreDir: filepath.Join(c.StateDir, "jetstream"), LazySync: c.LazySync, Log: log})
+		if err != nil {
+			return nil, "", nil, err
+		}
+		cfg.Server, closeAll = s, s.Close
+		url = s.URL()
+	} else if url = c.NATS; url == "" {
+		return nil, "", nil, errors.New("no NATS server: give --nats URL")
+	}
+	b, err := bus.Connect(ctx, cfg)
+	if err != nil {
+		closeAll()
+		return nil, "", nil, err
+	}
+	closeServer := closeAll
+	return b, url, func() { b.Close(); closeServer() }, nil
+}
+
+// openDispatcher gives a dispatcher on the ledger of the state directory.
+func openDispatcher(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer) (*dispatcher.Dispatcher, func() error, error) {
+	store, err := sqlite.Open(ctx, filepath.Join(c.StateDir, "ledger.db"))
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := dispatcher.New(dispatcher.Config{
+		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, Registerer: r,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	return d, store.Close, nil
+}
+
+// openDriver gives the driver that the configuration names, and what it can do here.
+func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, closeDriver func() error, err error) {
+	closeDriver = func() error { return nil }
+	run := filepath.Join(c.StateDir, "run")
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		return nil, caps, nil, err
+	}
+	switch c.Driver {
+	case "qemu":
+		launcher, err := openLauncher(c)
+		if err != nil {
+			return nil, caps, nil, err
+		}
+		q, err := qemu.New(qemu.Config{Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel})
+		if err != nil {
+			return nil, caps, nil, err
+		}
+		d, closeDriver = q, q.Close
+	case "hostproc":
+		agent, err := agentPath(c.Agent)
+		if err != nil {
+			return nil, caps, nil, err
+		}
+		if d, err = hostproc.New(hostproc.Config{Agent: agent, RunDir: run, Insecure: c.Insecure}); err != nil {
+			return nil, caps, nil, err
+		}
+	case "inproc":
+		if !c.Insecure {
+			return nil, caps, nil, errors.New("the driver inproc runs no program in a machine; it is for measuring, and wants --insecure-no-isolation")
+		}
+		d = inproc.New(func(ctx context.Context, conn net.Conn) { guestagent.InProcess(ctx, conn) })
+	default:
+		return nil, caps, nil, fmt.Errorf("driver %q: want qemu, hostproc or inproc", c.Driver)
+	}
+	caps, err = d.Probe(ctx)
+	if err != nil {
+		return nil, caps, nil, errors.Join(fmt.Errorf("driver %s: %w", c.Driver, err), closeDriver())
+	}
+	return d, caps, closeDriver, nil
+}
+
+// openLauncher gives what VMMs are started with. Where the jail cannot be had, that is an error and not a quiet loss.
+func openLauncher(c config) (vmm.Launcher, error) {
+	if c.Jail == "off" {
+		return vmm.Direct{}, nil
+	}
+	if c.Jail != "on" {
+		return nil, fmt.Errorf("jail %q: want on or off", c.Jail)
+	}
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
+	if err != nil {
+		return nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
+	}
+	return l, nil
+}
+
+// openWorker gives a worker, and the host's images with which it works.
+func openWorker(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
+	store, err := openStore(c.ImageDir)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	d, caps, closeDriver, err := openDriver(ctx, c)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	host := &images.Host{Store: store, Driver: d, Caps: caps, Progress: progress}
+	w, err := worker.New(worker.Config{
+		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: d, Caps: caps, Images: host, Dispatcher: b, Events: b, Stdin: b, Objects: b,
+		Capacity: jobs.Resources{VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB}, Ready: c.Ready, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
+	})
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, closeDriver())
+	}
+	return w, host, closeDriver, nil
+}
+
+// agentPath finds the agent's binary: named, beside this one, or in PATH.
+func agentPath(named string) (string, error) {
+	if named != "" {
+		return filepath.Abs(named)
+	}
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "paddock-agent")
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	p, err := exec.LookPath("paddock-agent")
+	if err != nil {
+		return "", errors.New("no paddock-agent beside this program or in PATH: `make build` makes it, --agent names it")
+	}
+	return filepath.Abs(p)
+}
+
+// lockState keeps a second server off a state directory, and says who has it.
+func lockState(dir, role string) (release func(), _ error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("state directory: %w; another is given with --state-dir", err)
+	}
+	name := filepath.Join(dir, role+".lock")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w; another is given with --state-dir", err)
+	}
+	if err := flock(f); err != nil {
+		b, _ := os.ReadFile(name)
+		_ = f.Close()
+		return nil, fmt.Errorf("%s is in use by process %s; stop that, or choose another --state-dir", dir, strings.TrimSpace(string(b)))
+	}
+	_ = f.Truncate(0)
+	_, _ = fmt.Fprintf(f, "%d\n", os.Getpid()) // for people only
+	return func() { _ = f.Close() }, nil
+}
