@@ -16,7 +16,7 @@ help: ## list the targets
 build: ## build bin/paddock and bin/paddock-agent
 	@mkdir -p $(BIN)
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/paddock ./cmd/paddock
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/paddock-agent ./cmd/paddock-agent
+	go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/paddock-agent ./cmd/paddock-agent  # the same code, the same image
 
 run: deps build ## start Paddock, run a Python job in a real machine, show its output live, stop
 	@deploy/demo.sh

@@ -15,8 +15,10 @@ import (
 	"github.com/paddockvm/paddock/guestagent/wire"
 )
 
-// Version is the agent's build; images are keyed by the binary itself.
-var Version = "dev"
+// Version counts what the agent can do, for hosts that meet one frozen in an older template. Images are keyed by the binary itself.
+//
+//	1: the first
+const Version = "1"
 
 // agent answers requests. What it can do is in its hands, which differ between a guest, a process and a pretence.
 type agent struct {

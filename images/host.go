@@ -187,6 +187,7 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 		return vmm.Template{}, fmt.Errorf("%w; console: %q", err, m.Console())
 	}
 	h.tell(img.Name, "snapshot")
+	settle(ctx)
 	t, err := m.Snapshot(ctx, tmp)
 	if err != nil {
 		return vmm.Template{}, err
@@ -242,6 +243,17 @@ type head struct{ b []byte }
 func (h *head) Write(b []byte) (int, error) {
 	h.b = append(h.b, b[:min(len(b), max(0, 2000-len(h.b)))]...)
 	return len(b), nil
+}
+
+// settle lets the guest go idle before its snapshot: timers run out and the agent goes back to waiting for a host. Clones of a guest
+// that was caught at work answer some 5 ms later under TCG.
+func settle(ctx context.Context) {
+	t := time.NewTimer(300 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // publishTemplate hashes a finished template and gives it its place.

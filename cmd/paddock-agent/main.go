@@ -12,10 +12,7 @@ import (
 	"github.com/paddockvm/paddock/guestagent"
 )
 
-var version = "dev"
-
 func main() {
-	guestagent.Version = version
 	if os.Getpid() == 1 && len(os.Args) < 2 {
 		fmt.Println("paddock-agent:", guestagent.Init())
 		os.Exit(1)
@@ -28,7 +25,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 1 && args[0] == "version" {
-		fmt.Println(version)
+		fmt.Println(guestagent.Version)
 		return nil
 	}
 	if len(args) == 0 || args[0] != "serve" {
