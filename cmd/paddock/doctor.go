@@ -198,7 +198,3 @@ func jailCommand() *cobra.Command {
 		Run: func(_ *cobra.Command, args []string) { jail.Child(args[0]) },
 	}
 }
-
-func benchCommand() *cobra.Command {
-	return &cobra.Command{Use: "bench", Short: "Measure this host", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-}

@@ -97,6 +97,9 @@ func TestClockIsRight(t *testing.T) {
 			continue
 		}
 		lines := strings.Fields(e.Text)
+		if len(lines) == 0 {
+			continue // the line's end alone: Python writes it apart
+		}
 		guest, err := strconv.ParseFloat(lines[len(lines)-1], 64)
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func benchCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "bench", Short: "Measure this host: latency, restore, throughput, density",
+		Long: "Measures, and prints medians; --json prints every sample and what the host is. Each starts what it needs and ends it.\n" +
+			"docs/benchmarks.md says what the figures mean.",
+	}
+	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity())
+	return c
+}
+
+// benchReport is what a measurement gives.
+type benchReport struct {
+	Name string    `json:"name"`
+	At   time.Time `json:"at"`
+	Host benchHost `json:"host"`
+	// Settings are the measurement's own; Figures single results; Samples every value, in the order in which they were taken.
+	Settings map[string]any       `json:"settings"`
+	Figures  map[string]float64   `json:"figures"`
+	Samples  map[string][]float64 `json:"samples,omitempty"`
+}
+
+// benchHost is where it was measured.
+type benchHost struct {
+	CPU       string `json:"cpu"`
+	CPUs      int    `json:"cpus"`
+	MemoryMiB int    `json:"memory_mib"`
+	Kernel    string `json:"kernel"`
+	QEMU      string `json:"qemu,omitempty"`
+	Go        string `json:"go"`
+	Paddock   string `json:"paddock"`
+}
+
+func newReport(name string) *benchReport {
+	return &benchReport{
+		Name: name, At: time.Now().UTC().Truncate(time.Second), Host: describeHost(),
+		Settings: map[string]any{}, Figures: map[string]float64{}, Samples: map[string][]float64{},
+	}
+}
+
+func describeHost() benchHost {
+	h := benchHost{CPUs: runtime.NumCPU(), MemoryMiB: defaultMemoryMiB() * 4 / 3, Go: runtime.Version(), Paddock: version, CPU: firstField("/proc/cpuinfo", "model name")}
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		h.Kernel = strings.TrimSpace(string(b))
+	}
+	if b, err := exec.Command("qemu-system-x86_64", "-version").Output(); err == nil {
+		line, _, _ := strings.Cut(string(b), "\n")
+		h.QEMU = strings.TrimPrefix(line, "QEMU emulator version ")
+	}
+	return h
+}
+
+func firstField(file, key string) string {
+	f, err := os.Open(file)
+	if err != nil {
+		return ""
+	}
+	defer f.Close() //nolint:errcheck // read only
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == key {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// add takes a duration as a sample, in milliseconds.
+func (r *benchReport) add(name string, d time.Duration) {
+	r.Samples[name] = append(r.Samples[name], float64(d.Microseconds())/1000)
+}
+
+// print writes the report: as JSON with its samples, or as a table.
+func (r *benchReport) print(w io.Writer, asJSON bool) error {
+	for name, v := range r.Samples {
+		r.Figures[name+" p50"] = percentile(v, 50)
+		r.Figures[name+" p99"] = percentile(v, 99)
+	}
+	format := "text"
+	if asJSON {
+		format = "json"
+	}
+	return show(w, format, r, func(w io.Writer) error {
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(t, "%s\t%s, %d CPUs, %d MiB, Linux %s\n", r.Name, r.Host.CPU, r.Host.CPUs, r.Host.MemoryMiB, r.Host.Kernel)
+		for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
+			fmt.Fprintf(t, "%s\t%v\n", k, r.Settings[k])
+		}
+		for _, k := range slices.Sorted(maps.Keys(r.Figures)) {
+			if name, ok := strings.CutSuffix(k, " p50"); ok && r.Samples[name] != nil {
+				v := r.Samples[name]
+				fmt.Fprintf(t, "%s\tp50 %.2f\tp90 %.2f\tp99 %.2f\tof %d\n", name, percentile(v, 50), percentile(v, 90), percentile(v, 99), len(v))
+			} else if name, ok := strings.CutSuffix(k, " p99"); !ok || r.Samples[name] == nil {
+				fmt.Fprintf(t, "%s\t%.2f\n", k, r.Figures[k])
+			}
+		}
+		return t.Flush()
+	})
+}
+
+// percentile gives the p-th percentile by the nearest rank, 0 of none.
+func percentile(v []float64, p int) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return v[min(len(v)-1, len(v)*p/100)]
+}

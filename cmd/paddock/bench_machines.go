@@ -1,0 +1,349 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// lab is a driver with a template, for measurements below the worker.
+type lab struct {
+	driver   vmm.Driver
+	caps     vmm.Caps
+	template vmm.Template
+	dir      string
+	close    func() error
+}
+
+func openLab(ctx context.Context, imageDir, image string) (_ *lab, err error) {
+	l := &lab{}
+	if l.dir, err = os.MkdirTemp(benchDir(), "pd-bench-"); err != nil {
+		return nil, err
+	}
+	var closeDriver func() error
+	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{StateDir: l.dir, Driver: "qemu", Jail: "on"}); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(l.dir))
+	}
+	l.close = func() error { return errors.Join(closeDriver(), os.RemoveAll(l.dir)) }
+	store, err := images.Open(imageDir)
+	if err == nil {
+		h := &images.Host{Store: store, Driver: l.driver, Caps: l.caps}
+		l.template, _, err = h.Template(ctx, image, jobs.Resources{})
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+// introduceMachine says what a worker says to a new machine.
+func introduceMachine(ctx context.Context, conn net.Conn, name string) (*client.Client, error) {
+	a, err := client.Connect(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, 80)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	_, err = a.Restore(ctx, wire.Restore{
+		Epoch: b[:16], Entropy: b[16:], TimeUnixNS: time.Now().UnixNano(), MachineID: strings.Repeat("0", 32), Hostname: name, Scratch: true,
+	})
+	if err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func benchRestore() *cobra.Command {
+	c := &cobra.Command{
+		Use: "restore", Short: "Clone a template into a prepared VMM, beside a bare QEMU driven by hand in the same run", Args: cobra.NoArgs,
+		Long: "In turn: a machine by the driver, in its jail, and a QEMU started and told by hand. Both get the same template and the same agent.\n" +
+			"Answer is when the agent has greeted; ready when it has its identity, its clock, its randomness and its disk.",
+	}
+	n := c.Flags().Int("n", 30, "clones of each kind")
+	asJSON := c.Flags().Bool("json", false, "print every sample")
+	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx := zerolog.Nop().WithContext(c.Context())
+		l, err := openLab(ctx, *imageDir, "base")
+		if err != nil {
+			return err
+		}
+		r := newReport("restore")
+		r.Settings = map[string]any{"clones": *n, "accel": l.caps.Accel}
+		for i := range *n {
+			if err := l.clone(ctx, r); err != nil {
+				return errors.Join(err, l.close())
+			}
+			if err := l.bare(ctx, r, i); err != nil {
+				return errors.Join(fmt.Errorf("bare qemu: %w", err), l.close())
+			}
+		}
+		r.Figures["ratio of answer p50s"] = percentile(r.Samples["answer ms"], 50) / percentile(r.Samples["bare answer ms"], 50)
+		r.Figures["ratio of ready p50s"] = percentile(r.Samples["ready ms"], 50) / percentile(r.Samples["bare ready ms"], 50)
+		return errors.Join(r.print(c.OutOrStdout(), *asJSON), l.close())
+	}
+	return c
+}
+
+// clone measures one machine by the driver.
+func (l *lab) clone(ctx context.Context, r *benchReport) error {
+	at := time.Now()
+	p, err := l.driver.Prepare(ctx, l.template)
+	if err != nil {
+		return err
+	}
+	r.add("prepare ms", time.Since(at))
+	at = time.Now()
+	m, err := p.Restore(ctx)
+	if err != nil {
+		return err
+	}
+	r.add("restore ms", time.Since(at))
+	defer m.Close() //nolint:errcheck // closed and measured below
+	conn, err := m.DialGuest(ctx)
+	if err != nil {
+		return err
+	}
+	if err := told(ctx, conn, r, "", at); err != nil {
+		return err
+	}
+	at = time.Now()
+	err = m.Close()
+	r.add("close ms", time.Since(at))
+	return err
+}
+
+// told measures the agent's first answer and its READY.
+func told(ctx context.Context, conn net.Conn, r *benchReport, prefix string, since time.Time) error {
+	a, err := client.Connect(ctx, conn)
+	if err != nil {
+		return err
+	}
+	r.add(prefix+"answer ms", time.Since(since))
+	b := make([]byte, 80)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	_, err = a.Restore(ctx, wire.Restore{
+		Epoch: b[:16], Entropy: b[16:], TimeUnixNS: time.Now().UnixNano(), MachineID: strings.Repeat("0", 32), Hostname: "bench", Scratch: true,
+	})
+	r.add(prefix+"ready ms", time.Since(since))
+	return errors.Join(err, a.Close())
+}
+
+// bare is the least that can be done with the same template: no jail, no checks, everything by path.
+func (l *lab) bare(ctx context.Context, r *benchReport, n int) (err error) {
+	dir := filepath.Join(l.dir, "bare"+strconv.Itoa(n))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	b, at := l.template.Boot, time.Now()
+	if err := exec.Command("cp", "--sparse=always", b.Scratch, dir+"/scratch").Run(); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir+"/scratch", 0o600); err != nil {
+		return err
+	}
+	accel, memory := l.caps.Accel, strconv.Itoa(b.MemoryMiB)+"M"
+	if accel == "tcg" {
+		accel = "tcg,thread=multi,tb-size=64"
+	}
+	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
+		"-accel", accel, "-cpu", l.caps.CPU, "-machine", l.caps.Machine+",memory-backend=ram,usb=off,vmport=off", "-smp", strconv.Itoa(b.VCPUs), "-m", memory,
+		"-object", "memory-backend-file,id=ram,size="+memory+",share=off,mem-path="+l.template.Dir+"/memory",
+		"-global", "apic-common.vapic=off", "-serial", "file:"+dir+"/console", "-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",
+		"-device", "virtserialport,chardev=agent,name=org.paddock.agent.0", "-device", "virtio-rng-pci", "-device", "pvpanic-pci",
+		"-blockdev", "driver=file,node-name=root,read-only=on,locking=off,filename="+b.Root, "-device", "virtio-blk-pci,drive=root",
+		"-blockdev", "driver=file,node-name=scratch,locking=off,filename="+dir+"/scratch", "-device", "virtio-blk-pci,drive=scratch")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	q, err := dialBare(dir + "/qmp")
+	if err != nil {
+		return err
+	}
+	defer q.conn.Close() //nolint:errcheck // the process is over
+	state, err := os.Open(l.template.Dir + "/state")
+	if err != nil {
+		return err
+	}
+	defer state.Close() //nolint:errcheck // read only
+	if err := errors.Join(
+		q.say(`{"execute":"qmp_capabilities"}`, `"return"`, nil),
+		q.say(`{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"x-ignore-shared","state":true},{"capability":"events","state":true}]}}`, `"return"`, nil),
+		q.say(`{"execute":"getfd","arguments":{"fdname":"state"}}`, `"return"`, unix.UnixRights(int(state.Fd()))),
+	); err != nil {
+		return err
+	}
+	r.add("bare prepare ms", time.Since(at))
+	at = time.Now()
+	if err := errors.Join(q.say(`{"execute":"migrate-incoming","arguments":{"uri":"fd:state"}}`, `"completed"`, nil), q.say(`{"execute":"cont"}`, `"return"`, nil)); err != nil {
+		return err
+	}
+	r.add("bare restore ms", time.Since(at))
+	guest, err := net.Dial("unix", dir+"/agent")
+	if err != nil {
+		return err
+	}
+	return told(ctx, guest, r, "bare ", at)
+}
+
+// bareQMP speaks QMP by lines.
+type bareQMP struct {
+	conn *net.UnixConn
+	r    *bufio.Reader
+}
+
+func dialBare(path string) (*bareQMP, error) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			return &bareQMP{c.(*net.UnixConn), bufio.NewReader(c)}, nil
+		}
+		if time.Now().After(end) {
+			return nil, err
+		}
+	}
+}
+
+func (q *bareQMP) say(line, until string, oob []byte) error {
+	if _, _, err := q.conn.WriteMsgUnix([]byte(line+"\n"), oob, nil); err != nil {
+		return err
+	}
+	for {
+		got, err := q.r.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		if strings.Contains(got, `"error"`) {
+			return fmt.Errorf("%s: %s", line, got)
+		}
+		if strings.Contains(got, until) {
+			return nil
+		}
+	}
+}
+
+func benchDensity() *cobra.Command {
+	c := &cobra.Command{
+		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
+	}
+	n := c.Flags().Int("n", 50, "machines")
+	asJSON := c.Flags().Bool("json", false, "print every sample")
+	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx := zerolog.Nop().WithContext(c.Context())
+		l, err := openLab(ctx, *imageDir, "base")
+		if err != nil {
+			return err
+		}
+		r := newReport("density")
+		r.Settings = map[string]any{"machines": *n, "accel": l.caps.Accel}
+		err = l.density(ctx, r, *n)
+		return errors.Join(err, r.print(c.OutOrStdout(), *asJSON), l.close())
+	}
+	return c
+}
+
+// density restores n machines at once, has each answer, and reads the memory of each while all run.
+func (l *lab) density(ctx context.Context, r *benchReport, n int) error {
+	start := time.Now()
+	machines, agents, errs := make([]vmm.Machine, n), make([]*client.Client, n), make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			p, err := l.driver.Prepare(ctx, l.template)
+			if err == nil {
+				machines[i], err = p.Restore(ctx)
+			}
+			var conn net.Conn
+			if err == nil {
+				conn, err = machines[i].DialGuest(ctx)
+			}
+			if err == nil {
+				agents[i], err = introduceMachine(ctx, conn, machines[i].ID())
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	r.Figures["all ready after s"] = time.Since(start).Seconds()
+	for _, a := range agents {
+		if a == nil {
+			continue
+		}
+		at := time.Now()
+		errs = append(errs, a.Ping(ctx))
+		r.add("ping ms", time.Since(at))
+	}
+	for _, pid := range childrenOf(os.Getpid()) {
+		private, pss := memoryOf(pid)
+		if pss > 0 {
+			r.Samples["private MiB"] = append(r.Samples["private MiB"], private)
+			r.Samples["pss MiB"] = append(r.Samples["pss MiB"], pss)
+		}
+	}
+	at := time.Now()
+	for i, m := range machines {
+		wg.Go(func() {
+			if m != nil {
+				errs[i] = errors.Join(errs[i], m.Close())
+			}
+		})
+	}
+	wg.Wait()
+	r.Figures["all closed after s"] = time.Since(at).Seconds()
+	r.Figures["machines answering"] = float64(len(r.Samples["ping ms"]))
+	return errors.Join(errs...)
+}
+
+func childrenOf(pid int) (list []int) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		for _, s := range strings.Fields(string(b)) {
+			if n, err := strconv.Atoi(s); err == nil {
+				list = append(list, n)
+			}
+		}
+	}
+	return list
+}
+
+// memoryOf gives a process's private and proportional memory, in MiB.
+func memoryOf(pid int) (private, pss float64) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, 0
+	}
+	field := func(name string) (n float64) {
+		_, rest, _ := strings.Cut(string(b), "\n"+name+":")
+		_, _ = fmt.Sscan(rest, &n)
+		return n / 1024
+	}
+	return field("Private_Clean") + field("Private_Dirty"), field("Pss")
+}
