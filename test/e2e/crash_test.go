@@ -56,15 +56,53 @@ func processes(t *testing.T, root int, text string) []int {
 	return below
 }
 
-// leftovers gives what still names the state directory: processes, mounts and sockets of dead Paddocks.
-func leftovers(t *testing.T, dir string) []string {
+// family remembers a process and all below it, by pid and start time: nothing of a machine names the state directory.
+func family(t *testing.T, root int) map[int]string {
+	t.Helper()
+	members := map[int]string{}
+	for _, pid := range processes(t, root, "") {
+		if at := startTime(pid); at != "" {
+			members[pid] = at
+		}
+	}
+	if len(members) < 2 {
+		t.Fatalf("process %d has no children: nothing would be shown", root)
+	}
+	return members
+}
+
+// startTime is a process's, in the kernel's ticks; empty for one that is over.
+func startTime(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if f[0] == "Z" {
+		return ""
+	}
+	return f[19]
+}
+
+// wantNothingLeft waits for the kernel's own clean-up, and checks that no member of the family lives and no mount and no machine's
+// directory is left.
+func wantNothingLeft(t *testing.T, dir string, members map[int]string) {
 	t.Helper()
 	var left []string
-	cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range cmds {
-		b, err := os.ReadFile(f)
-		if err == nil && bytes.Contains(b, []byte(dir)) && !strings.Contains(f, strconv.Itoa(os.Getpid())) {
-			left = append(left, f+": "+string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if left = leftovers(t, dir, members); len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+}
+
+func leftovers(t *testing.T, dir string, members map[int]string) (left []string) {
+	t.Helper()
+	for pid, at := range members {
+		if startTime(pid) == at {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			left = append(left, fmt.Sprintf("process %d: %s", pid, bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -76,18 +114,8 @@ func leftovers(t *testing.T, dir string) []string {
 			left = append(left, "mount "+l)
 		}
 	}
-	return left
-}
-
-func wantNothingLeft(t *testing.T, dir string) {
-	t.Helper()
-	var left []string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // the kernel's own clean-up takes a moment
-		if left = leftovers(t, dir); len(left) == 0 {
-			return
-		}
-	}
-	t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	run, _ := filepath.Glob(filepath.Join(dir, "run", "*"))
+	return append(left, run...)
 }
 
 // wantOnce checks a job's record and its events: one final event, the last; attempts in order; sequences without gaps.
@@ -145,10 +173,11 @@ func TestKillVMM(t *testing.T) {
 	if r.Attempt != 2 || stdout(t, r) != "attempt 2\ndone\n" {
 		t.Errorf("attempt %d said %q", r.Attempt, stdout(t, r))
 	}
+	members := family(t, p.PID())
 	if err := p.Stop(); err != nil {
 		t.Error(err)
 	}
-	wantNothingLeft(t, p.Dir)
+	wantNothingLeft(t, p.Dir, members)
 }
 
 func TestKillAgent(t *testing.T) {
@@ -179,8 +208,9 @@ func TestKillWorker(t *testing.T) {
 		waiting = append(waiting, submit(t, c, longJob(1)))
 	}
 	untilOutput(t, c, running)
+	members := family(t, w.PID())
 	w.Kill()
-	wantNothingLeft(t, dir)
+	wantNothingLeft(t, dir, members)
 	w = workerAt()
 	back := time.Now()
 	r := wantOnce(t, c, running)
@@ -192,10 +222,11 @@ func TestKillWorker(t *testing.T) {
 		wantSuccess(t, wantOnce(t, c, job))
 	}
 	t.Logf("all ended %s after the worker was back", time.Since(back).Round(time.Millisecond))
+	members = family(t, w.PID())
 	if err := w.Stop(); err != nil {
 		t.Error(err)
 	}
-	wantNothingLeft(t, dir)
+	wantNothingLeft(t, dir, members)
 }
 
 // A worker that never comes back: its job goes to another when its lease has run out.
@@ -251,8 +282,9 @@ func TestKillEverything(t *testing.T) {
 		waiting = append(waiting, submit(t, c, longJob(1)))
 	}
 	untilOutput(t, c, running)
+	members := family(t, p.PID())
 	p.Kill()
-	wantNothingLeft(t, dir)
+	wantNothingLeft(t, dir, members)
 	o.NATS = strings.TrimPrefix(p.URL, "nats://")
 	p = start(t, o)
 	c = connect(t, p)
@@ -264,10 +296,11 @@ func TestKillEverything(t *testing.T) {
 	for _, job := range waiting {
 		wantSuccess(t, wantOnce(t, c, job))
 	}
+	members = family(t, p.PID())
 	if err := p.Stop(); err != nil {
 		t.Error(err)
 	}
-	wantNothingLeft(t, dir)
+	wantNothingLeft(t, dir, members)
 }
 
 func TestCancel(t *testing.T) {
