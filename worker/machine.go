@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -23,7 +24,7 @@ type machine struct {
 }
 
 // restore turns a prepared VMM into a machine. On error nothing is left of it.
-func restore(ctx context.Context, p vmm.Prepared, within time.Duration, scratch bool) (_ *machine, err error) {
+func restore(ctx context.Context, p vmm.Prepared, within time.Duration, scratch, rehearsed bool) (_ *machine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	start := time.Now()
@@ -33,12 +34,18 @@ func restore(ctx context.Context, p vmm.Prepared, within time.Duration, scratch 
 	}
 	restored := time.Now()
 	agent, err := introduce(ctx, m, scratch)
+	ready := time.Since(restored)
+	if err == nil && rehearsed {
+		if err = rehearse(ctx, agent); err != nil {
+			_ = agent.Close()
+		}
+	}
 	if err != nil {
 		console := m.Console()
 		_ = m.Close()
 		return nil, fmt.Errorf("machine %s did not become ready: %w; console: %q", m.ID(), err, console)
 	}
-	return &machine{Machine: m, agent: agent, restored: restored.Sub(start), ready: time.Since(restored)}, nil
+	return &machine{Machine: m, agent: agent, restored: restored.Sub(start), ready: ready}, nil
 }
 
 // introduce gives the clone its own identity, randomness and clock, in the agent's native code and order.
@@ -63,6 +70,23 @@ func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client
 		return nil, fmt.Errorf("after-restore: %w", err)
 	}
 	return agent, nil
+}
+
+// rehearse runs a program that does nothing, the way an attempt's will be run. An emulating VMM translates each piece of a guest's code
+// when it first runs, in every process anew: what a rehearsal has run through is fast when the attempt comes. The result does not count.
+func rehearse(ctx context.Context, agent *client.Client) error {
+	_, err := agent.Exec(ctx, wire.Exec{
+		ID: "rehearsal", Argv: []string{"/bin/sh", "-c", "echo | cat"}, Env: []string{"PATH=/usr/bin:/bin"}, User: "sandbox",
+		Limits: wire.ExecLimits{WallMS: 10_000, CPUMS: 10_000, MemoryBytes: 64 << 20, PIDs: 32, OutputBytes: 4096, FileBytes: 4096, OpenFiles: 64},
+	}, client.Streams{})
+	var refused *wire.Error
+	if errors.As(err, &refused) && refused.Kind == wire.ErrStart {
+		return nil // an image without a shell
+	}
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	return nil
 }
 
 // Close ends the machine, its agent's connection first, so that nobody takes the machine's end for the agent's failure.

@@ -133,6 +133,8 @@ func (p *pool) make() {
 // hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
 func (p *pool) hand(r made) {
 	switch {
+	case r.err != nil && p.failures < 2 && !p.closed && len(p.waiters) > 0: // one failure may be that machine's own: fill makes another
+		zerolog.Ctx(p.ps.ctx).Warn().Err(r.err).Str("image", p.image).Msg("machine failed, making another")
 	case len(p.waiters) > 0:
 		p.waiters[0] <- r
 		p.waiters = p.waiters[1:]
@@ -158,23 +160,38 @@ func (p *pool) restoreOne() (_ *machine, err error) {
 			giveBack()
 		}
 	}()
-	p.mu.Lock()
-	var v vmm.Prepared
-	if n := len(p.prepared); n > 0 {
-		v, p.prepared = p.prepared[n-1], p.prepared[:n-1]
-	}
-	p.mu.Unlock()
-	if v == nil {
-		if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl); err != nil {
+	for {
+		v := p.popPrepared()
+		waited := v != nil
+		if !waited {
+			if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl); err != nil {
+				return nil, err
+			}
+		}
+		m, err := restore(p.ps.ctx, v, p.ps.cfg.ReadyWithin, p.tmpl.Boot.Scratch != "", p.ps.cfg.Caps.Accel == "tcg")
+		if err == nil {
+			m.closed = giveBack
+			return m, nil
+		}
+		if !waited || p.ps.ctx.Err() != nil {
 			return nil, err
 		}
+		// A VMM may die while it waits: only a fresh one's failure says something about the template.
+		zerolog.Ctx(p.ps.ctx).Warn().Err(err).Str("image", p.image).Msg("prepared machine failed, trying the next")
 	}
-	m, err := restore(p.ps.ctx, v, p.ps.cfg.ReadyWithin, p.tmpl.Boot.Scratch != "")
-	if err != nil {
-		return nil, err
+}
+
+// popPrepared gives the VMM prepared last, or nil.
+func (p *pool) popPrepared() vmm.Prepared {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.prepared)
+	if n == 0 {
+		return nil
 	}
-	m.closed = giveBack
-	return m, nil
+	v := p.prepared[n-1]
+	p.prepared = p.prepared[:n-1]
+	return v
 }
 
 // prepare makes one VMM that waits for a template's state.

@@ -94,8 +94,8 @@ func benchThroughput() *cobra.Command {
 			"machine out: what is left is the cost of everything else.",
 	}
 	driver := c.Flags().String("driver", "inproc", "inproc, hostproc or qemu")
-	n := c.Flags().Int("n", 5000, "jobs")
-	width := c.Flags().Int("c", 64, "jobs in flight")
+	n := c.Flags().IntP("jobs", "n", 5000, "jobs")
+	width := c.Flags().IntP("concurrency", "c", 64, "jobs in flight")
 	slots := c.Flags().Int("slots", 0, "jobs that run at once (32 for inproc, 4 for hostproc, as many as processors for qemu)")
 	asJSON := c.Flags().Bool("json", false, "print every sample")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
@@ -234,7 +234,7 @@ func benchLatency() *cobra.Command {
 		Long: "Overhead is from the submission to the final event over NATS, less the time that the guest measured for the program.",
 	}
 	driver := c.Flags().String("driver", "qemu", "qemu, hostproc or inproc")
-	n := c.Flags().Int("n", 100, "jobs")
+	n := c.Flags().IntP("jobs", "n", 100, "jobs")
 	pause := c.Flags().Duration("pause", 700*time.Millisecond, "between jobs, for the pool to refill: the system is idle then")
 	asJSON := c.Flags().Bool("json", false, "print every sample")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")

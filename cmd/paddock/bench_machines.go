@@ -79,7 +79,7 @@ func benchRestore() *cobra.Command {
 		Long: "In turn: a machine by the driver, in its jail, and a QEMU started and told by hand. Both get the same template and the same agent.\n" +
 			"Answer is when the agent has greeted; ready when it has its identity, its clock, its randomness and its disk.",
 	}
-	n := c.Flags().Int("n", 30, "clones of each kind")
+	n := c.Flags().IntP("clones", "n", 30, "clones of each kind")
 	asJSON := c.Flags().Bool("json", false, "print every sample")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -252,7 +252,7 @@ func benchDensity() *cobra.Command {
 	c := &cobra.Command{
 		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
 	}
-	n := c.Flags().Int("n", 50, "machines")
+	n := c.Flags().IntP("machines", "n", 50, "machines")
 	asJSON := c.Flags().Bool("json", false, "print every sample")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
