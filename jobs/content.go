@@ -4,7 +4,9 @@ import "unicode/utf8"
 
 // Content is bytes in JSON: as text where they are valid UTF-8, else as base64. Embedded, its two fields appear in the object.
 type Content struct {
-	Text   string `json:"text,omitempty"`
+	// Text is the bytes, where they are UTF-8.
+	Text string `json:"text,omitempty"`
+	// Base64 is the bytes, where they are not.
 	Base64 []byte `json:"base64,omitempty"`
 }
 

@@ -25,7 +25,9 @@ const (
 
 // Error is an error as clients see it; it crosses the wire whole.
 type Error struct {
-	Code    Code   `json:"code"`
+	// Code is for programs.
+	Code Code `json:"code"`
+	// Message is for people.
 	Message string `json:"message"`
 	// Faults are all that is wrong with a request, not just the first.
 	Faults []Fault `json:"faults,omitempty"`

@@ -16,29 +16,42 @@ const (
 // Event is one message on a job's event subject. Attempt and Seq order them: Seq counts from 1 within an attempt without gaps,
 // the dispatcher's own events included. The last event of a job, and only that, has Final.
 type Event struct {
-	Type    EventType `json:"type"`
-	Job     string    `json:"job"`
-	Tenant  string    `json:"tenant"`
-	Attempt int       `json:"attempt"`
-	Seq     int64     `json:"seq"`
-	Time    time.Time `json:"time"`
-	Final   bool      `json:"final,omitempty"`
+	// Type tells which of the other fields are set.
+	Type EventType `json:"type"`
+	// Job is the job's id.
+	Job string `json:"job"`
+	// Tenant is whose job it is.
+	Tenant string `json:"tenant"`
+	// Attempt is the attempt's number, from 1; 0 before the first.
+	Attempt int `json:"attempt"`
+	// Seq counts an attempt's events from 1, without gaps.
+	Seq int64 `json:"seq"`
+	// Time is when it happened, by the clock of whoever tells.
+	Time time.Time `json:"time"`
+	// Final marks the job's last event.
+	Final bool `json:"final,omitempty"`
 
-	State  State  `json:"state,omitempty"`
+	// State is where the job stands now.
+	State State `json:"state,omitempty"`
+	// Reason is for people.
 	Reason string `json:"reason,omitempty"`
+	// Worker is who has the job.
 	Worker string `json:"worker,omitempty"`
 
 	// Step is the step's number from 0.
 	Step int `json:"step,omitempty"`
 	// Stream is "stdout" or "stderr"; Offset is the position of the chunk's first byte in it.
 	Stream string `json:"stream,omitempty"`
-	Offset int64  `json:"offset,omitempty"`
+	// Offset is the position of the chunk's first byte in its stream.
+	Offset int64 `json:"offset,omitempty"`
 	Content
 	// Truncated marks the place where a stream passed its limit; nothing of that stream follows.
 	Truncated bool `json:"truncated,omitempty"`
 
+	// StepResult is how a step ended.
 	StepResult *StepResult `json:"step_result,omitempty"`
-	Result     *Result     `json:"result,omitempty"`
+	// Result is how the job ended.
+	Result *Result `json:"result,omitempty"`
 }
 
 // Names of the output streams.

@@ -19,32 +19,44 @@ func (s State) Terminal() bool { return s == StateEnded || s == StateDead }
 
 // Job is the dispatcher's record of a job.
 type Job struct {
-	ID      string `json:"id"`
-	Tenant  string `json:"tenant"`
-	State   State  `json:"state"`
-	Attempt int    `json:"attempt"`
-	Image   string `json:"image"`
+	// ID is a UUIDv7.
+	ID string `json:"id"`
+	// Tenant is whose job it is.
+	Tenant string `json:"tenant"`
+	// State is where it stands.
+	State State `json:"state"`
+	// Attempt is the latest attempt's number; 0 before the first.
+	Attempt int `json:"attempt"`
+	// Image is the image's name, resolved from the language where the spec names none.
+	Image string `json:"image"`
 	// Worker has the job, or had it last.
-	Worker     string            `json:"worker,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-	AcceptedAt time.Time         `json:"accepted_at"`
+	Worker string `json:"worker,omitempty"`
+	// Labels are the spec's.
+	Labels map[string]string `json:"labels,omitempty"`
+	// AcceptedAt is when the ledger took it.
+	AcceptedAt time.Time `json:"accepted_at"`
 	// LeasedAt is when the latest attempt began.
-	LeasedAt        time.Time `json:"leased_at,omitzero"`
-	EndedAt         time.Time `json:"ended_at,omitzero"`
-	CancelRequested bool      `json:"cancel_requested,omitempty"`
-	Result          *Result   `json:"result,omitempty"`
+	LeasedAt time.Time `json:"leased_at,omitzero"`
+	// EndedAt is when it ended.
+	EndedAt time.Time `json:"ended_at,omitzero"`
+	// CancelRequested says that somebody wants it canceled.
+	CancelRequested bool `json:"cancel_requested,omitempty"`
+	// Result is how it ended.
+	Result *Result `json:"result,omitempty"`
 	// Spec is given where one job is asked for, not in lists.
 	Spec *Spec `json:"spec,omitempty"`
 }
 
 // SubmitReply answers a submission: Job, or Error.
 type SubmitReply struct {
+	// Job is the accepted job.
 	Job *Job `json:"job,omitempty"`
 	// Duplicate says that the idempotency key had been used for this very job before.
 	Duplicate bool `json:"duplicate,omitempty"`
 	// Warnings name unknown fields of the spec and the nearest known ones.
 	Warnings []string `json:"warnings,omitempty"`
-	Error    *Error   `json:"error,omitempty"`
+	// Error is why it was not accepted.
+	Error *Error `json:"error,omitempty"`
 }
 
 // GetRequest asks for one job of the subject's tenant; the answer is a GetReply.

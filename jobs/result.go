@@ -59,8 +59,10 @@ func (e Ending) Class() Class {
 
 // Result is how a job, or one attempt at it, ended.
 type Result struct {
+	// Ending is how it ended.
 	Ending Ending `json:"ending"`
-	Class  Class  `json:"class"`
+	// Class is whose doing that was.
+	Class Class `json:"class"`
 	// Reason is for people: one sentence, empty for a plain exit.
 	Reason string `json:"reason,omitempty"`
 	// Limit names the limit that ended it: "wall", "cpu", "memory", "stdout", "stderr", "pids", "disk", "file".
@@ -70,17 +72,22 @@ type Result struct {
 	// Signal is the name of the signal that ended the last step ("SIGSEGV").
 	Signal string `json:"signal,omitempty"`
 
-	Steps     []StepResult     `json:"steps,omitempty"`
+	// Steps are the steps that were run, in order.
+	Steps []StepResult `json:"steps,omitempty"`
+	// Artifacts are the files that were brought out.
 	Artifacts []ArtifactResult `json:"artifacts,omitempty"`
 	// Usage is of all steps: sums, and the largest peak.
 	Usage Usage `json:"usage,omitzero"`
 	// Phases are milliseconds, in the order of the job's path.
 	Phases Phases `json:"phases,omitzero"`
 
+	// Attempt is the attempt's number, from 1.
 	Attempt int `json:"attempt"`
 	// Worker is the worker's name; Machine the machine's own id; Template the digest of the template it was cloned from.
-	Worker   string `json:"worker,omitempty"`
-	Machine  string `json:"machine,omitempty"`
+	Worker string `json:"worker,omitempty"`
+	// Machine is the machine's own id.
+	Machine string `json:"machine,omitempty"`
+	// Template is the digest of the template that it was cloned from.
 	Template string `json:"template,omitempty"`
 	// Degraded names the walls around the machine that this host could not give.
 	Degraded []string `json:"degraded,omitempty"`
@@ -90,15 +97,24 @@ type Result struct {
 
 // StepResult is how one step ended.
 type StepResult struct {
-	Name     string `json:"name"`
-	Ending   Ending `json:"ending"`
-	Limit    string `json:"limit,omitempty"`
-	Reason   string `json:"reason,omitempty"`
-	ExitCode *int   `json:"exit_code,omitempty"`
-	Signal   string `json:"signal,omitempty"`
-	Usage    Usage  `json:"usage,omitzero"`
-	Stdout   Output `json:"stdout,omitzero"`
-	Stderr   Output `json:"stderr,omitzero"`
+	// Name is the step's name, or its number from 0.
+	Name string `json:"name"`
+	// Ending is how the step ended.
+	Ending Ending `json:"ending"`
+	// Limit names the limit that ended it.
+	Limit string `json:"limit,omitempty"`
+	// Reason is for people.
+	Reason string `json:"reason,omitempty"`
+	// ExitCode is given where it exited by itself.
+	ExitCode *int `json:"exit_code,omitempty"`
+	// Signal is given where a signal ended it.
+	Signal string `json:"signal,omitempty"`
+	// Usage is what it used.
+	Usage Usage `json:"usage,omitzero"`
+	// Stdout is what it wrote to its standard output.
+	Stdout Output `json:"stdout,omitzero"`
+	// Stderr is what it wrote to its standard error.
+	Stderr Output `json:"stderr,omitzero"`
 }
 
 // Output is what a step wrote to one stream: the head of it here, all of it in the job's events.
@@ -108,7 +124,8 @@ type Output struct {
 	// Bytes is how many the program wrote and we took, the events hold exactly these.
 	Bytes int64 `json:"bytes"`
 	// Truncated says that the program wrote more than its limit; DroppedBytes how much of it was read and thrown away.
-	Truncated    bool  `json:"truncated,omitempty"`
+	Truncated bool `json:"truncated,omitempty"`
+	// DroppedBytes is how much past the limit was read and thrown away.
 	DroppedBytes int64 `json:"dropped_bytes,omitempty"`
 }
 
@@ -117,22 +134,29 @@ const MaxResultOutput = 16 << 10
 
 // Usage is what a step used.
 type Usage struct {
+	// WallMS is the time from start to end.
 	WallMS float64 `json:"wall_ms"`
 	// CPUMS is user and system time of all processes.
-	CPUMS           float64 `json:"cpu_ms"`
-	MemoryPeakBytes int64   `json:"memory_peak_bytes,omitempty"`
-	PIDsPeak        int64   `json:"pids_peak,omitempty"`
+	CPUMS float64 `json:"cpu_ms"`
+	// MemoryPeakBytes is the most memory that was in use at once, page cache included; 0 where it could not be measured.
+	MemoryPeakBytes int64 `json:"memory_peak_bytes,omitempty"`
+	// PIDsPeak is the most processes and threads at once; 0 where it could not be measured.
+	PIDsPeak int64 `json:"pids_peak,omitempty"`
 }
 
 // ArtifactResult is a file brought out of the machine.
 type ArtifactResult struct {
 	// Path is as in the machine: relative to /work where the artifact's pattern was.
-	Path   string `json:"path"`
-	Size   int64  `json:"size"`
-	Mode   string `json:"mode"`
+	Path string `json:"path"`
+	// Size is in bytes.
+	Size int64 `json:"size"`
+	// Mode is the permission bits in octal.
+	Mode string `json:"mode"`
+	// SHA256 is the contents' digest.
 	SHA256 string `json:"sha256"`
 	// Content is given for files to MaxInlineArtifact while all inline ones fit into MaxInlineBytes; else Object is.
 	Content
+	// Object is where the contents are, where they are not here.
 	Object *ObjectRef `json:"object,omitempty"`
 }
 
@@ -141,17 +165,17 @@ const MaxInlineArtifact = 64 << 10
 
 // Phases are how long each part of an attempt took, in milliseconds.
 type Phases struct {
-	QueuedMS  float64 `json:"queued"`   // accepted to leased
-	ClaimMS   float64 `json:"claim"`    // leased to a machine in hand
-	RestoreMS float64 `json:"restore"`  // VMM state loaded and resumed; spent before the job came where the machine was pooled
-	ReadyMS   float64 `json:"ready"`    // resumed to the agent's READY; likewise
-	CopyInMS  float64 `json:"copy_in"`  //
-	RunMS     float64 `json:"run"`      // all steps, as the worker saw it
-	GuestMS   float64 `json:"guest"`    // all steps, as the guest measured it: run less guest is the channel's cost
-	CopyOutMS float64 `json:"copy_out"` //
-	DestroyMS float64 `json:"destroy"`  // until the machine is dead
-	TotalMS   float64 `json:"total"`    // accepted to result made
-	FromPool  bool    `json:"from_pool"`
+	QueuedMS  float64 `json:"queued"`    // accepted to leased
+	ClaimMS   float64 `json:"claim"`     // leased to a machine in hand
+	RestoreMS float64 `json:"restore"`   // VMM state loaded and resumed; spent before the job came where the machine was pooled
+	ReadyMS   float64 `json:"ready"`     // resumed to the agent's READY; likewise
+	CopyInMS  float64 `json:"copy_in"`   // files into the machine
+	RunMS     float64 `json:"run"`       // all steps, as the worker saw it
+	GuestMS   float64 `json:"guest"`     // all steps, as the guest measured it: run less guest is the channel's cost
+	CopyOutMS float64 `json:"copy_out"`  // artifacts out of the machine
+	DestroyMS float64 `json:"destroy"`   // until the machine is dead
+	TotalMS   float64 `json:"total"`     // accepted to result made
+	FromPool  bool    `json:"from_pool"` // the machine was ready before it was asked for
 }
 
 // Success tells whether the result is a clean success: exited with 0.

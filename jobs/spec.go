@@ -2,7 +2,7 @@ package jobs
 
 // Spec is what a client wants run. It is immutable once accepted. Either Steps or the shorthand Language and Source is given.
 type Spec struct {
-	// Version is "v1" or empty.
+	// Version is "v1", or empty for the same.
 	Version string `json:"version,omitempty"`
 	// ID is a UUIDv7 that the client may choose; empty means that the dispatcher does.
 	ID string `json:"id,omitempty"`
@@ -14,11 +14,13 @@ type Spec struct {
 	Image string `json:"image,omitempty"`
 	// Language and Source are the shorthand for a one-step job: Source is written to a file and run as Language is run.
 	Language string `json:"language,omitempty"`
-	Source   string `json:"source,omitempty"`
-	// Args and Stdin belong to the shorthand.
-	Args  []string `json:"args,omitempty"`
-	Stdin string   `json:"stdin,omitempty"`
-	// StdinStream keeps the first step's standard input open for chunks sent while it runs (Subject: StdinSubject).
+	// Source is the program's text, with Language.
+	Source string `json:"source,omitempty"`
+	// Args are the shorthand's program's arguments.
+	Args []string `json:"args,omitempty"`
+	// Stdin is given to the shorthand's program, then its input ends.
+	Stdin string `json:"stdin,omitempty"`
+	// StdinStream keeps the first step's standard input open for chunks sent while it runs (subject: paddock.v1.job.<tenant>.<job>.stdin).
 	StdinStream bool `json:"stdin_stream,omitempty"`
 
 	// Steps run in order in one machine and share its files; the first that does not exit with 0 ends the job.
@@ -28,18 +30,18 @@ type Spec struct {
 	// Artifacts are brought out after the last step, also when a step failed.
 	Artifacts []Artifact `json:"artifacts,omitempty"`
 
-	// Limits hold for each step, unless the step has its own; Limits.DiskBytes is the job's.
+	// Limits hold for each step, unless the step has its own; disk_bytes is the job's in all.
 	Limits Limits `json:"limits,omitzero"`
 	// Resources are the machine's. Zero means what the image says.
 	Resources Resources `json:"resources,omitzero"`
 	// Network says what the machine may reach. The zero value is "none": no NIC.
 	Network Network `json:"network,omitzero"`
 
-	// Priority orders the jobs of one tenant: 0 (lowest) to 9; nil means 5.
+	// Priority orders the jobs of one tenant: 0 (lowest) to 9; 5 where it is left out.
 	Priority *int `json:"priority,omitempty"`
 	// QueueTTLMS is how long the job may wait for its first machine, in milliseconds; it then ends as "expired". 0 means 24 h.
 	QueueTTLMS int64 `json:"queue_ttl_ms,omitempty"`
-	// InfraRetries is how many further attempts follow one that Paddock, not the program, failed: 0 to 10; nil means 3.
+	// InfraRetries is how many further attempts follow one that Paddock, not the program, failed: 0 to 10; 3 where it is left out.
 	InfraRetries *int `json:"infra_retries,omitempty"`
 	// Labels are the client's own; they come back in the record. At most 32, keys to 63 and values to 255 bytes.
 	Labels map[string]string `json:"labels,omitempty"`
@@ -52,7 +54,8 @@ type Step struct {
 	// Name appears in results and events; empty means the step's number.
 	Name string `json:"name,omitempty"`
 	// Cmd is the program's path or name, searched in PATH; Args are its arguments without the name.
-	Cmd  string   `json:"cmd,omitempty"`
+	Cmd string `json:"cmd,omitempty"`
+	// Args are Cmd's arguments, without its name.
 	Args []string `json:"args,omitempty"`
 	// Shell is a line for /bin/sh -c.
 	Shell string `json:"shell,omitempty"`
@@ -73,15 +76,18 @@ type File struct {
 	// Path is relative to /work, or absolute; no "..", no NUL.
 	Path string `json:"path"`
 	// Mode is the permission bits in octal ("0644", the default, or "0755").
-	Mode   string     `json:"mode,omitempty"`
-	Text   string     `json:"text,omitempty"`
-	Base64 []byte     `json:"base64,omitempty"`
+	Mode string `json:"mode,omitempty"`
+	// Text is the contents, where they are UTF-8.
+	Text string `json:"text,omitempty"`
+	// Base64 is the contents, where they are any bytes.
+	Base64 []byte `json:"base64,omitempty"`
+	// Object is where the contents are, where they are too large to stand here.
 	Object *ObjectRef `json:"object,omitempty"`
 }
 
 // ObjectRef names a blob in the tenant's object store; the worker refuses bytes that do not have the digest.
 type ObjectRef struct {
-	// Name is the object's name in the tenant's bucket (Subject names: ObjectBucket).
+	// Name is the object's name in the tenant's bucket, paddock-objects-<tenant>.
 	Name string `json:"name"`
 	// SHA256 is the content's digest, 64 lower-case hexadecimal digits.
 	SHA256 string `json:"sha256"`
@@ -119,7 +125,9 @@ type Limits struct {
 
 // Resources are the machine's size. A worker has templates of certain sizes; zero takes the image's.
 type Resources struct {
-	VCPUs     int `json:"vcpus,omitempty"`
+	// VCPUs is how many virtual processors.
+	VCPUs int `json:"vcpus,omitempty"`
+	// MemoryMiB is the machine's memory in MiB; the guest's kernel and agent take about 40 of it.
 	MemoryMiB int `json:"memory_mib,omitempty"`
 }
 
@@ -140,6 +148,7 @@ type Network struct {
 
 // Callback is a URL to tell of a job.
 type Callback struct {
+	// URL is http or https, without credentials.
 	URL string `json:"url"`
 	// Events are the event types to send; empty means "result".
 	Events []string `json:"events,omitempty"`

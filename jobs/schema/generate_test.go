@@ -1,0 +1,330 @@
+package schema_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/invopop/jsonschema"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+var update = flag.Bool("update", false, "write the schemas and docs/jobs.md")
+
+// roots are the messages that clients write and read.
+var roots = []struct {
+	file string
+	v    any
+	open bool // unknown properties are to be passed over: a newer Paddock may say more
+}{
+	{"spec", jobs.Spec{}, false},
+	{"result", jobs.Result{}, true},
+	{"event", jobs.Event{}, true},
+	{"job", jobs.Job{}, true},
+	{"submit_reply", jobs.SubmitReply{}, true},
+	{"error", jobs.Error{}, true},
+}
+
+// enums are the values of the contract's string types.
+var enums = map[reflect.Type][]any{
+	reflect.TypeFor[jobs.Ending](): {
+		jobs.Exited, jobs.Signaled, jobs.TimeLimit, jobs.MemoryLimit, jobs.OutputLimit, jobs.PIDsLimit, jobs.DiskLimit, jobs.FileLimit,
+		jobs.VMExited, jobs.StartFailed, jobs.FileFailed, jobs.CompileError, jobs.WrongAnswer, jobs.Canceled, jobs.Expired, jobs.Rejected,
+		jobs.WorkerLost, jobs.VMFailed, jobs.AgentLost, jobs.ImageFailed, jobs.HostResources,
+	},
+	reflect.TypeFor[jobs.Class]():     {jobs.ClassUser, jobs.ClassPolicy, jobs.ClassInfra},
+	reflect.TypeFor[jobs.State]():     {jobs.StateQueued, jobs.StateLeased, jobs.StateRunning, jobs.StateEnded, jobs.StateDead},
+	reflect.TypeFor[jobs.EventType](): {jobs.EventState, jobs.EventOutput, jobs.EventStep, jobs.EventResult},
+	reflect.TypeFor[jobs.Code](): {
+		jobs.CodeInvalid, jobs.CodeUnsupported, jobs.CodeConflict, jobs.CodeNotFound, jobs.CodeForbidden, jobs.CodeTooLarge, jobs.CodeQuota,
+		jobs.CodeQueueFull, jobs.CodeNoCapacity, jobs.CodeUnavailable, jobs.CodeInternal,
+	},
+}
+
+func between(least, most int64) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		s.Minimum, s.Maximum = json.Number(fmt.Sprint(least)), json.Number(fmt.Sprint(most))
+	}
+}
+
+func pattern(p string) func(*jsonschema.Schema) { return func(s *jsonschema.Schema) { s.Pattern = p } }
+
+func oneOf(values ...string) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		for _, v := range values {
+			s.Enum = append(s.Enum, v)
+		}
+	}
+}
+
+func atMost(n uint64) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		if s.Type == "array" {
+			s.MaxItems = &n
+		} else {
+			s.MaxProperties = &n
+		}
+	}
+}
+
+const (
+	day    = 24 * 3600 * 1000 // ms
+	sha256 = "^[0-9a-f]{64}$"
+	// tera bounds limits in bytes.
+	tera = 1 << 40
+)
+
+// rules are what the fields of a spec may be. TestBounds and TestDecodeAgrees hold them against jobs.Decode.
+var rules = map[string]func(*jsonschema.Schema){
+	"Spec.version":         oneOf("", jobs.Version),
+	"Spec.id":              pattern("^([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})?$"),
+	"Spec.image":           pattern("^([a-z0-9][a-z0-9._-]{0,62})?$"),
+	"Spec.language":        oneOf(append([]string{""}, jobs.Languages()...)...),
+	"Spec.args":            atMost(jobs.MaxArgs),
+	"Spec.steps":           atMost(jobs.MaxSteps),
+	"Spec.files":           atMost(jobs.MaxFiles),
+	"Spec.artifacts":       atMost(jobs.MaxArtifacts),
+	"Spec.labels":          atMost(32),
+	"Spec.callbacks":       atMost(8),
+	"Spec.priority":        between(0, 9),
+	"Spec.queue_ttl_ms":    between(0, 7*day),
+	"Spec.infra_retries":   between(0, 10),
+	"Step.name":            pattern("^([A-Za-z0-9][A-Za-z0-9 ._-]{0,62})?$"),
+	"Step.args":            atMost(jobs.MaxArgs),
+	"Step.env":             atMost(jobs.MaxEnv),
+	"Step.user":            oneOf("", "sandbox", "root"),
+	"File.mode":            pattern("^[0-7]{0,4}$"),
+	"ObjectRef.sha256":     pattern(sha256),
+	"Artifact.max_bytes":   between(0, 1<<30),
+	"Limits.wall_ms":       between(0, day),
+	"Limits.cpu_ms":        between(0, day),
+	"Limits.memory_bytes":  between(0, tera),
+	"Limits.pids":          between(0, 1<<16),
+	"Limits.output_bytes":  between(0, 1<<30),
+	"Limits.file_bytes":    between(0, tera),
+	"Limits.disk_bytes":    between(0, tera),
+	"Limits.open_files":    between(0, 1<<20),
+	"Resources.vcpus":      between(0, 256),
+	"Resources.memory_mib": between(0, 1<<20),
+	"Network.policy":       oneOf("", jobs.NetworkNone, jobs.NetworkInternet, jobs.NetworkAllowlist),
+	"Network.allow":        atMost(256),
+}
+
+// generate reflects a message of the contract.
+func generate(t *testing.T, v any, open bool) *jsonschema.Schema {
+	t.Helper()
+	r := &jsonschema.Reflector{
+		Anonymous: true, AllowAdditionalProperties: open, ExpandedStruct: true,
+		Mapper: func(t reflect.Type) *jsonschema.Schema {
+			if values, ok := enums[t]; ok {
+				return &jsonschema.Schema{Type: "string", Enum: values}
+			}
+			return nil
+		},
+	}
+	t.Chdir(filepath.Join(root(t)))
+	if err := r.AddGoComments("github.com/paddockvm/paddock", "./jobs", jsonschema.WithFullComment()); err != nil {
+		t.Fatal(err)
+	}
+	for k, c := range r.CommentMap {
+		r.CommentMap[k] = strings.Join(strings.Fields(c), " ")
+	}
+	name := reflect.TypeOf(v).Name()
+	s := r.Reflect(v)
+	s.Title = name
+	s.Description = r.CommentMap["github.com/paddockvm/paddock/jobs."+name]
+	constrain(name, s)
+	for name, d := range s.Definitions {
+		constrain(name, d)
+	}
+	return s
+}
+
+func constrain(name string, s *jsonschema.Schema) {
+	if s.Properties == nil {
+		return
+	}
+	for p := s.Properties.Oldest(); p != nil; p = p.Next() {
+		p.Value.Description = said(p.Key, p.Value.Description)
+		if rule := rules[name+"."+p.Key]; rule != nil {
+			rule(p.Value)
+		}
+	}
+}
+
+// said turns a field's comment into words about its property: "WallMS is the time" is "the time" of wall_ms.
+func said(key, comment string) string {
+	first, rest, _ := strings.Cut(comment, " ")
+	if !strings.EqualFold(first, strings.ReplaceAll(key, "_", "")) && !strings.EqualFold(first, strings.ReplaceAll(key, "_", "")+"ms") {
+		return comment
+	}
+	for _, verb := range []string{"is ", "are "} {
+		if after, ok := strings.CutPrefix(rest, verb); ok {
+			return after
+		}
+	}
+	return key + " " + rest
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("no go.mod above the working directory")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func TestSchemasAreCurrent(t *testing.T) {
+	for _, r := range roots {
+		t.Run(r.file, func(t *testing.T) {
+			b, err := json.MarshalIndent(generate(t, r.v, r.open), "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			same(t, filepath.Join("jobs", "schema", r.file+".json"), string(b)+"\n")
+		})
+	}
+}
+
+// TestDocIsCurrent holds the tables of docs/jobs.md, one for each type, against the code.
+func TestDocIsCurrent(t *testing.T) {
+	tables := map[string]string{}
+	for _, r := range roots {
+		s := generate(t, r.v, r.open)
+		tables[s.Title] = table(t, s)
+		for name, d := range s.Definitions {
+			tables[name] = table(t, d)
+		}
+	}
+	const path = "docs/jobs.md"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	rest := string(b)
+	for {
+		before, after, found := strings.Cut(rest, "<!-- fields of ")
+		out.WriteString(before)
+		if !found {
+			break
+		}
+		name, after, _ := strings.Cut(after, " -->\n")
+		_, after, found = strings.Cut(after, "<!-- end -->\n")
+		if !found || tables[name] == "" {
+			t.Fatalf("%s: fields of %s: no such type, or no end", path, name)
+		}
+		out.WriteString("<!-- fields of " + name + " -->\n" + tables[name] + "<!-- end -->\n")
+		delete(tables, name)
+		rest = after
+	}
+	for name, table := range tables {
+		if table != "" {
+			t.Errorf("%s says nothing of %s", path, name)
+		}
+	}
+	same(t, path, out.String())
+}
+
+// table documents a type's fields.
+func table(t *testing.T, s *jsonschema.Schema) string {
+	t.Helper()
+	if s.Properties == nil {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("| field | type | |\n|---|---|---|\n")
+	for p := s.Properties.Oldest(); p != nil; p = p.Next() {
+		name := "`" + p.Key + "`"
+		if slices.Contains(s.Required, p.Key) {
+			name = "**" + name + "**"
+		}
+		if p.Value.Description == "" && p.Value.Ref == "" {
+			t.Errorf("%s.%s: no comment says what it is", s.Title, p.Key)
+		}
+		said := strings.ReplaceAll(p.Value.Description, "|", "\\|")
+		if p.Value.Maximum != "" {
+			said = strings.TrimSpace(said + fmt.Sprintf(" (%s to %s)", p.Value.Minimum, p.Value.Maximum))
+		}
+		if n := p.Value.MaxItems; n != nil {
+			said = strings.TrimSpace(said + fmt.Sprintf(" (at most %d)", *n))
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, typeName(p.Value), said)
+	}
+	return b.String()
+}
+
+func typeName(s *jsonschema.Schema) string {
+	switch {
+	case s.Ref != "":
+		name := s.Ref[strings.LastIndex(s.Ref, "/")+1:]
+		return "[" + name + "](#" + strings.ToLower(name) + ")"
+	case s.Type == "array":
+		return typeName(s.Items) + "[]"
+	case s.Type == "object":
+		return "object of " + typeName(s.AdditionalProperties)
+	case len(s.Enum) > 0:
+		var l []string
+		for _, v := range s.Enum {
+			if fmt.Sprint(v) != "" {
+				l = append(l, fmt.Sprintf("`%v`", v))
+			}
+		}
+		return strings.Join(l, " ")
+	case s.ContentEncoding != "":
+		return s.ContentEncoding
+	case s.Format != "":
+		return s.Format
+	}
+	return s.Type
+}
+
+// same compares a file under the repository's root with what it should be, or writes it.
+func same(t *testing.T, path, want string) {
+	t.Helper()
+	t.Chdir(root(t))
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(got), want); d != "" {
+		t.Errorf("%s is not current; go test ./jobs/schema -update writes it (-file +code):\n%s", path, d)
+	}
+}
+
+// bounds gives the bounds that a rule sets, if it is one for numbers.
+func bounds(rule func(*jsonschema.Schema)) (least, most int64, ok bool) {
+	s := &jsonschema.Schema{Type: "array"}
+	if rule(s); s.Maximum == "" {
+		return 0, 0, false
+	}
+	least, err := s.Minimum.Int64()
+	if err != nil {
+		return 0, 0, false
+	}
+	most, err = s.Maximum.Int64()
+	return least, most, err == nil
+}
