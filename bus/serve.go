@@ -226,7 +226,7 @@ func (s *serving) enqueued(ctx context.Context) error {
 	})
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // stopping
 		}
 		return fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
 	}
@@ -283,10 +283,10 @@ func (s *serving) rejectEnqueued(ctx context.Context, tenant string, m jetstream
 		ID string `json:"id"`
 	}
 	if json.Unmarshal(m.Data(), &named) != nil {
-		return nil
+		return nil //nolint:nilerr // no JSON names no job
 	}
 	if _, err := jobs.ParseID(named.ID); err != nil || e.Code == jobs.CodeConflict {
-		return nil // it has no job, or the job is another's
+		return nil //nolint:nilerr // it has no job, or the job is another's
 	}
 	_, err = s.brain.Get(ctx, tenant, named.ID)
 	if known, ok := errors.AsType[*jobs.Error](err); !ok || known.Code != jobs.CodeNotFound {

@@ -67,11 +67,9 @@ func (c *Client) follow(ctx context.Context, id string, after *Position, yield f
 		case ctx.Err() != nil:
 			return false, context.Cause(ctx)
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-			if over, err := c.overWithoutEvent(ctx, id, *after); err != nil || over != nil {
-				if over != nil {
-					yield(*over, nil)
-				}
-				return false, err
+			if over := c.overWithoutEvent(ctx, id, *after); over != nil {
+				yield(*over, nil)
+				return false, nil
 			}
 			continue
 		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
@@ -94,14 +92,14 @@ func (c *Client) follow(ctx context.Context, id string, after *Position, yield f
 }
 
 // overWithoutEvent makes the final event of a job whose events are gone, from its record.
-func (c *Client) overWithoutEvent(ctx context.Context, id string, after Position) (*jobs.Event, error) {
+func (c *Client) overWithoutEvent(ctx context.Context, id string, after Position) *jobs.Event {
 	j, err := c.Get(ctx, id)
 	if err != nil || !j.State.Terminal() || time.Since(j.EndedAt) < 2*quiet {
-		return nil, nil //nolint:nilerr // asked again in a moment
+		return nil // asked again in a moment
 	}
 	return &jobs.Event{
 		Type: jobs.EventResult, Job: j.ID, Tenant: j.Tenant, Attempt: j.Attempt, Seq: after.Seq + 1, Time: j.EndedAt, Final: true, Result: j.Result,
-	}, nil
+	}
 }
 
 // Wait waits for a job's end and gives its result.

@@ -174,7 +174,7 @@ func (a *agent) signal(s *wire.Signal) error {
 
 // feed writes the stream's data into stdin until the host's end of it, or ctx's. What a program does not read any more is thrown away.
 func feed(ctx context.Context, s *wire.Stream, stdin io.WriteCloser, open bool) {
-	defer stdin.Close() //nolint:errcheck // a pipe
+	defer stdin.Close()
 	for open {
 		_, b, _, err := s.Recv(ctx)
 		if err != nil {

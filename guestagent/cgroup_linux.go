@@ -108,7 +108,7 @@ func (c *cgroup) value(file, key string) int64 {
 	if err != nil {
 		return 0
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if k, v, _ := strings.Cut(s.Text(), " "); k == key {
 			n, _ := strconv.ParseInt(v, 10, 64)

@@ -51,7 +51,7 @@ func (m *machine) put(p *wire.Put, data io.Reader) error {
 		return pathError(p.Path, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	defer f.Close() //nolint:errcheck // closed and checked below
+	defer f.Close() // closed and checked below
 	st, err := f.Stat()
 	if err != nil {
 		return pathError(p.Path, err)
@@ -139,7 +139,7 @@ func getOne(name, shown string, left *int64, send func(wire.FileHeader, io.Reade
 		return pathError(shown, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return pathError(shown, err)
@@ -188,7 +188,7 @@ func (w *walk) deep(dir string, rest []string) error {
 	return w.each(dir, func(name string) error {
 		sub := path.Join(dir, name)
 		if st, err := os.Lstat(sub); err != nil || !st.IsDir() || strings.Count(sub, "/") > 64 {
-			return nil
+			return nil //nolint:nilerr // vanished while it was looked for
 		}
 		return w.deep(sub, rest)
 	})
@@ -199,7 +199,7 @@ func (w *walk) at(name string, rest []string, literal bool) error {
 	st, err := os.Lstat(name)
 	switch {
 	case err != nil:
-		return nil
+		return nil //nolint:nilerr // what is not there does not match
 	case len(rest) > 0 && st.IsDir():
 		return w.from(name, rest)
 	case len(rest) > 0:
@@ -217,7 +217,7 @@ func (w *walk) each(dir string, f func(name string) error) error {
 	if err != nil {
 		return nil
 	}
-	defer d.Close() //nolint:errcheck // read only
+	defer d.Close()
 	for {
 		names, err := d.Readdirnames(512)
 		if len(names) == 0 || err != nil {

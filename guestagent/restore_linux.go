@@ -53,7 +53,7 @@ func reseed(entropy []byte) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()                         //nolint:errcheck // nothing was written
+	defer f.Close()                         // nothing was written
 	info := make([]byte, 8, 8+len(entropy)) // struct rand_pool_info: bits of entropy, size, bytes
 	binary.NativeEndian.PutUint32(info[0:], uint32(len(entropy)*8))
 	binary.NativeEndian.PutUint32(info[4:], uint32(len(entropy)))

@@ -30,7 +30,7 @@ func PartOf(name string, sparse bool) (Part, error) {
 	if err != nil {
 		return Part{}, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return Part{}, err

@@ -287,7 +287,7 @@ func (s *Store) Lock(ctx context.Context, name string) (release func(), err erro
 		return func() { _ = f.Close() }, nil
 	case <-ctx.Done():
 		go func() { // the lock cannot be waited for less; it is given back as soon as it comes
-			<-locked
+			<-locked //nolint:errcheck // nobody waits for it any more
 			_ = f.Close()
 		}()
 		return nil, context.Cause(ctx)

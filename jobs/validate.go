@@ -53,7 +53,7 @@ func (c *checker) fault(at, format string, args ...any) {
 }
 
 // text checks what every string must keep: valid UTF-8, no NUL, a length in bytes.
-func (c *checker) text(at, s string, most int) bool {
+func (c *checker) text(at, s string, most int) {
 	switch {
 	case len(s) > most:
 		c.fault(at, "has %d bytes, at most %d are taken", len(s), most)
@@ -61,15 +61,13 @@ func (c *checker) text(at, s string, most int) bool {
 		c.fault(at, "must be valid UTF-8")
 	case strings.ContainsRune(s, 0):
 		c.fault(at, "must not hold a NUL byte")
-	default:
-		return true
 	}
-	return false
 }
 
-func (c *checker) within(at string, v, least, most int64) {
-	if v < least || v > most {
-		c.fault(at, "is %d, must be %d to %d", v, least, most)
+// within checks a number that may be 0 to most.
+func (c *checker) within(at string, v, most int64) {
+	if v < 0 || v > most {
+		c.fault(at, "is %d, must be 0 to %d", v, most)
 	}
 }
 
@@ -101,15 +99,15 @@ func (s *Spec) faults() []Fault {
 	s.whatToRun(c)
 	s.filesAndArtifacts(c)
 	c.limits("limits", s.Limits)
-	c.within("resources.vcpus", int64(s.Resources.VCPUs), 0, 256)
-	c.within("resources.memory_mib", int64(s.Resources.MemoryMiB), 0, 1<<20)
+	c.within("resources.vcpus", int64(s.Resources.VCPUs), 256)
+	c.within("resources.memory_mib", int64(s.Resources.MemoryMiB), 1<<20)
 	s.network(c)
 	if s.Priority != nil {
-		c.within("priority", int64(*s.Priority), 0, 9)
+		c.within("priority", int64(*s.Priority), 9)
 	}
-	c.within("queue_ttl_ms", s.QueueTTLMS, 0, maxTTLMS)
+	c.within("queue_ttl_ms", s.QueueTTLMS, maxTTLMS)
 	if s.InfraRetries != nil {
-		c.within("infra_retries", int64(*s.InfraRetries), 0, 10)
+		c.within("infra_retries", int64(*s.InfraRetries), 10)
 	}
 	s.labels(c)
 	s.callbacks(c)
@@ -247,7 +245,7 @@ func (s *Spec) filesAndArtifacts(c *checker) {
 				break
 			}
 		}
-		c.within(at+".max_bytes", a.MaxBytes, 0, 1<<30)
+		c.within(at+".max_bytes", a.MaxBytes, 1<<30)
 	}
 }
 
@@ -316,7 +314,7 @@ func (c *checker) limits(at string, l Limits) {
 		{"disk_bytes", l.DiskBytes, m.DiskBytes},
 		{"open_files", l.OpenFiles, m.OpenFiles},
 	} {
-		c.within(at+"."+x.name, x.v, 0, x.most)
+		c.within(at+"."+x.name, x.v, x.most)
 	}
 }
 

@@ -164,7 +164,6 @@ type board struct {
 	mu     sync.Mutex
 	events map[string][]jobs.Event
 	broken bool
-	seen   map[string]chan struct{} // closed at a job's first output
 }
 
 func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
@@ -178,40 +177,8 @@ func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
 	}
 	for _, e := range events {
 		b.events[e.Job] = append(b.events[e.Job], e)
-		if c := b.firstOutput(e.Job); e.Type == jobs.EventOutput {
-			select {
-			case <-c:
-			default:
-				close(c)
-			}
-		}
 	}
 	return nil
-}
-
-func (b *board) firstOutput(job string) chan struct{} {
-	if b.seen == nil {
-		b.seen = map[string]chan struct{}{}
-	}
-	c := b.seen[job]
-	if c == nil {
-		c = make(chan struct{})
-		b.seen[job] = c
-	}
-	return c
-}
-
-// output waits for a job's first output event.
-func (b *board) output(t *testing.T, job string) {
-	t.Helper()
-	b.mu.Lock()
-	c := b.firstOutput(job)
-	b.mu.Unlock()
-	select {
-	case <-c:
-	case <-time.After(20 * time.Second):
-		t.Fatalf("no output of %s", job)
-	}
 }
 
 func (b *board) of(job string) []jobs.Event {

@@ -79,7 +79,7 @@ func (a *attempt) fetch(ctx context.Context, ref jobs.ObjectRef) (_ *os.File, er
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	f, err := os.CreateTemp(tempDir(a.w.cfg.Dir), "object-")
 	if err != nil {
 		return nil, err

@@ -60,7 +60,7 @@ func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client
 		return nil, fmt.Errorf("reach agent: %w", err)
 	}
 	random := make([]byte, 16+64+16)
-	rand.Read(random) //nolint:errcheck // never fails (crypto/rand)
+	rand.Read(random) // never fails (crypto/rand)
 	_, err = agent.Restore(ctx, wire.Restore{
 		Epoch: random[:16], Entropy: random[16:80], MachineID: hex.EncodeToString(random[80:]),
 		TimeUnixNS: time.Now().UnixNano(), Hostname: m.ID(), Scratch: scratch,

@@ -50,8 +50,9 @@ func run(args []string) error {
 	if conn == nil {
 		return fmt.Errorf("descriptor %d is not open", *fd)
 	}
-	if err := guestagent.Process(conn, *work); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	err := guestagent.Process(conn, *work)
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
-	return nil
+	return err
 }

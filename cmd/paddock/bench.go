@@ -72,7 +72,7 @@ func firstField(file, key string) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == key {
 			return strings.TrimSpace(v)

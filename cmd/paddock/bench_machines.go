@@ -191,7 +191,7 @@ func (l *lab) bare(ctx context.Context, r *benchReport, n int) (err error) {
 	if err != nil {
 		return err
 	}
-	defer state.Close() //nolint:errcheck // read only
+	defer state.Close()
 	if err := errors.Join(
 		q.say(`{"execute":"qmp_capabilities"}`, `"return"`, nil),
 		q.say(`{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"x-ignore-shared","state":true},{"capability":"events","state":true}]}}`, `"return"`, nil),

@@ -157,7 +157,7 @@ func (cf *configFlags) load() (c config, printed bool, err error) {
 func loadFile(k *koanf.Koanf, name string, known map[string]bool) error {
 	if name == "" {
 		if _, err := os.Stat(defaultConfigFile); err != nil {
-			return nil
+			return nil //nolint:nilerr // the default file may be missing
 		}
 		name = defaultConfigFile
 	}

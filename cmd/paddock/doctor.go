@@ -66,7 +66,7 @@ func doctorCommand() *cobra.Command {
 
 func examine(ctx context.Context, state, nats string) []finding {
 	return append([]finding{
-		examineRoot(), examineJail(ctx), examineTools(), examineDisk(state), examineImages(state), examineNATS(nats),
+		examineRoot(), examineJail(ctx), examineTools(), examineDisk(state), examineImages(state), examineNATS(ctx, nats),
 	}, examineQEMU(ctx)...)
 }
 
@@ -82,7 +82,7 @@ func examineQEMU(ctx context.Context) []finding {
 	if err != nil {
 		return []finding{{"qemu", "missing", err.Error(), ""}}
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // temporary
+	defer os.RemoveAll(dir)
 	d, err := qemu.New(qemu.Config{RunDir: dir, Launcher: vmm.Direct{}})
 	if err != nil {
 		return []finding{{"qemu", "missing", err.Error(), "apt-get install qemu-system-x86"}}
@@ -178,13 +178,13 @@ func examineImages(state string) finding {
 	return finding{"images", "ok", strings.Join(append(names, fmt.Sprintf("%d in %s", len(list), dir)), ", "), ""}
 }
 
-func examineNATS(url string) finding {
+func examineNATS(ctx context.Context, url string) finding {
 	c, err := client.Connect(url)
 	if err != nil {
 		return finding{"server", "ok", "none at " + url + " (not running, or elsewhere)", ""}
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if _, err := c.Get(ctx, "none"); err != nil && !strings.Contains(err.Error(), "no job") {
 		return finding{"server", "degraded", errors.Join(err).Error(), "start paddock up"}

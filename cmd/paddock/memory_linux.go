@@ -12,7 +12,7 @@ func defaultMemoryMiB() int {
 	if err != nil {
 		return 1024
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		var kib int
 		if n, _ := fmt.Sscanf(s.Text(), "MemTotal: %d kB", &kib); n == 1 {

@@ -66,10 +66,7 @@ func (o *runFlags) run(c *cobra.Command, args []string, isCommand bool) error {
 	if err := o.putFiles(c.Context(), cl, spec); err != nil {
 		return err
 	}
-	stdin, err := stdinOf(c.InOrStdin(), spec)
-	if err != nil {
-		return err
-	}
+	stdin := stdinOf(c.InOrStdin(), spec)
 	r, err := cl.Submit(c.Context(), spec)
 	if err != nil {
 		return err
@@ -134,7 +131,7 @@ func (o *runFlags) putFiles(ctx context.Context, cl *client.Client, spec *jobs.S
 		if err != nil {
 			return fmt.Errorf("--file: %w", err)
 		}
-		defer f.Close() //nolint:errcheck // read only
+		defer f.Close()
 		st, err := f.Stat()
 		if err != nil {
 			return fmt.Errorf("--file: %w", err)
@@ -161,18 +158,18 @@ func (o *runFlags) putFiles(ctx context.Context, cl *client.Client, spec *jobs.S
 }
 
 // stdinOf decides how standard input reaches the program: nothing of it where it is empty at once, else as a stream.
-func stdinOf(in io.Reader, spec *jobs.Spec) (io.Reader, error) {
+func stdinOf(in io.Reader, spec *jobs.Spec) io.Reader {
 	if f, ok := in.(*os.File); ok {
 		st, err := f.Stat()
 		if err != nil || st.Mode()&os.ModeCharDevice != 0 && !term.IsTerminal(int(f.Fd())) {
-			return nil, nil //nolint:nilerr // closed, or /dev/null
+			return nil // closed, or /dev/null
 		}
 		if st.Mode().IsRegular() && st.Size() == 0 {
-			return nil, nil
+			return nil
 		}
 	}
 	spec.StdinStream = true
-	return in, nil
+	return in
 }
 
 // session shows a job here: output as it comes, input on its way, Ctrl-C as a cancel.

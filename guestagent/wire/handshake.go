@@ -85,10 +85,10 @@ func seek(r io.ByteReader, magic string) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case c == magic[matched]:
+		switch c {
+		case magic[matched]:
 			matched++
-		case c == magic[0]: // no magic here begins with its first byte twice, nor repeats it within
+		case magic[0]: // no magic here begins with its first byte twice, nor repeats it within
 			matched = 1
 		default:
 			matched = 0
@@ -137,7 +137,7 @@ func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, own nonce, err 
 // drain ends the goroutine that waits for the answer, so that greet leaves none behind, and gives err.
 func drain(answered <-chan error, conn net.Conn, err error) error {
 	_ = conn.SetReadDeadline(time.Unix(1, 0))
-	<-answered
+	<-answered //nolint:errcheck // the error that ended the greeting is told
 	return fmt.Errorf("greet the agent: %w", err)
 }
 

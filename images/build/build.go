@@ -126,7 +126,7 @@ func rootOf(ctx context.Context, s *images.Store, r images.Recipe, o Options) (r
 	if err != nil {
 		return st, err
 	}
-	defer os.RemoveAll(work) //nolint:errcheck // the next build of the store does not look at it
+	defer os.RemoveAll(work) // the next build of the store does not look at it
 	b := &rootBuild{recipe: r, dir: work, progress: o.Progress}
 	if err := b.run(ctx); err != nil {
 		return st, err
@@ -150,7 +150,7 @@ func scratchOf(ctx context.Context, s *images.Store, mib int) (images.Part, erro
 	if err != nil {
 		return images.Part{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // temporary
+	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "scratch")
 	f, err := os.Create(file)
 	if err != nil {

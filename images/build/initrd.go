@@ -52,7 +52,7 @@ func packModules(ctx context.Context, tree, to string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // closed and checked below
+	defer f.Close() // closed and checked below
 	w := &cpio{w: bufio.NewWriter(f)}
 	w.dir("modules")
 	var list strings.Builder
@@ -110,18 +110,18 @@ func initrdOf(s *images.Store, modules images.Part, agent []byte) (images.Part, 
 	if err != nil {
 		return images.Part{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // temporary
+	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "initrd")
 	f, err := os.Create(file)
 	if err != nil {
 		return images.Part{}, err
 	}
-	defer f.Close() //nolint:errcheck // closed and checked below
+	defer f.Close() // closed and checked below
 	m, err := os.Open(s.Blob(modules))
 	if err != nil {
 		return images.Part{}, err
 	}
-	defer m.Close() //nolint:errcheck // read only
+	defer m.Close()
 	if _, err := io.Copy(f, m); err != nil {
 		return images.Part{}, err
 	}

@@ -99,7 +99,7 @@ func start(t *testing.T, o harness.Options) *harness.Paddock {
 // shortDir is a temporary directory whose name leaves room for socket paths.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pd-")
+	dir, err := os.MkdirTemp("", "pd-") //nolint:usetesting // t.TempDir is too long for a socket in it
 	if err != nil {
 		t.Fatal(err)
 	}

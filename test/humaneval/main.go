@@ -65,7 +65,7 @@ func run(ctx context.Context, o options) (_ *score, err error) {
 		if err != nil {
 			return nil, err
 		}
-		defer p.Stop() //nolint:errcheck // the score is what counts
+		defer p.Stop() // the score is what counts
 		o.url = p.URL
 	}
 	c, err := client.Connect(o.url)

@@ -24,7 +24,7 @@ func load(path string) ([]task, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	z, err := gzip.NewReader(f)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)

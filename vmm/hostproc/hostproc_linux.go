@@ -77,7 +77,7 @@ func (d *Driver) Prepare(ctx context.Context, _ vmm.Template) (_ vmm.Prepared, e
 		return nil, err
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "host"), os.NewFile(uintptr(pair[1]), "guest")
-	defer theirs.Close() //nolint:errcheck // the agent has its own
+	defer theirs.Close()
 	if m.conn, err = net.FileConn(ours); err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}

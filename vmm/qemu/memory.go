@@ -130,7 +130,7 @@ func (ms *memories) release(dir string) error {
 func (m *memory) close() error {
 	f, err := m.load()
 	if err != nil {
-		return nil // it never held anything
+		return nil //nolint:nilerr // it never held anything
 	}
 	return f.Close()
 }

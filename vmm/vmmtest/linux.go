@@ -106,8 +106,11 @@ func fetchKernel(ctx context.Context, cache, tree string) error {
 		return fmt.Errorf("download %s: %w: %s", pkg, err, out)
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
-	if err != nil || len(debs) != 1 {
-		return fmt.Errorf("download %s: got %q, %v", pkg, debs, err)
+	if err != nil {
+		return err
+	}
+	if len(debs) != 1 {
+		return fmt.Errorf("download %s: got %q", pkg, debs)
 	}
 	if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", debs[0], filepath.Join(tmp, "tree")).CombinedOutput(); err != nil {
 		return fmt.Errorf("unpack %s: %w: %s", debs[0], err, out)

@@ -101,12 +101,12 @@ func (l *Launcher) launch(ctx context.Context, c vmm.Command, uid int) (vmm.Proc
 	if err != nil {
 		return nil, err
 	}
-	defer told.Close() //nolint:errcheck // only read
+	defer told.Close()
 	failed, failure, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer failed.Close() //nolint:errcheck // only read
+	defer failed.Close()
 	stub := c
 	stub.Path, stub.Args = l.cfg.Self[0], append(append([]string{}, l.cfg.Self[1:]...), fmt.Sprint(len(c.Files)))
 	stub.Files = append(append([]*os.File{}, c.Files...), told, failure)

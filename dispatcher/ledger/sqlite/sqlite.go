@@ -72,7 +72,7 @@ func Open(ctx context.Context, file string) (_ *Store, err error) {
 	r.SetMaxOpenConns(4)
 	run, stop := context.WithCancel(context.Background())
 	s := &Store{read: r, write: &writer{db: w, ops: make(chan *op, maxBatch), end: make(chan struct{})}, stop: stop, lock: lock}
-	go s.write.run(run)
+	go s.write.run(run) //nolint:contextcheck // ends with Close, not with the call that opened
 	return s, nil
 }
 

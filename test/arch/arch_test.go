@@ -1,0 +1,116 @@
+// Package arch_test holds the packages to the directions in which they may import each other (docs/design.md, "Packages").
+package arch_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/paddockvm/paddock/"
+
+// may says what of this module each package may import. A package that is not here fails the test: say where it stands.
+var may = map[string][]string{
+	// level 0: the contracts
+	"jobs":            {},
+	"jobs/schema":     {},
+	"vmm":             {},
+	"guestagent/wire": {},
+	// level 1
+	"guestagent":            {"guestagent/wire"},
+	"guestagent/client":     {"guestagent/wire"},
+	"vmm/qemu":              {"vmm"},
+	"vmm/hostproc":          {"vmm"},
+	"vmm/inproc":            {"vmm", "guestagent"},
+	"vmm/vmmtest":           {"vmm"},
+	"vmm/vmmtest/testguest": {},
+	"worker/jail":           {"vmm"},
+	// level 2
+	"images":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
+	"images/build":                 {"images", "jobs"},
+	"worker":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
+	"dispatcher/match":             {"jobs"},
+	"dispatcher/ledger":            {"jobs"},
+	"dispatcher/ledger/sqlite":     {"dispatcher/ledger", "jobs"},
+	"dispatcher/ledger/ledgertest": {"dispatcher/ledger", "jobs"},
+	"dispatcher":                   {"dispatcher/ledger", "dispatcher/match", "jobs"},
+	// level 3
+	"client": {"jobs"},
+	"bus":    {"jobs"},
+	// level 4: where all is put together
+	"cmd/paddock":       {"*"},
+	"cmd/paddock-agent": {"guestagent"},
+	// tests from outside
+	"test/harness":   {"*"},
+	"test/humaneval": {"client", "jobs", "test/harness"},
+}
+
+// standard are the packages that use nothing but the standard library.
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire"}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,GoFiles", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			t.Fatalf("%v: %s", err, e.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var l []listed
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return l
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(p.GoFiles) > 0 {
+			l = append(l, p)
+		}
+	}
+}
+
+func TestImports(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		allowed, ok := may[name]
+		if !ok {
+			t.Errorf("%s has no place in the map of packages", name)
+			continue
+		}
+		seen[name] = true
+		for _, imp := range p.Imports {
+			own := strings.HasPrefix(imp, module)
+			switch in := strings.TrimPrefix(imp, module); {
+			case own && !slices.Contains(allowed, in) && !slices.Contains(allowed, "*"):
+				t.Errorf("%s imports %s, and may import of this module: %s", name, in, strings.Join(allowed, ", "))
+			case !own && slices.Contains(standard, name) && strings.Contains(strings.Split(imp, "/")[0], "."):
+				t.Errorf("%s imports %s, and may use the standard library only", name, imp)
+			case strings.HasSuffix(path.Base(imp), "test") && own && !strings.Contains(name, "test"):
+				t.Errorf("%s imports %s, which is for tests", name, in)
+			}
+		}
+	}
+	for name := range may {
+		if !seen[name] && name != "dispatcher/ledger/ledgertest" {
+			t.Errorf("there is no package %s", name)
+		}
+	}
+}
