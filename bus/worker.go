@@ -51,20 +51,31 @@ func (b *Bus) Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, erro
 	return ask[jobs.ReportReply](ctx, b, jobs.ReportSubject, r)
 }
 
-// ServeStdin writes a job's input into w as it comes, until ctx ends. Each chunk is answered once w has taken it: that is the
-// back-pressure. At the input's end w is closed.
-func (b *Bus) ServeStdin(ctx context.Context, tenant, job string, w io.WriteCloser) error {
+// OpenStdin takes a job's input: when it has returned no chunk is lost any more. serve writes the chunks into w as they come, until
+// ctx ends. Each is answered once w has taken it: that is the back-pressure. At the input's end w is closed.
+func (b *Bus) OpenStdin(ctx context.Context, tenant, job string, w io.WriteCloser) (serve func(), err error) {
 	chunks := make(chan *nats.Msg, 64)
 	sub, err := b.nc.ChanSubscribe(jobs.StdinSubject(tenant, job), chunks)
 	if err != nil {
-		return unavailable("take stdin", err)
+		return nil, unavailable("take stdin", err)
 	}
-	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+	flush, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	if err := b.nc.FlushWithContext(flush); err != nil {
+		return nil, errors.Join(unavailable("take stdin", err), sub.Unsubscribe())
+	}
+	return func() {
+		defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+		serveStdin(ctx, chunks, w)
+	}, nil
+}
+
+func serveStdin(ctx context.Context, chunks <-chan *nats.Msg, w io.WriteCloser) {
 	closed := false
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case m := <-chunks:
 			var c jobs.StdinChunk
 			r := jobs.StdinReply{Error: read(m, &c)}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,7 +24,8 @@ type attempt struct {
 	events *stream
 	result jobs.Result
 	start  time.Time
-	gone   bool // the machine has ended, or does not answer: nothing can be brought out of it
+	input  io.ReadCloser // what viewers send while the first step runs; nil where the job does not stream it
+	gone   bool          // the machine has ended, or does not answer: nothing can be brought out of it
 }
 
 // attempt runs a lease to its end. It gives false where the attempt is not this worker's any more: then nothing is to be reported.
@@ -73,6 +75,11 @@ func (a *attempt) inside(ctx context.Context, m *machine) error {
 	if err != nil || !ok {
 		return err
 	}
+	stop, err := a.openStdin(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	a.w.held.running(a.lease.Held)
 	a.events.add(jobs.Event{Type: jobs.EventState, State: jobs.StateRunning, Worker: a.w.cfg.Name})
 	start := time.Now()
@@ -121,8 +128,10 @@ func (a *attempt) step(ctx context.Context, m *machine, i int) (jobs.StepResult,
 	s := &a.spec.Steps[i]
 	limits := a.spec.StepLimits(*s)
 	stdout, stderr := &output{events: a.events, step: i, name: jobs.Stdout}, &output{events: a.events, step: i, name: jobs.Stderr}
-	stdin, stopStdin := a.stdin(ctx, i)
-	defer stopStdin()
+	stdin := a.stdin(i)
+	if stdin != nil {
+		defer stdin.Close() // a write that waits for the program ends
+	}
 
 	// The guest enforces the wall limit; a guest that does not is ended from here.
 	wall := time.Duration(limits.WallMS) * time.Millisecond
@@ -237,30 +246,41 @@ func (a *attempt) exec(i int, l jobs.Limits, stdin bool) wire.Exec {
 
 func execID(i int) string { return "step-" + strconv.Itoa(i) }
 
-// stdin is what the step reads: its own text, the viewers' chunks, or nothing (nil).
-func (a *attempt) stdin(ctx context.Context, i int) (_ io.Reader, stop func()) {
-	if text := a.spec.Steps[i].Stdin; text != "" {
-		return newText(text), func() {}
-	}
-	if i != 0 || !a.spec.StdinStream || a.w.cfg.Stdin == nil {
-		return nil, func() {}
+// openStdin takes the viewers' chunks from before anybody hears that the job runs, where the job streams its input.
+func (a *attempt) openStdin(ctx context.Context) (stop func(), err error) {
+	if !a.spec.StdinStream || a.w.cfg.Stdin == nil {
+		return func() {}, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r, w := io.Pipe()
+	serve, err := a.w.cfg.Stdin.OpenStdin(ctx, a.lease.Tenant, a.lease.Job, w)
+	if err != nil {
+		cancel()
+		return nil, ended(ctx, jobs.HostResources, err)
+	}
+	a.input = r
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		err := a.w.cfg.Stdin.ServeStdin(ctx, a.lease.Tenant, a.lease.Job, w)
-		if err != nil && ctx.Err() == nil {
-			zerolog.Ctx(ctx).Error().Err(err).Msg("serve stdin")
-		}
-		_ = w.CloseWithError(err)
+		serve()
+		_ = w.Close() // a pipe
 	}()
-	return r, func() {
-		_ = r.Close() // a write that waits for the program ends
+	return func() {
+		_ = r.Close()
 		cancel()
 		<-served
+	}, nil
+}
+
+// stdin is what a step reads: its own text, the viewers' chunks, or nothing (nil).
+func (a *attempt) stdin(i int) io.ReadCloser {
+	if text := a.spec.Steps[i].Stdin; text != "" {
+		return io.NopCloser(strings.NewReader(text))
 	}
+	if i == 0 {
+		return a.input
+	}
+	return nil
 }
 
 // finish fills in what all results have.

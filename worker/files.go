@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"crypto/sha256"
@@ -26,8 +25,6 @@ const (
 	// defaultArtifactBytes is an artifact's size limit where it names none.
 	defaultArtifactBytes = 16 << 20
 )
-
-func newText(s string) io.Reader { return strings.NewReader(s) }
 
 // copyIn puts the job's files into the machine. It gives false where a file cannot be had or put: the job's fault, in the result.
 func (a *attempt) copyIn(ctx context.Context, m *machine) (bool, error) {

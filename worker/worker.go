@@ -36,9 +36,10 @@ type Events interface {
 	Publish(ctx context.Context, events ...jobs.Event) error
 }
 
-// Stdin feeds a job's input from its viewers into w until ctx ends; it closes w at the input's end.
+// Stdin takes a job's input from its viewers: from OpenStdin's return on none is lost. serve writes it into w until ctx ends, and closes w
+// at the input's end.
 type Stdin interface {
-	ServeStdin(ctx context.Context, tenant, job string, w io.WriteCloser) error
+	OpenStdin(ctx context.Context, tenant, job string, w io.WriteCloser) (serve func(), err error)
 }
 
 // Objects stores what is too large for a message.

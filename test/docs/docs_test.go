@@ -1,0 +1,212 @@
+// Package docs_test holds the documents to what is there: their links lead somewhere, their examples do what they say.
+package docs_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+func TestMain(m *testing.M) {
+	root, err := harness.Root()
+	if err == nil {
+		err = os.Chdir(root)
+	}
+	if err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
+// documents are all Markdown files of the repository.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	docs := map[string]string{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != "." || d.Name() == "bin") {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) == ".md" {
+			b, err := os.ReadFile(path)
+			docs[path] = string(b)
+			return err
+		}
+		return nil
+	})
+	if err != nil || len(docs) < 5 {
+		t.Fatal(docs, err)
+	}
+	return docs
+}
+
+var (
+	code    = regexp.MustCompile("(?ms)^```.*?^```$|`[^`\n]*`")
+	link    = regexp.MustCompile(`\]\(([^)]+)\)`)
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	noWord  = regexp.MustCompile("[^a-z0-9 _-]")
+)
+
+// anchors are a document's headings as its readers' links name them.
+func anchors(doc string) (l []string) {
+	for _, h := range heading.FindAllStringSubmatch(doc, -1) {
+		l = append(l, strings.ReplaceAll(noWord.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+	}
+	return l
+}
+
+func TestLinks(t *testing.T) {
+	docs := documents(t)
+	for path, doc := range docs {
+		for _, m := range link.FindAllStringSubmatch(code.ReplaceAllString(doc, ""), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := path
+			if file != "" {
+				target = filepath.Join(filepath.Dir(path), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", path, m[1], err)
+				continue
+			}
+			if anchor != "" && !slices.Contains(anchors(docs[target]), anchor) {
+				t.Errorf("%s links to %s: there is no such heading", path, m[1])
+			}
+		}
+	}
+}
+
+// blocks are the code blocks of a language in a document, in order.
+func blocks(t *testing.T, path, lang string) (l []string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("(?ms)^```"+lang+"\n(.*?)^```$").FindAllStringSubmatch(string(b), -1) {
+		l = append(l, m[1])
+	}
+	if len(l) == 0 {
+		t.Fatalf("%s has no block of %s", path, lang)
+	}
+	return l
+}
+
+// TestSpecs has every spec in the documents decoded; one that shows an error is none.
+func TestSpecs(t *testing.T) {
+	for _, path := range []string{"README.md", "docs/jobs.md"} {
+		for _, b := range blocks(t, path, "json") {
+			var m map[string]json.RawMessage
+			if err := json.Unmarshal([]byte(b), &m); err != nil {
+				t.Errorf("%s: %v in\n%s", path, err, b)
+				continue
+			}
+			if m["code"] != nil {
+				continue
+			}
+			if _, warnings, err := jobs.Decode([]byte(b), jobs.Strict); err != nil || len(warnings) > 0 {
+				t.Errorf("%s: %v %q in\n%s", path, err, warnings, b)
+			}
+		}
+	}
+}
+
+// python gives an interpreter that has nats-py, in a cache that other runs share.
+func python(t *testing.T) string {
+	t.Helper()
+	cache, err := harness.Cache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "python-nats-2.11")
+	bin := filepath.Join(dir, "bin", "python")
+	if exec.CommandContext(t.Context(), bin, "-c", "import nats.js.api").Run() == nil {
+		return bin
+	}
+	for _, args := range [][]string{{"python3", "-m", "venv", "--clear", dir}, {bin, "-m", "pip", "install", "--quiet", "nats-py==2.11.0"}} {
+		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("%q: %v\n%s", args, err, out)
+			}
+			t.Skipf("no nats-py: %q: %v\n%s", args, err, out)
+		}
+	}
+	return bin
+}
+
+// TestExamples runs the documents' programs against a Paddock whose machines are processes: what they show is the contract.
+func TestExamples(t *testing.T) {
+	p, err := harness.Start(t.Context(), harness.Options{Driver: "hostproc", Args: []string{"--images", "base,python"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	results := blocks(t, "docs/nats.md", "text")
+	for _, tt := range []struct{ name, source, ext, want string }{
+		{"README.md in Python", blocks(t, "README.md", "python")[0], ".py", "line 0\nline 1\nline 2\nexited 0\n"},
+		{"docs/nats.md in Python", blocks(t, "docs/nats.md", "python")[0], ".py", results[0]},
+		{"docs/nats.md in Go", blocks(t, "docs/nats.md", "go")[0], ".go", results[1]},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "example"+tt.ext)
+			source := strings.ReplaceAll(tt.source, "nats://127.0.0.1:4222", p.URL)
+			if err := os.WriteFile(file, []byte(source), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			argv := []string{"go", "run", file, p.URL}
+			if tt.ext == ".py" {
+				argv = []string{python(t), file, p.URL}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			out, err := cmd.Output()
+			if d := cmp.Diff(string(out), tt.want); err != nil || d != "" {
+				t.Errorf("%v %s (-got +want):\n%s\n%s", err, d, stderr.String(), p.Log())
+			}
+		})
+	}
+}
+
+// TestConfigs has every sample configuration read by the binary.
+func TestConfigs(t *testing.T) {
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("configs/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		command, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".yaml"), "-")
+		out, err := exec.CommandContext(t.Context(), bin, command, "--config", file, "--print-config").CombinedOutput()
+		if err != nil {
+			t.Errorf("paddock %s --config %s: %v\n%s", command, file, err, out)
+		}
+	}
+}
