@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
 )
@@ -125,6 +126,14 @@ func TestSpecs(t *testing.T) {
 			if _, warnings, err := jobs.Decode([]byte(b), jobs.Strict); err != nil || len(warnings) > 0 {
 				t.Errorf("%s: %v %q in\n%s", path, err, warnings, b)
 			}
+		}
+	}
+}
+
+func TestRecipes(t *testing.T) {
+	for _, b := range blocks(t, "docs/images.md", "yaml") {
+		if _, err := images.ParseRecipe([]byte(b)); err != nil {
+			t.Errorf("docs/images.md: %v", err)
 		}
 	}
 }
