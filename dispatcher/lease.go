@@ -57,11 +57,8 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 		return nil, &jobs.Error{Code: jobs.CodeForbidden, Message: "no such session: send a heartbeat first", RetryAfterMS: 100}
 	}
 	p := &poll{
-		worker:  match.Worker{Name: r.Worker, Slots: r.Slots, Free: r.Free, Warm: r.Warm, Images: map[string]jobs.Resources{}},
+		worker:  match.Worker{Name: r.Worker, Slots: r.Slots, Free: r.Free, Warm: r.Warm, Images: w.images()},
 		session: r.Session, matched: make(chan []*ledger.Entry, 1),
-	}
-	for _, i := range w.beat.Images {
-		p.worker.Images[i.Name] = i.Resources
 	}
 	d.polls = append(d.polls, p)
 	d.match()
@@ -77,7 +74,7 @@ func (d *Dispatcher) match() {
 	for i, p := range d.polls {
 		workers[i] = p.worker
 	}
-	out, next := d.queue.Match(time.Now(), workers, d.alive)
+	out, next := d.queue.Match(time.Now(), workers, d.others)
 	got := make([][]*ledger.Entry, len(d.polls))
 	for _, a := range out {
 		if e := d.entries[a.Item.ID]; e != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/dispatcher/match"
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -118,14 +119,27 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, lost 
 	return r, lost, running
 }
 
-// alive tells whether a worker besides the named one is alive; d.mu is held.
-func (d *Dispatcher) alive(besides string) bool {
+// others tells whether a worker besides the named one is alive and large enough for an item, and has its image; d.mu is held.
+func (d *Dispatcher) others(besides string, i match.Item) bool {
 	for _, w := range d.workers {
-		if w.name != besides && !w.lost && !w.waiting && !w.draining {
+		if w.name == besides || w.lost || w.waiting || w.draining {
+			continue
+		}
+		idle := match.Worker{Slots: 1, Free: w.beat.Capacity, Images: w.images()}
+		if idle.Fits(i) {
 			return true
 		}
 	}
 	return false
+}
+
+// images are those that the worker offers.
+func (w *worker) images() map[string]jobs.Resources {
+	m := make(map[string]jobs.Resources, len(w.beat.Images))
+	for _, i := range w.beat.Images {
+		m[i.Name] = i.Resources
+	}
+	return m
 }
 
 // reconcile looks after what nobody reports: workers that have gone, jobs that have waited too long.

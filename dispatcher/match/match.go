@@ -73,11 +73,12 @@ func band(i Item) int { return priorities - 1 - min(max(i.Priority, 0), prioriti
 const maxPassedOver = 2000
 
 // Match takes out of the queue what the workers can take, and reduces their slots and resources by it. others tells whether a worker
-// besides the named one is alive, waiting or not. next is when the earliest item that was too early may be matched; zero for none.
-func (q *Queue) Match(now time.Time, workers []Worker, others func(name string) bool) (out []Assignment, next time.Time) {
+// besides the named one is alive and could run the item, free or not. next is when the earliest item that was too early may be matched;
+// zero for none.
+func (q *Queue) Match(now time.Time, workers []Worker, others func(besides string, i Item) bool) (out []Assignment, next time.Time) {
 	slots := 0
 	for _, w := range workers {
-		slots += w.Slots
+		slots += max(w.Slots, 0)
 	}
 	passed := 0
 	for b := range q.bands {
@@ -107,11 +108,11 @@ func (q *Queue) Match(now time.Time, workers []Worker, others func(name string) 
 }
 
 // best gives the worker for an item: one with a warm machine, else the one with most room; -1 for none.
-func best(i Item, workers []Worker, others func(string) bool) int {
+func best(i Item, workers []Worker, others func(string, Item) bool) int {
 	found := -1
 	for n := range workers {
 		w := &workers[n]
-		if !w.fits(i) || w.Name == i.Avoid && others(w.Name) {
+		if !w.Fits(i) || w.Name == i.Avoid && others(w.Name, i) {
 			continue
 		}
 		if found < 0 || better(i.Image, w, &workers[found]) {
@@ -128,7 +129,8 @@ func better(image string, a, b *Worker) bool {
 	return a.Slots > b.Slots
 }
 
-func (w *Worker) fits(i Item) bool {
+// Fits tells whether the worker has the image, a slot and the room for an item.
+func (w *Worker) Fits(i Item) bool {
 	if w.Images != nil {
 		if _, ok := w.Images[i.Image]; !ok {
 			return false

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,6 +34,9 @@ type Store struct {
 	write *writer
 	stop  context.CancelFunc
 	lock  *os.File
+
+	closing sync.Once
+	closed  error // what closing gave
 }
 
 var _ ledger.Store = (*Store)(nil)
@@ -85,15 +89,23 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
+	have, known, err := p.GetVersions(ctx)
+	if err != nil {
+		return err
+	}
+	if have > known { // goose would leave it as it is, and we would write into what we do not know
+		return fmt.Errorf("its schema has the version %d, newer than this Paddock's %d", have, known)
+	}
 	_, err = p.Up(ctx)
 	return err
 }
 
-// Close ends the ledger. What was not handed in yet is refused.
+// Close ends the ledger. What was not handed in yet is refused. Closing again does nothing.
 func (s *Store) Close() error {
 	s.stop()
 	<-s.write.end
-	return errors.Join(s.read.Close(), s.write.db.Close(), s.lock.Close())
+	s.closing.Do(func() { s.closed = errors.Join(s.read.Close(), s.write.db.Close(), s.lock.Close()) })
+	return s.closed
 }
 
 func micros(t time.Time) int64 {

@@ -1,0 +1,32 @@
+package sqlite_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/dispatcher/ledger/ledgertest"
+	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
+)
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(crashFile); file != "" {
+		os.Exit(crashing(file))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestStore(t *testing.T) {
+	dir := t.TempDir()
+	ledgertest.Run(t, func(t *testing.T) ledger.Store {
+		s, err := sqlite.Open(t.Context(), filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-"), "ledger.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
