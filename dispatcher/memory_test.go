@@ -132,7 +132,9 @@ func (m *memory) Open(context.Context) (list []ledger.Entry, err error) {
 				list = append(list, r.Entry)
 			}
 		}
-		slices.SortFunc(list, func(a, b ledger.Entry) int { return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), cmp.Compare(a.ID, b.ID)) })
+		slices.SortFunc(list, func(a, b ledger.Entry) int {
+			return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), cmp.Compare(a.ID, b.ID))
+		})
 	})
 	return list, err
 }
