@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/paddockvm/paddock/images"
 )
 
 // Options say how to start Paddock. The zero value is the QEMU driver with the python image.
@@ -87,6 +89,19 @@ func Cache() (string, error) {
 	}
 	dir, err := os.UserCacheDir()
 	return filepath.Join(dir, "paddock"), err
+}
+
+// Image gives an image of the cache, whole.
+func Image(ctx context.Context, name string) (images.Image, error) {
+	cache, err := Cache()
+	if err != nil {
+		return images.Image{}, err
+	}
+	s, err := images.Open(filepath.Join(cache, "images"))
+	if err != nil {
+		return images.Image{}, err
+	}
+	return s.OpenImage(ctx, name)
 }
 
 // Start starts Paddock and waits until it says that it is ready.

@@ -27,7 +27,7 @@ import (
 func BenchmarkClone(b *testing.B) {
 	r := &registry{Launcher: vmm.Direct{}}
 	d := newDriver(b, qemu.Config{Launcher: r})
-	template := vmmtest.Build(b, d, vmmtest.Linux(b), vmmtest.TestGuest{})
+	template := vmmtest.Build(b, d, linux(b), vmmtest.TestGuest{})
 	caps, err := d.Probe(within(b))
 	if err != nil {
 		b.Fatal(err)

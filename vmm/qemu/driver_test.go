@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/paddockvm/paddock/test/harness"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/qemu"
 	"github.com/paddockvm/paddock/vmm/vmmtest"
@@ -28,6 +29,20 @@ func need(t testing.TB) {
 		}
 		t.Skipf("SKIPPED: %v: no machine is tested here (apt-get install qemu-system-x86)", err)
 	}
+}
+
+// linux is a machine to boot, with the kernel of the image that `make test` has built.
+func linux(t testing.TB) vmm.Boot {
+	t.Helper()
+	need(t)
+	img, err := harness.Image(t.Context(), "base")
+	if err != nil {
+		if os.Getenv("REQUIRE_QEMU") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("SKIPPED: %v: no machine is tested here (make test builds it)", err)
+	}
+	return vmmtest.Linux(t, img.Kernel, img.Initrd)
 }
 
 // newDriver makes a driver. The tests can be run with another QEMU: PADDOCK_TEST_QEMU=/path/of/it.
@@ -93,7 +108,7 @@ func TestConformance(t *testing.T) {
 	r := &registry{Launcher: vmm.Direct{}}
 	vmmtest.Run(t, vmmtest.Fixture{
 		Driver: newDriver(t, qemu.Config{RunDir: runDir, Launcher: r}),
-		Boot:   vmmtest.Linux(t),
+		Boot:   linux(t),
 		Guest:  vmmtest.TestGuest{},
 		Kill:   func(m vmm.Machine) error { return syscall.Kill(r.pid(m.ID()), syscall.SIGKILL) },
 		Dirs:   []string{runDir},

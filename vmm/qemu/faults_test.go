@@ -233,7 +233,7 @@ func TestFaults(t *testing.T) {
 	s := &saboteur{Launcher: vmm.Direct{}}
 	runDir := t.TempDir()
 	d := newDriver(t, qemu.Config{RunDir: runDir, Launcher: s, Accel: "tcg"})
-	boot, guest := vmmtest.Linux(t), vmmtest.TestGuest{}
+	boot, guest := linux(t), vmmtest.TestGuest{}
 	template := vmmtest.Build(t, d, boot, guest)
 	prepare := func(t *testing.T) vmm.Prepared {
 		p, err := d.Prepare(within(t), template)

@@ -32,7 +32,7 @@ type lab struct {
 func newLab(t testing.TB, launcher vmm.Launcher) *lab {
 	l := &lab{registry: &registry{Launcher: launcher}, runDir: t.TempDir()}
 	l.driver = newDriver(t, qemu.Config{RunDir: l.runDir, Launcher: l.registry})
-	boot := vmmtest.Linux(t)
+	boot := linux(t)
 	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest)}
 	return l
 }

@@ -36,9 +36,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	for _, path := range strings.Fields(string(order)) {
-		if err := loadModule(path); err != nil {
-			return fmt.Errorf("load %s: %w", path, err)
+	for _, name := range strings.Fields(string(order)) {
+		if err := loadModule(filepath.Join("/modules", name)); err != nil {
+			return fmt.Errorf("load %s: %w", name, err)
 		}
 	}
 	p, err := openPort()
