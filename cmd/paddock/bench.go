@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -22,8 +23,30 @@ func benchCommand() *cobra.Command {
 		Long: "Measures, and prints medians; --json prints every sample and what the host is. Each starts what it needs and ends it.\n" +
 			"docs/benchmarks.md says what the figures mean.",
 	}
-	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity())
+	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchShow())
 	return c
+}
+
+func benchShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show FILE…", Short: "Print what --json has written as tables", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, files []string) error {
+			for _, f := range files {
+				b, err := os.ReadFile(f)
+				if err != nil {
+					return err
+				}
+				var r benchReport
+				if err := json.Unmarshal(b, &r); err != nil {
+					return fmt.Errorf("%s: %w", f, err)
+				}
+				if err := r.print(c.OutOrStdout(), false); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
 }
 
 // benchReport is what a measurement gives.

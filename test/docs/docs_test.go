@@ -219,3 +219,37 @@ func TestConfigs(t *testing.T) {
 		}
 	}
 }
+
+// TestUnits has the binary take the command line of every systemd unit.
+func TestUnits(t *testing.T) {
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("deploy/systemd/*.service")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, line, ok := strings.Cut(string(b), "\nExecStart=/usr/local/bin/paddock ")
+		if !ok {
+			t.Errorf("%s does not start /usr/local/bin/paddock", file)
+			continue
+		}
+		line, _, _ = strings.Cut(line, "\n")
+		args := strings.Fields(line)
+		config := "configs/" + args[0] + ".yaml"
+		for i, a := range args {
+			if a == "/etc/paddock/paddock.yaml" {
+				args[i] = config
+			}
+		}
+		if out, err := exec.CommandContext(t.Context(), bin, append(args, "--print-config")...).CombinedOutput(); err != nil {
+			t.Errorf("%s: paddock %s: %v\n%s", file, line, err, out)
+		}
+	}
+}
