@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/time/rate"
+
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -16,6 +18,11 @@ const (
 	chunkBytes = 64 << 10
 	// pendingBytes is how much output may wait for the broker before the program's pipe is left to fill.
 	pendingBytes = 4 << 20
+	// outputRate and outputBurst are how much output of one attempt goes to the broker, in bytes: per second, and at once. A program that
+	// prints faster waits in its write. A broker that syncs always keeps ten seconds of a stream that is being read in memory
+	// (nats-server 2.15, filestore's cache), so this is what bounds its memory.
+	outputRate  = 8 << 20
+	outputBurst = 16 << 20
 	// publishRetry is the pause after a publish that failed.
 	publishRetry = 100 * time.Millisecond
 )
@@ -27,6 +34,7 @@ type stream struct {
 	job    string
 	tenant string
 	n      int // attempt
+	pace   *rate.Limiter
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -45,7 +53,7 @@ type queued struct {
 }
 
 func newStream(to Events, l jobs.Lease) *stream {
-	s := &stream{to: to, job: l.Job, tenant: l.Tenant, n: l.Attempt, idle: make(chan struct{})}
+	s := &stream{to: to, job: l.Job, tenant: l.Tenant, n: l.Attempt, pace: rate.NewLimiter(outputRate, outputBurst), idle: make(chan struct{})}
 	s.changed = sync.NewCond(&s.mu)
 	return s
 }
@@ -140,8 +148,9 @@ func (s *stream) join(step int, name string, b []byte) bool {
 
 var errStreamEnded = errors.New("the attempt's events have ended")
 
-// write puts output in line. Small writes that still wait become one event.
+// write puts output in line, as fast as it may go. Small writes that still wait become one event.
 func (s *stream) write(step int, name string, offset int64, b []byte) error {
+	s.keepPace(len(b))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.bytes >= pendingBytes && s.failed == nil {
@@ -162,6 +171,20 @@ func (s *stream) write(step int, name string, offset int64, b []byte) error {
 		b, offset = b[n:], offset+int64(n)
 	}
 	return nil
+}
+
+// keepPace waits until n more bytes may go, or nothing is published any more.
+func (s *stream) keepPace(n int) {
+	wait := s.pace.ReserveN(time.Now(), n).Delay()
+	if wait == 0 {
+		return
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.idle:
+	}
 }
 
 func clone(b []byte) []byte { return append([]byte(nil), b...) }

@@ -1,0 +1,129 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+// peakMiB is the most memory that a process has had at once.
+func peakMiB(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "VmHWM:")
+	f := strings.Fields(rest)
+	if len(f) == 0 {
+		t.Fatalf("process %d has no peak: %s", pid, b)
+	}
+	kib, err := strconv.Atoi(f[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib / 1024
+}
+
+// counted hashes and counts what is written into it.
+type counted struct {
+	hash.Hash
+	n int64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	c.n += int64(len(b))
+	return c.Hash.Write(b)
+}
+
+// 100 MB of output reach a live viewer, the command line, and a viewer who comes late, whole and in order, and what
+// the processes need for it is bounded by the pace, not by the amount: docs/benchmarks.md has the same for 400 MB.
+func TestHundredMegabytes(t *testing.T) {
+	const first, last = 10_000_000, 21_650_806 // of 9 bytes each: 104,857,263 bytes
+	want := &counted{Hash: sha256.New()}
+	var line [16]byte
+	for i := int64(first); i <= last; i++ {
+		_, _ = want.Write(append(strconv.AppendInt(line[:0], i, 10), '\n'))
+	}
+	// The same without a large output is what the processes need anyway.
+	p := start(t, harness.Options{Args: []string{"--images", "base", "--ready", "1", "--prepared", "0"}})
+	c := connect(t, p)
+	wantSuccess(t, runJob(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "exit 0"}}}))
+	before := peakMiB(t, p.PID())
+
+	job := submit(t, c, jobs.Spec{
+		Image: "base", Limits: jobs.Limits{WallMS: 240_000, OutputBytes: 200 << 20},
+		Steps: []jobs.Step{{Shell: fmt.Sprintf("seq %d %d", first, last)}},
+	})
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := exec.CommandContext(t.Context(), bin, "logs", "-f", "--nats", p.URL, job)
+	cli, complaint := &counted{Hash: sha256.New()}, &bytes.Buffer{}
+	logs.Stdout, logs.Stderr = cli, complaint
+	if err := logs.Start(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	live, result := followAll(t, c, job)
+	took := time.Since(began)
+	wantSuccess(t, *result)
+	if err := logs.Wait(); err != nil {
+		t.Errorf("logs -f: %v %s", err, complaint)
+	}
+	late, _ := followAll(t, c, job)
+	for who, got := range map[string]*counted{"live": live, "logs -f": cli, "late": late} {
+		if got.n != want.n || !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
+			t.Errorf("%s: %d bytes of %d, or others than were written", who, got.n, want.n)
+		}
+	}
+	if out := result.Steps[0].Stdout; out.Bytes != want.n || out.Truncated {
+		t.Errorf("the result counts %d bytes of %d, truncated %v", out.Bytes, want.n, out.Truncated)
+	}
+	cliPeak := int(logs.ProcessState.SysUsage().(*syscall.Rusage).Maxrss / 1024)
+	grown := peakMiB(t, p.PID()) - before
+	t.Logf("%.1f MB in %s; paddock up grew by %d MiB to %d, logs -f needed %d MiB", float64(want.n)/1e6, took.Round(time.Millisecond), grown, before+grown, cliPeak)
+	// Ten seconds at the worker's pace (worker/events.go) are what the broker keeps, and as much again is the collector's.
+	if grown > 256 || cliPeak > 64 {
+		t.Errorf("paddock up grew by %d MiB and logs -f needed %d MiB for an output of %d MB", grown, cliPeak, want.n/1e6)
+	}
+}
+
+// followAll reads a job's standard output to its end.
+func followAll(t *testing.T, c *client.Client, job string) (*counted, *jobs.Result) {
+	t.Helper()
+	got := &counted{Hash: sha256.New()}
+	var result *jobs.Result
+	for e, err := range c.Follow(t.Context(), job, client.Position{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Stream == jobs.Stdout {
+			if e.Offset != got.n {
+				t.Fatalf("a chunk at %d after %d bytes", e.Offset, got.n)
+			}
+			_, _ = io.Copy(got, bytes.NewReader(e.Data()))
+		}
+		if e.Final {
+			result = e.Result
+		}
+	}
+	if result == nil {
+		t.Fatalf("job %s has no result", job)
+	}
+	return got, result
+}
