@@ -30,10 +30,13 @@ var migrations embed.FS
 
 // Store is a ledger.Store in a file.
 type Store struct {
-	read  *sql.DB
+	db    *sql.DB // of the writer's connection
 	write *writer
-	stop  context.CancelFunc
-	lock  *os.File
+	read  *sql.DB
+	// get and outbox are read's, parsed once for each of its connections.
+	get, outbox *sql.Stmt
+	stop        context.CancelFunc
+	lock        *os.File
 
 	closing sync.Once
 	closed  error // what closing gave
@@ -43,41 +46,67 @@ var _ ledger.Store = (*Store)(nil)
 
 // Open opens the ledger, makes it where it is missing, and brings its schema up to date.
 func Open(ctx context.Context, file string) (_ *Store, err error) {
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err)
+	s := &Store{}
+	if err := s.open(ctx, file); err != nil {
+		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", file, err), s.close())
 	}
-	lock, err := os.OpenFile(file+".lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = lock.Close()
-		}
-	}()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("open ledger %s: another dispatcher has it", file)
-	}
-	dsn := func(extra string) string {
-		return "file:" + (&url.URL{Path: file}).EscapedPath() + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)" + extra
-	}
-	w, err := sql.Open("sqlite", dsn("&_txlock=immediate"))
-	if err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err)
-	}
-	w.SetMaxOpenConns(1)
-	if err := migrate(ctx, w); err != nil {
-		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", file, err), w.Close())
-	}
-	r, err := sql.Open("sqlite", dsn("&_pragma=query_only(ON)"))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open ledger: %w", err), w.Close())
-	}
-	r.SetMaxOpenConns(4)
 	run, stop := context.WithCancel(context.Background())
-	s := &Store{read: r, write: &writer{db: w, ops: make(chan *op, maxBatch), end: make(chan struct{})}, stop: stop, lock: lock}
+	s.stop = stop
 	go s.write.run(run) //nolint:contextcheck // ends with Close, not with the call that opened
 	return s, nil
+}
+
+// open opens one thing after the other; on error, close closes those that are open.
+func (s *Store) open(ctx context.Context, file string) (err error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	if s.lock, err = os.OpenFile(file+".lock", os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.New("another dispatcher has it")
+	}
+	dsn := "file:" + (&url.URL{Path: file}).EscapedPath() + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(ON)"
+	if s.db, err = sql.Open("sqlite", dsn); err != nil {
+		return err
+	}
+	s.db.SetMaxOpenConns(1)
+	if err := migrate(ctx, s.db); err != nil {
+		return err
+	}
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	s.write = &writer{conn: conn, stmts: map[string]*sql.Stmt{}, ops: make(chan *op, maxBatch), end: make(chan struct{})}
+	if s.read, err = sql.Open("sqlite", dsn+"&_pragma=query_only(ON)"); err != nil {
+		return err
+	}
+	s.read.SetMaxOpenConns(4)
+	if s.get, err = s.read.PrepareContext(ctx, `SELECT `+jobColumns+`, spec FROM jobs WHERE id = ? AND tenant = ?`); err != nil {
+		return err
+	}
+	s.outbox, err = s.read.PrepareContext(ctx, `SELECT id, event, dead FROM outbox ORDER BY id LIMIT ?`)
+	return err
+}
+
+// close closes what is open; the statements go with their connections.
+func (s *Store) close() error {
+	var errs []error
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
@@ -104,7 +133,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 func (s *Store) Close() error {
 	s.stop()
 	<-s.write.end
-	s.closing.Do(func() { s.closed = errors.Join(s.read.Close(), s.write.db.Close(), s.lock.Close()) })
+	s.closing.Do(func() { s.closed = s.close() })
 	return s.closed
 }
 
@@ -173,7 +202,7 @@ func (s *Store) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.Ta
 
 func takenBy(ctx context.Context, tx transaction, where string, args ...any) (*ledger.Taken, error) {
 	var t ledger.Taken
-	err := scanJob(tx.QueryRowContext(ctx, `SELECT `+jobColumns+`, hash FROM jobs WHERE `+where, args...), &t.Job, &t.Hash)
+	err := tx.scan(ctx, `SELECT `+jobColumns+`, hash FROM jobs WHERE `+where, func(row *sql.Row) error { return scanJob(row, &t.Job, &t.Hash) }, args...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -227,7 +256,7 @@ func (s *Store) Open(ctx context.Context) (list []ledger.Entry, err error) {
 // Get implements ledger.Store.
 func (s *Store) Get(ctx context.Context, tenant, id string) (j jobs.Job, err error) {
 	var spec []byte
-	err = scanJob(s.read.QueryRowContext(ctx, `SELECT `+jobColumns+`, spec FROM jobs WHERE id = ? AND tenant = ?`, id, tenant), &j, &spec)
+	err = scanJob(s.get.QueryRowContext(ctx, id, tenant), &j, &spec)
 	if errors.Is(err, sql.ErrNoRows) {
 		return j, ledger.ErrNotFound
 	}
@@ -273,8 +302,8 @@ func (s *Store) List(ctx context.Context, tenant string, q jobs.ListRequest) (jo
 // Register implements ledger.Store.
 func (s *Store) Register(ctx context.Context, worker string) (session int64, err error) {
 	err = s.write.write(ctx, func(ctx context.Context, tx transaction) error {
-		return tx.QueryRowContext(ctx, `INSERT INTO workers (name, session) VALUES (?, (SELECT coalesce(max(session), 0) + 1 FROM workers))
-			ON CONFLICT (name) DO UPDATE SET session = excluded.session RETURNING session`, worker).Scan(&session)
+		return tx.scan(ctx, `INSERT INTO workers (name, session) VALUES (?, (SELECT coalesce(max(session), 0) + 1 FROM workers))
+			ON CONFLICT (name) DO UPDATE SET session = excluded.session RETURNING session`, func(row *sql.Row) error { return row.Scan(&session) }, worker)
 	})
 	return session, err
 }

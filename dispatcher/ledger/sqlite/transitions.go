@@ -100,7 +100,7 @@ func (s *Store) RequestCancel(ctx context.Context, tenant, id string) (j jobs.Jo
 			return err
 		}
 		j = jobs.Job{}
-		return scanJob(tx.QueryRowContext(ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = ? AND tenant = ?`, id, tenant), &j)
+		return tx.scan(ctx, `SELECT `+jobColumns+` FROM jobs WHERE id = ? AND tenant = ?`, func(row *sql.Row) error { return scanJob(row, &j) }, id, tenant)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return j, ledger.ErrNotFound
@@ -110,7 +110,7 @@ func (s *Store) RequestCancel(ctx context.Context, tenant, id string) (j jobs.Jo
 
 // Outbox implements ledger.Store.
 func (s *Store) Outbox(ctx context.Context, limit int) (list []ledger.Outgoing, err error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT id, event, dead FROM outbox ORDER BY id LIMIT ?`, limit)
+	rows, err := s.outbox.QueryContext(ctx, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -10,9 +10,10 @@ import (
 // writer commits what many ask for together: while one transaction is being made durable, the next collects. Every fsync then pays for
 // all that came meanwhile.
 type writer struct {
-	db  *sql.DB // one connection
-	ops chan *op
-	end chan struct{} // closed when run has returned
+	conn  *sql.Conn            // the only one that writes
+	stmts map[string]*sql.Stmt // prepared on conn, by their text: run's
+	ops   chan *op
+	end   chan struct{} // closed when run has returned
 }
 
 // op is one operation on a transaction. It may run more than once: when another of its batch fails, each runs alone.
@@ -88,34 +89,69 @@ func (w *writer) commit(ctx context.Context, batch []*op) {
 }
 
 func (w *writer) transact(ctx context.Context, batch []*op) (err error) {
-	tx, err := w.db.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin: %w", err)
-	}
+	tx := transaction{w}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, tx.Rollback())
+			_, _ = tx.exec(ctx, `ROLLBACK`) // fails where SQLite has rolled back by itself, as it does when the disk is full
 		}
 	}()
+	if _, err := tx.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
 	for _, o := range batch {
-		if err := o.do(ctx, transaction{tx}); err != nil {
+		if err := o.do(ctx, tx); err != nil {
 			return err
 		}
 	}
-	if err := tx.Commit(); err != nil {
+	if _, err := tx.exec(ctx, `COMMIT`); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
 }
 
 // transaction is what an operation may do.
-type transaction struct{ *sql.Tx }
+type transaction struct{ w *writer }
+
+// prepared gives a statement of the writer's connection, which is parsed once: its text is one of the few in this package.
+func (tx transaction) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
+	if s := tx.w.stmts[query]; s != nil {
+		return s, nil
+	}
+	s, err := tx.w.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	tx.w.stmts[query] = s
+	return s, nil
+}
 
 // exec runs a statement and gives how many rows it changed.
 func (tx transaction) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	r, err := tx.ExecContext(ctx, query, args...)
+	s, err := tx.prepared(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	r, err := s.ExecContext(ctx, args...)
 	if err != nil {
 		return 0, err
 	}
 	return r.RowsAffected()
+}
+
+// scan runs a query for one row; sql.ErrNoRows says that there is none.
+func (tx transaction) scan(ctx context.Context, query string, into func(row *sql.Row) error, args ...any) error {
+	s, err := tx.prepared(ctx, query)
+	if err != nil {
+		return err
+	}
+	return into(s.QueryRowContext(ctx, args...))
+}
+
+// close ends the connection, after run has returned.
+func (w *writer) close() error {
+	var errs []error
+	for _, s := range w.stmts {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, w.conn.Close())...)
 }
