@@ -37,6 +37,7 @@ func (d *Dispatcher) Admit(ctx context.Context, tenant string, spec *jobs.Spec) 
 	taken, err := d.cfg.Store.Admit(ctx, a)
 	switch {
 	case err != nil:
+		d.doubt(a.Entry.ID)
 		return job, false, d.broken(ctx, "admit job", err)
 	case taken != nil && taken.Hash != a.Hash:
 		return job, false, &jobs.Error{Code: jobs.CodeConflict, Message: "the idempotency key or the id belongs to a job with another body"}
@@ -89,7 +90,7 @@ func or(p *int, v int) int {
 func (d *Dispatcher) enterQueue() (leave func(), _ error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.queue.Len()+d.admitting >= d.cfg.MaxQueued {
+	if d.queue.Len()+d.admitting+len(d.doubts) >= d.cfg.MaxQueued { // one in doubt may be queued
 		d.metrics.refused.Inc()
 		return nil, &jobs.Error{Code: jobs.CodeQueueFull, Message: fmt.Sprintf("%d jobs are queued, no more are taken", d.cfg.MaxQueued), RetryAfterMS: 1000}
 	}
@@ -105,6 +106,9 @@ func (d *Dispatcher) enterQueue() (leave func(), _ error) {
 func (d *Dispatcher) enqueue(e *ledger.Entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.entries[e.ID] != nil {
+		return // an earlier try of the client had been in doubt, and the ledger was read meanwhile
+	}
 	d.entries[e.ID] = e
 	d.queue.Push(item(e))
 	d.match()
@@ -147,7 +151,9 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 	if r.MemoryMiB == 0 {
 		r.MemoryMiB = size.MemoryMiB
 	}
-	faults = append(faults, memoryFaults(spec, r.MemoryMiB)...)
+	if r.MemoryMiB > 0 { // else the worker does not say how large it makes that image's machines
+		faults = append(faults, memoryFaults(spec, r.MemoryMiB)...)
+	}
 	if len(faults) > 0 {
 		return invalid(faults...)
 	}
@@ -160,6 +166,9 @@ func invalid(faults ...jobs.Fault) *jobs.Error {
 
 // memoryFaults finds limits that the machine could not keep: it would run out of memory as a whole first.
 func memoryFaults(spec *jobs.Spec, machineMiB int) (faults []jobs.Fault) {
+	if machineMiB <= guestMiB {
+		return []jobs.Fault{{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the guest takes %d for itself", machineMiB, guestMiB)}}
+	}
 	most := int64(machineMiB-guestMiB) << 20
 	check := func(path string, l jobs.Limits) {
 		if l.MemoryBytes > most {

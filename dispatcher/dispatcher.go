@@ -60,8 +60,12 @@ type Dispatcher struct {
 	// admitting counts jobs on their way into the ledger, so that the queue's bound holds.
 	admitting int
 	wake      *time.Timer // for the earliest job that may not be matched yet
+	// doubts are jobs of which memory may not be what the ledger has: see doubt.go.
+	doubts map[string]bool
 
-	outbox chan struct{} // one token: there is something in the ledger's outbox
+	outbox     chan struct{} // one token: there is something in the ledger's outbox
+	publishing chan struct{} // one token: who has put it in reads the outbox and publishes
+	unsure     bool          // guarded by publishing: the outbox's head may have been published already
 }
 
 // New checks the configuration; it reads nothing yet.
@@ -79,7 +83,7 @@ func New(cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		cfg: cfg, loaded: make(chan struct{}), queue: match.New(), entries: map[string]*ledger.Entry{}, workers: map[string]*worker{},
-		outbox: make(chan struct{}, 1),
+		doubts: map[string]bool{}, outbox: make(chan struct{}, 1), publishing: make(chan struct{}, 1), unsure: true,
 	}
 	d.metrics = newMetrics(cfg.Registerer, d)
 	return d, nil
@@ -115,7 +119,9 @@ func (d *Dispatcher) load(ctx context.Context) error {
 		d.entries[e.ID] = &e
 		d.epoch = max(d.epoch, e.Epoch)
 		if e.State == jobs.StateQueued {
-			d.queue.Push(item(&e))
+			if !e.Cancel { // else reconcile ends it
+				d.queue.Push(item(&e))
+			}
 			continue
 		}
 		if d.workers[e.Worker] == nil {

@@ -73,11 +73,14 @@ func (d *Dispatcher) match() {
 	workers := make([]match.Worker, len(d.polls))
 	for i, p := range d.polls {
 		workers[i] = p.worker
+		if w := d.workers[p.worker.Name]; w == nil || w.lost || w.draining || w.session != p.session {
+			workers[i].Slots = 0 // it waited for its answer when that came about
+		}
 	}
 	out, next := d.queue.Match(time.Now(), workers, d.others)
 	got := make([][]*ledger.Entry, len(d.polls))
 	for _, a := range out {
-		if e := d.entries[a.Item.ID]; e != nil {
+		if e := d.entries[a.Item.ID]; e != nil && e.State == jobs.StateQueued {
 			got[a.Worker] = append(got[a.Worker], e)
 		}
 	}
@@ -135,9 +138,11 @@ func (d *Dispatcher) stopPolls() {
 func (d *Dispatcher) grant(ctx context.Context, p *poll, got []*ledger.Entry) (jobs.LeaseReply, error) {
 	now := time.Now().UTC()
 	leases := d.number(p, got, now)
-	ok, err := d.cfg.Store.Lease(ctx, leases)
+	ok, err := d.commitLeases(ctx, leases)
 	if err != nil {
-		d.putBack(got)
+		for _, l := range leases {
+			d.doubt(l.Job)
+		}
 		return jobs.LeaseReply{}, d.broken(ctx, "lease jobs", err)
 	}
 	granted := d.leased(p, got, leases, ok)
@@ -169,29 +174,30 @@ func (d *Dispatcher) number(p *poll, got []*ledger.Entry, now time.Time) []ledge
 	return leases
 }
 
+// commitLeases writes attempts into the ledger. What was told of a job's earlier attempts is out before another begins, so that viewers
+// see attempts in their order, and LastSeq the last one's events.
+func (d *Dispatcher) commitLeases(ctx context.Context, leases []ledger.Lease) ([]bool, error) {
+	if slices.ContainsFunc(leases, func(l ledger.Lease) bool { return l.Attempt > 1 }) {
+		if err := d.flushOutbox(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return d.cfg.Store.Lease(ctx, leases)
+}
+
 // leased takes what the ledger has committed into memory, and gives copies of it.
 func (d *Dispatcher) leased(p *poll, got []*ledger.Entry, leases []ledger.Lease, ok []bool) (granted []ledger.Entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i, e := range got {
 		if !ok[i] {
-			continue // canceled while it was matched: whoever canceled it ends it
+			if d.entries[e.ID] == e && !e.Cancel { // else whoever canceled it while it was matched ends it
+				d.doubts[e.ID] = true
+			}
+			continue
 		}
 		e.State, e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = jobs.StateLeased, leases[i].Attempt, leases[i].Epoch, p.worker.Name, p.session, leases[i].At
 		granted = append(granted, *e)
 	}
 	return granted
-}
-
-// putBack returns jobs to the queue that the ledger would not lease, where they stood: the first last.
-func (d *Dispatcher) putBack(got []*ledger.Entry) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, e := range slices.Backward(got) {
-		if d.entries[e.ID] != nil {
-			e.NotBefore = time.Now().Add(d.cfg.RetryBase)
-			d.queue.PushFront(item(e))
-		}
-	}
-	d.wakeAt(time.Now().Add(d.cfg.RetryBase))
 }

@@ -45,9 +45,7 @@ func newDisk() *disk {
 type memory struct {
 	*disk
 	closed bool // guarded by disk.mu
-	// before may refuse an operation; after is called once it is done, with nothing locked. Both may be nil.
-	before func(op string) error
-	after  func(op string)
+	hooks
 }
 
 var (
@@ -71,22 +69,15 @@ func TestMemory(t *testing.T) {
 
 // do runs an operation as one transaction.
 func (m *memory) do(op string, change func()) error {
-	if m.before != nil {
-		if err := m.before(op); err != nil {
-			return err
+	return m.around(op, func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.closed {
+			return errClosed
 		}
-	}
-	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return errClosed
-	}
-	change()
-	m.mu.Unlock()
-	if m.after != nil {
-		m.after(op)
-	}
-	return nil
+		change()
+		return nil
+	})
 }
 
 func (m *memory) Close() error {

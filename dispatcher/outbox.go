@@ -16,8 +16,12 @@ const (
 	outboxRetry = 500 * time.Millisecond
 )
 
-// drainOutbox publishes the events that transitions have committed, in their order, until ctx ends. An event is forgotten only after
-// the broker has it; one that is published twice is dropped there.
+// An event is forgotten only after the broker has it. Whether it has the events that were being published when this process's last life
+// ended, or when the broker or the ledger did not answer, is asked before they are published again: the broker itself knows a repeat
+// for minutes only, and a viewer must not see a second end. One batch at a time is published, the oldest first, so that only the
+// outbox's head can be such.
+
+// drainOutbox publishes the events that transitions have committed, in their order, until ctx ends.
 func (d *Dispatcher) drainOutbox(ctx context.Context) error {
 	for {
 		n, err := d.publishOutbox(ctx)
@@ -41,26 +45,61 @@ func (d *Dispatcher) drainOutbox(ctx context.Context) error {
 	}
 }
 
+// flushOutbox returns when all that transitions have committed until now is published.
+func (d *Dispatcher) flushOutbox(ctx context.Context) error {
+	for {
+		if n, err := d.publishOutbox(ctx); err != nil || n < outboxBatch {
+			return err
+		}
+	}
+}
+
+// publishOutbox publishes one batch and gives its length.
 func (d *Dispatcher) publishOutbox(ctx context.Context) (int, error) {
+	select {
+	case d.publishing <- struct{}{}:
+		defer func() { <-d.publishing }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
 	batch, err := d.cfg.Store.Outbox(ctx, outboxBatch)
 	if err != nil || len(batch) == 0 {
 		return 0, err
 	}
-	events, ids := make([]jobs.Event, len(batch)), make([]int64, len(batch))
+	events, ids := make([]jobs.Event, 0, len(batch)), make([]int64, len(batch))
 	for i, o := range batch {
-		events[i], ids[i] = o.Event, o.ID
-	}
-	if err := d.cfg.Events.Publish(ctx, events...); err != nil {
-		return 0, err
-	}
-	for _, o := range batch {
-		if o.Dead {
+		ids[i] = o.ID
+		there := false
+		if d.unsure {
+			if there, err = d.published(ctx, o.Event); err != nil {
+				return 0, err
+			}
+		}
+		if there {
+			continue
+		}
+		events = append(events, o.Event)
+		if o.Dead { // before its event is out, which then tells that this has been done
 			if err := d.bury(ctx, o); err != nil {
 				return 0, err
 			}
 		}
 	}
-	return len(batch), d.cfg.Store.Published(ctx, ids)
+	d.unsure = true
+	if err := d.cfg.Events.Publish(ctx, events...); err != nil {
+		return 0, err
+	}
+	if err := d.cfg.Store.Published(ctx, ids); err != nil {
+		return 0, err
+	}
+	d.unsure = false
+	return len(batch), nil
+}
+
+// published tells whether viewers can see an event already.
+func (d *Dispatcher) published(ctx context.Context, e jobs.Event) (bool, error) {
+	last, err := d.cfg.Events.LastSeq(ctx, e.Tenant, e.Job, e.Attempt)
+	return last >= e.Seq, err
 }
 
 // bury puts a job that will not be tried again into the dead-letter queue.

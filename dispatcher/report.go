@@ -37,20 +37,22 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 	}
 	if !done {
 		d.metrics.fenced.WithLabelValues("report").Inc()
+		d.doubt(r.Job)
 	}
 	return jobs.ReportReply{Fenced: !done}, nil
 }
 
 // settle decides what an attempt's result means for its job: its end, or another attempt. events is the last Seq of the attempt.
 func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, events int64, refused bool) (bool, error) {
+	if r.Ending.Class() == "" { // a worker's that is newer, or broken: a result that nobody can read is none
+		r.Ending, r.Reason = jobs.WorkerLost, fmt.Sprintf("the worker reported the unknown ending %.40q", r.Ending)
+	}
 	r.Class = r.Ending.Class()
 	r.Attempt = e.Attempt
 	if r.EndedAt.IsZero() {
 		r.EndedAt = time.Now().UTC()
 	}
 	switch {
-	case r.Class == "":
-		return false, fmt.Errorf("report of %s: unknown ending %q", e.ID, r.Ending)
 	case r.Class != jobs.ClassInfra && !refused:
 		return d.finish(ctx, e, jobs.StateEnded, r, events)
 	case d.cancelRequested(e.ID):
@@ -128,9 +130,10 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 		if !refused {
 			now.InfraLeft--
 		}
-		d.queue.PushFront(item(now))
-		d.match()
-		d.wakeAt(notBefore)
+		if !now.Cancel { // else it was canceled since we looked, and reconcile ends it
+			d.queue.PushFront(item(now))
+			d.match()
+		}
 	}
 	d.nudge()
 	return true, nil
@@ -141,26 +144,42 @@ func (d *Dispatcher) lose(ctx context.Context, e ledger.Entry, why string) {
 	seq, err := d.cfg.Events.LastSeq(ctx, e.Tenant, e.ID, e.Attempt)
 	if err == nil {
 		r := jobs.Result{Ending: jobs.WorkerLost, Reason: why, Worker: e.Worker}
-		_, err = d.settle(ctx, e, r, seq, false)
+		var done bool
+		if done, err = d.settle(ctx, e, r, seq, false); done {
+			d.metrics.leasesExpired.Inc()
+		} else if err == nil {
+			d.doubt(e.ID)
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		zerolog.Ctx(ctx).Error().Err(err).Str("job", e.ID).Msg("take back lost attempt") // reconcile tries again
 	}
 }
 
-// endQueued ends a job that waits.
+// endQueued ends a job that waits. Where that fails reconcile tries again.
 func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.Ending, reason string) {
 	r := jobs.Result{Ending: ending, Class: ending.Class(), Reason: reason, Attempt: e.Attempt, EndedAt: time.Now().UTC()}
-	seq, err := d.cfg.Events.LastSeq(ctx, e.Tenant, e.ID, e.Attempt)
+	var err error
+	if e.Attempt > 0 { // the event that gave it back to the queue may not be out yet, and the final one comes after it
+		err = d.flushOutbox(ctx)
+	}
+	var seq int64
+	if err == nil {
+		seq, err = d.cfg.Events.LastSeq(ctx, e.Tenant, e.ID, e.Attempt)
+	}
 	var ok bool
 	if err == nil {
 		ok, err = d.cfg.Store.EndQueued(ctx, e.ID, e.Attempt, jobs.StateEnded, r, d.finalEvent(e, r, seq+1))
 	}
-	if err != nil && ctx.Err() == nil {
-		zerolog.Ctx(ctx).Error().Err(err).Str("job", e.ID).Msg("end queued job")
-	}
-	if ok {
+	switch {
+	case err != nil:
+		if ctx.Err() == nil {
+			zerolog.Ctx(ctx).Error().Err(err).Str("job", e.ID).Msg("end queued job")
+		}
+	case ok:
 		d.ended(e.ID, r)
+	default:
+		d.doubt(e.ID)
 	}
 }
 
@@ -168,6 +187,9 @@ func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.
 // next heartbeat at the latest; one that has ended stays as it is.
 func (d *Dispatcher) Cancel(ctx context.Context, tenant, id string) (jobs.State, error) {
 	if err := jobs.ValidTenant(tenant); err != nil {
+		return "", err
+	}
+	if err := d.ready(ctx); err != nil {
 		return "", err
 	}
 	j, err := d.cfg.Store.RequestCancel(ctx, tenant, id)

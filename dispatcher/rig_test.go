@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,84 +18,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// board is a dispatcher.Publisher that behaves: an event that it has is not taken again, and two that are one by (job, attempt, seq)
-// and differ are a fault of the test, because viewers would see only the first.
-type board struct {
-	t      *testing.T
-	mu     sync.Mutex
-	events map[string][]jobs.Event // by job
-	dead   map[string][]string     // reasons, by job
-	// before may refuse an operation, after may refuse it once it is done: only the answer is lost. Both may be nil.
-	before, after func(op string) error
-}
-
-var _ dispatcher.Publisher = (*board)(nil)
-
-func newBoard(t *testing.T) *board {
-	return &board{t: t, events: map[string][]jobs.Event{}, dead: map[string][]string{}}
-}
-
-func (b *board) do(op string, change func()) error {
-	if b.before != nil {
-		if err := b.before(op); err != nil {
-			return err
-		}
-	}
-	b.mu.Lock()
-	change()
-	b.mu.Unlock()
-	if b.after != nil {
-		return b.after(op)
-	}
-	return nil
-}
-
-func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
-	return b.do("publish", func() {
-		for _, e := range events {
-			n := slices.IndexFunc(b.events[e.Job], func(o jobs.Event) bool { return o.Attempt == e.Attempt && o.Seq == e.Seq })
-			if n < 0 {
-				b.events[e.Job] = append(b.events[e.Job], e)
-			} else if diff := gocmp.Diff(b.events[e.Job][n], e); diff != "" {
-				b.t.Errorf("job %s: two events have attempt %d and seq %d, the second is lost (-first +second):\n%s", e.Job, e.Attempt, e.Seq, diff)
-			}
-		}
-	})
-}
-
-func (b *board) LastSeq(_ context.Context, _, job string, attempt int) (last int64, err error) {
-	err = b.do("last seq", func() {
-		for _, e := range b.events[job] {
-			if e.Attempt == attempt {
-				last = max(last, e.Seq)
-			}
-		}
-	})
-	return last, err
-}
-
-func (b *board) DeadLetter(_ context.Context, j jobs.Job, reason string) error {
-	return b.do("dead letter", func() { b.dead[j.ID] = append(b.dead[j.ID], reason) })
-}
-
-// of gives a job's events.
-func (b *board) of(job string) []jobs.Event {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Clone(b.events[job])
-}
-
-// finals gives a job's final events.
-func (b *board) finals(job string) []jobs.Event {
-	return slices.DeleteFunc(b.of(job), func(e jobs.Event) bool { return !e.Final })
-}
-
-func (b *board) buried(job string) []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Clone(b.dead[job])
-}
 
 // rig is a dispatcher in a bubble, over a ledger that outlives it.
 type rig struct {
@@ -153,6 +75,17 @@ func (r *rig) restart() {
 	r.Helper()
 	r.kill()
 	r.start()
+}
+
+// loseAnswer lets the ledger's next answer to an operation be lost.
+func (r *rig) loseAnswer(op string) {
+	var lost atomic.Bool
+	r.store.after(func(done string) error {
+		if done == op && lost.CompareAndSwap(false, true) {
+			return errDisk
+		}
+		return nil
+	})
 }
 
 // code is the error's code; empty for no error, "?" for one that clients could not read.
@@ -217,6 +150,22 @@ func (r *rig) ended(id string, state jobs.State, ending jobs.Ending) {
 	if diff := gocmp.Diff(j.Result, finals[0].Result); diff != "" {
 		r.Errorf("result of %s (-ledger +event):\n%s", id, diff)
 	}
+	r.ordered(id)
+}
+
+// ordered checks that viewers see attempt after attempt, and each one's events from 1 without gaps and repeats.
+func (r *rig) ordered(id string) {
+	r.Helper()
+	attempt, seq := 0, int64(0)
+	for _, e := range r.board.of(id) {
+		if e.Attempt > attempt {
+			attempt, seq = e.Attempt, 0
+		}
+		if seq++; e.Attempt != attempt || e.Seq != seq {
+			r.Errorf("job %s: the event (%d, %d) where (%d, %d) is due, of %+v", id, e.Attempt, e.Seq, attempt, seq, r.board.of(id))
+			return
+		}
+	}
 }
 
 func (r *rig) stands(id string, want jobs.State) {
@@ -244,7 +193,7 @@ func (r *rig) worker(name string, images ...string) *hand {
 		images = []string{"base"}
 	}
 	h := &hand{rig: r, name: name, images: images}
-	h.session = h.beat().Session
+	h.beat()
 	return h
 }
 
@@ -258,6 +207,7 @@ func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 	if err != nil {
 		h.Fatal("beat:", err)
 	}
+	h.session = reply.Session
 	return reply
 }
 
@@ -296,6 +246,17 @@ func (h *hand) one() jobs.Lease {
 	}
 	h.Fatal("no job came within a minute")
 	return jobs.Lease{}
+}
+
+// prints publishes an attempt's output, one event a text, from the sequence number on.
+func (h *hand) prints(l jobs.Lease, seq int64, texts ...string) {
+	h.Helper()
+	for i, text := range texts {
+		e := jobs.Event{Type: jobs.EventOutput, Job: l.Job, Tenant: l.Tenant, Attempt: l.Attempt, Seq: seq + int64(i), Stream: jobs.Stdout, Content: jobs.Content{Text: text}}
+		if err := h.board.Publish(h.Context(), e); err != nil {
+			h.Fatal("publish:", err)
+		}
+	}
 }
 
 // report sends a result of an attempt that had published nothing.

@@ -17,15 +17,19 @@ type worker struct {
 	session  int64
 	seen     time.Time
 	beat     jobs.Beat
+	holds    map[string]bool // jobs of which the last heartbeat named the current attempt
 	draining bool
 	lost     bool
 	waiting  bool // known from the ledger only; has not beaten since this dispatcher began
 }
 
+// forgetAfter is how long a lost worker's images and capacity still count as offered: it may only be away for a while.
+const forgetAfter = time.Hour
+
 // reportWithin is how long an attempt may be leased without its worker naming it in a heartbeat: the lease was lost on its way.
 const reportWithin = 10 * time.Second
 
-// offers gives the images and the largest capacity of all workers that are alive; nil where none was ever seen. d.mu is held.
+// offers gives the images and the largest capacity of all workers that are known; nil where none is. d.mu is held.
 func (d *Dispatcher) offers() (images map[string]jobs.Resources, largest jobs.Resources) {
 	for _, w := range d.workers {
 		if w.waiting {
@@ -43,7 +47,8 @@ func (d *Dispatcher) offers() (images map[string]jobs.Resources, largest jobs.Re
 	return images, largest
 }
 
-// Beat takes a worker's heartbeat. A worker without a session of its own gets one, and loses what an earlier session of its name had.
+// Beat takes a worker's heartbeat. A worker without a session of its own gets one, and reconcile takes back what an earlier session of
+// its name had, and what this heartbeat should have named: a worker that waited for that would hold itself lost.
 func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, error) {
 	if err := d.ready(ctx); err != nil {
 		return jobs.BeatReply{}, err
@@ -59,16 +64,26 @@ func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, err
 		}
 		zerolog.Ctx(ctx).Info().Str("worker", b.Worker).Int64("session", session).Str("driver", b.Driver).Strs("degraded", b.Degraded).Msg("worker registered")
 	}
-	reply, lost, running := d.beaten(b, session)
-	if len(running) > 0 {
-		if err := d.cfg.Store.Running(ctx, running); err != nil {
-			zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts")
+	reply, started := d.beaten(b, session)
+	if len(started) > 0 {
+		if err := d.cfg.Store.Running(ctx, started); err != nil {
+			zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts") // the next heartbeat tries again
+			return reply, nil
 		}
-	}
-	for _, e := range lost {
-		d.lose(ctx, e, "the worker was started anew")
+		d.started(started)
 	}
 	return reply, nil
+}
+
+// started takes into memory that attempts run.
+func (d *Dispatcher) started(running []jobs.Held) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range running {
+		if e := d.entries[h.Job]; e != nil && e.State == jobs.StateLeased && e.Epoch == h.Epoch {
+			e.State = jobs.StateRunning
+		}
+	}
 }
 
 func (d *Dispatcher) sessionOf(b jobs.Beat) (int64, bool) {
@@ -81,8 +96,8 @@ func (d *Dispatcher) sessionOf(b jobs.Beat) (int64, bool) {
 	return w.session, true
 }
 
-// beaten notes a heartbeat and answers it.
-func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, lost []ledger.Entry, running []jobs.Held) {
+// beaten notes a heartbeat and answers it; started are the attempts of which the ledger does not know yet that they run.
+func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, started []jobs.Held) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.workers[b.Worker]
@@ -90,33 +105,27 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, lost 
 		w = &worker{name: b.Worker}
 		d.workers[b.Worker] = w
 	}
-	w.session, w.seen, w.beat, w.draining, w.lost, w.waiting = session, time.Now(), b, b.Draining, false, false
 	r = jobs.BeatReply{Session: session, TTLMS: d.cfg.LeaseTTL.Milliseconds()}
-	holds := map[string]bool{}
+	if session < w.session { // another of its name registered while this one was on its way: it hears of it with its next
+		r.Drop = b.Running
+		return r, nil
+	}
+	*w = worker{name: b.Worker, session: session, seen: time.Now(), beat: b, draining: b.Draining, holds: map[string]bool{}}
 	for _, h := range b.Running {
 		e := d.entries[h.Job]
 		if e == nil || e.State == jobs.StateQueued || e.Attempt != h.Attempt || e.Epoch != h.Epoch || e.Session != session {
 			r.Drop = append(r.Drop, h)
 			continue
 		}
-		holds[h.Job] = true
+		w.holds[h.Job] = true
 		if e.Cancel {
 			r.Cancel = append(r.Cancel, h)
 		}
 		if h.Running && e.State == jobs.StateLeased {
-			e.State = jobs.StateRunning
-			running = append(running, h)
+			started = append(started, h)
 		}
 	}
-	for _, e := range d.entries {
-		if e.Worker != b.Worker || e.State == jobs.StateQueued || holds[e.ID] {
-			continue
-		}
-		if e.Session != session || time.Since(e.LeasedAt) > reportWithin {
-			lost = append(lost, *e)
-		}
-	}
-	return r, lost, running
+	return r, started
 }
 
 // others tells whether a worker besides the named one is alive and large enough for an item, and has its image; d.mu is held.
@@ -152,35 +161,69 @@ func (d *Dispatcher) reconcile(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		lost, expired := d.due(time.Now())
-		for _, e := range lost {
-			d.metrics.leasesExpired.Inc()
-			d.lose(ctx, e, "the worker has not been heard of for longer than its lease")
+		if err := d.resolve(ctx); err != nil && ctx.Err() == nil {
+			zerolog.Ctx(ctx).Error().Err(err).Msg("read the ledger again") // the next tick tries again
 		}
-		for _, e := range expired {
+		due := d.due(time.Now())
+		for _, l := range due.lost {
+			d.lose(ctx, l.Entry, l.why)
+		}
+		for _, e := range due.canceled {
+			d.endQueued(ctx, e, jobs.Canceled, "canceled before it ran")
+		}
+		for _, e := range due.expired {
 			d.endQueued(ctx, e, jobs.Expired, "waited longer than its queue TTL")
 		}
 	}
 }
 
-// due finds the attempts of workers whose lease has run out, and the jobs whose queue TTL has.
-func (d *Dispatcher) due(now time.Time) (lost, expired []ledger.Entry) {
+// overdue is what reconcile has to do.
+type overdue struct {
+	lost              []lostAttempt
+	canceled, expired []ledger.Entry // queued jobs
+}
+
+type lostAttempt struct {
+	ledger.Entry
+	why string
+}
+
+// due finds the attempts that their workers have lost, and the queued jobs that are to end.
+func (d *Dispatcher) due(now time.Time) (r overdue) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, w := range d.workers {
-		if !w.lost && now.Sub(w.seen) > d.cfg.LeaseTTL+d.cfg.Grace {
-			w.lost = true
+		silent := now.Sub(w.seen)
+		w.lost = w.lost || silent > d.cfg.LeaseTTL+d.cfg.Grace
+		if silent > forgetAfter {
+			delete(d.workers, w.name)
 		}
 	}
 	for _, e := range d.entries {
 		switch {
-		case e.State == jobs.StateQueued:
-			if e.Attempt == 0 && now.After(e.ExpiresAt) {
-				expired = append(expired, *e)
+		case e.State != jobs.StateQueued:
+			if why := d.lostBy(e); why != "" {
+				r.lost = append(r.lost, lostAttempt{*e, why})
 			}
-		case d.workers[e.Worker] == nil || d.workers[e.Worker].lost || d.workers[e.Worker].session != e.Session:
-			lost = append(lost, *e)
+		case e.Cancel:
+			r.canceled = append(r.canceled, *e)
+		case e.Attempt == 0 && now.After(e.ExpiresAt):
+			r.expired = append(r.expired, *e)
 		}
 	}
-	return lost, expired
+	return r
+}
+
+// lostBy says how an attempt's worker has lost it; empty where it has not. d.mu is held.
+func (d *Dispatcher) lostBy(e *ledger.Entry) string {
+	w := d.workers[e.Worker]
+	switch {
+	case w == nil || w.lost:
+		return "the worker has not been heard of for longer than its lease"
+	case w.session != e.Session:
+		return "the worker was started anew"
+	case !w.waiting && !w.holds[e.ID] && w.seen.Sub(e.LeasedAt) > reportWithin:
+		return "the lease was lost on its way to the worker"
+	}
+	return ""
 }

@@ -1,0 +1,89 @@
+package dispatcher
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// A transition is committed first and noted in memory then. Where the ledger's answer was lost, or is not the one that memory had
+// foreseen, the job is in doubt: it is not matched until its row has been read again. Without that a job could stand in the ledger,
+// accepted, and nobody would look at it before the next start.
+
+// doubt marks a job, in memory or not, whose row is to be read again.
+func (d *Dispatcher) doubt(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doubts[id] = true
+	d.queue.Remove(id)
+}
+
+// resolve reads the ledger again where there are doubts.
+func (d *Dispatcher) resolve(ctx context.Context) error {
+	doubts, before := d.takeDoubts()
+	if len(doubts) == 0 {
+		return nil
+	}
+	open, err := d.cfg.Store.Open(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		maps.Copy(d.doubts, doubts)
+		return err
+	}
+	rows := map[string]*ledger.Entry{}
+	for _, row := range slices.Backward(open) { // each goes before the later ones
+		if doubts[row.ID] {
+			rows[row.ID] = &row
+			d.adopt(&row, before)
+		}
+	}
+	for id := range before {
+		if rows[id] == nil { // it has ended
+			delete(d.entries, id)
+			d.queue.Remove(id)
+		}
+	}
+	d.match()
+	d.nudge()
+	return nil
+}
+
+// takeDoubts gives the jobs in doubt, and what memory has of them.
+func (d *Dispatcher) takeDoubts() (doubts map[string]bool, before map[string]ledger.Entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before = map[string]ledger.Entry{}
+	for id := range d.doubts {
+		if e := d.entries[id]; e != nil {
+			before[id] = *e
+		}
+	}
+	doubts, d.doubts = d.doubts, map[string]bool{}
+	return doubts, before
+}
+
+// adopt makes memory say what a row says, unless memory has moved on since the row was asked for; d.mu is held.
+func (d *Dispatcher) adopt(row *ledger.Entry, before map[string]ledger.Entry) {
+	e := d.entries[row.ID]
+	was, known := before[row.ID]
+	switch {
+	case e == nil && known:
+		return // it has ended
+	case e == nil:
+		e = row
+		d.entries[e.ID] = e
+	case !known || e.State != was.State || e.Epoch != was.Epoch:
+		return
+	default:
+		row.Cancel = row.Cancel || e.Cancel
+		*e = *row
+	}
+	d.queue.Remove(e.ID)
+	if e.State == jobs.StateQueued && !e.Cancel { // else reconcile ends it
+		d.queue.PushFront(item(e))
+	}
+}

@@ -1,0 +1,297 @@
+package dispatcher_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/dispatcher"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// asked is a request for leases that stands.
+type asked struct {
+	reply jobs.LeaseReply
+	err   error
+	at    time.Time
+	done  chan struct{}
+}
+
+// ask begins a request and returns when it stands.
+func (h *hand) ask(ctx context.Context, request jobs.LeaseRequest) *asked {
+	a := &asked{done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		a.reply, a.err = h.Lease(ctx, request)
+		a.at = time.Now()
+	}()
+	synctest.Wait()
+	return a
+}
+
+func (a *asked) leases(t *testing.T) []jobs.Lease {
+	t.Helper()
+	<-a.done
+	if a.err != nil {
+		t.Error("lease:", a.err)
+	}
+	return a.reply.Leases
+}
+
+func TestLeaseWaitsForAJob(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		start := time.Now()
+		poll := a.ask(r.Context(), a.request(4, 20*time.Second))
+		time.Sleep(3 * time.Second)
+		s := spec()
+		s.Labels = map[string]string{"k": "v"}
+		j := r.admit(s)
+		got := poll.leases(t)
+		if len(got) != 1 || poll.at.Sub(start) != 3*time.Second {
+			r.Fatalf("leases %+v after %v", got, poll.at.Sub(start))
+		}
+		l := got[0]
+		if l.Epoch <= 0 {
+			r.Errorf("epoch %d", l.Epoch)
+		}
+		want := jobs.Lease{Held: jobs.Held{Job: j.ID, Attempt: 1, Epoch: l.Epoch}, Tenant: "t", Spec: *s, Image: "base", AcceptedAt: j.AcceptedAt, QueuedMS: l.QueuedMS}
+		if diff := gocmp.Diff(want, l); diff != "" {
+			r.Errorf("lease (-want +got):\n%s", diff)
+		}
+		start = time.Now()
+		poll = a.ask(r.Context(), a.request(4, 5*time.Second))
+		if got := poll.leases(t); len(got) != 0 || poll.at.Sub(start) != 5*time.Second {
+			r.Errorf("with nothing queued: %v after %v", names(got), poll.at.Sub(start))
+		}
+		start = time.Now()
+		poll = a.ask(r.Context(), a.request(4, 24*time.Hour))
+		if poll.leases(t); poll.at.Sub(start) > time.Minute {
+			r.Errorf("a request stood for %v", poll.at.Sub(start))
+		}
+	})
+}
+
+// No attempt is given that the ledger does not have, with its number and epoch.
+func TestLeaseIsCommittedFirst(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(spec())
+		r.store.before(func(op string) error {
+			if op == "lease" {
+				return errDisk
+			}
+			return nil
+		})
+		_, err := a.Lease(r.Context(), a.request(1, 0))
+		r.wantCode("lease", jobs.CodeUnavailable, err)
+		r.store.before(nil)
+		l := a.one()
+		row := r.disk.rows[j.ID]
+		if row.State != jobs.StateLeased || row.Attempt != l.Attempt || row.Epoch != l.Epoch || row.Worker != "a" || row.Session != a.session || l.Attempt != 1 {
+			r.Errorf("leased %+v, the ledger has %+v", l.Held, row.Entry)
+		}
+	})
+}
+
+func TestLeaseWithoutSession(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		r.admit(spec())
+		a := r.worker("a")
+		for name, request := range map[string]jobs.LeaseRequest{
+			"never seen":        {Worker: "b", Slots: 1, Free: size},
+			"session never had": {Worker: "a", Session: a.session + 1, Slots: 1, Free: size},
+			"no session":        {Worker: "a", Slots: 1, Free: size},
+		} {
+			_, err := r.Lease(r.Context(), request)
+			r.wantCode(name, jobs.CodeForbidden, err)
+		}
+		successor := r.worker("a")
+		_, err := a.Lease(r.Context(), a.request(1, 0))
+		r.wantCode("an earlier session", jobs.CodeForbidden, err)
+		time.Sleep(time.Minute)
+		_, err = successor.Lease(r.Context(), successor.request(1, 0))
+		r.wantCode("a session that ran out", jobs.CodeForbidden, err)
+		r.restart()
+		_, err = successor.Lease(r.Context(), successor.request(1, 0))
+		r.wantCode("a session that this dispatcher has not heard of", jobs.CodeForbidden, err)
+	})
+}
+
+// A request whose caller has gone takes no job with it.
+func TestLeaseWithdrawn(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a, b := r.worker("a"), r.worker("b")
+		ctx, cancel := context.WithCancel(r.Context())
+		gone := a.ask(ctx, a.request(8, 20*time.Second))
+		cancel()
+		if got := gone.leases(t); len(got) != 0 {
+			r.Errorf("leased %v", names(got))
+		}
+		j := r.admit(spec())
+		if diff := gocmp.Diff([]string{j.ID}, names(b.lease(1, 0))); diff != "" {
+			r.Errorf("leased by another (-want +got):\n%s", diff)
+		}
+		if j := r.job(j.ID); j.Attempt != 1 {
+			r.Errorf("attempt %d", j.Attempt)
+		}
+	})
+}
+
+// A request that stood when its worker was started anew, or began to drain, is not answered with jobs: nobody would run them.
+func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
+	for name, leave := range map[string]func(a *hand){
+		"started anew": func(a *hand) { a.worker("a") },
+		"draining": func(a *hand) {
+			_, err := a.Beat(a.Context(), jobs.Beat{Worker: "a", Session: a.session, Capacity: size, Images: []jobs.OfferedImage{{Name: "base"}}, Draining: true})
+			a.wantCode("beat", "", err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, dispatcher.Config{}, func(r *rig) {
+				a := r.worker("a")
+				poll := a.ask(r.Context(), a.request(8, 20*time.Second))
+				leave(a)
+				j := r.admit(spec())
+				if got := poll.leases(t); len(got) != 0 {
+					r.Errorf("leased %v", names(got))
+				}
+				r.stands(j.ID, jobs.StateQueued)
+				b := r.worker("b")
+				b.report(b.one(), jobs.Exited)
+				r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+			})
+		})
+	}
+}
+
+func TestLeasePrefersWarm(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		cold, warm := r.worker("cold"), r.worker("warm")
+		large := cold.ask(r.Context(), cold.request(8, 10*time.Second))
+		request := warm.request(1, 10*time.Second)
+		request.Warm = map[string]int{"base": 1}
+		ready := warm.ask(r.Context(), request)
+		first := r.admit(spec())
+		if diff := gocmp.Diff([]string{first.ID}, names(ready.leases(t))); diff != "" {
+			r.Errorf("warm worker's (-want +got):\n%s", diff)
+		}
+		second := r.admit(spec())
+		if diff := gocmp.Diff([]string{second.ID}, names(large.leases(t))); diff != "" {
+			r.Errorf("cold worker's (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Jobs go by priority, then by age, as far as there is room.
+func TestLeaseOrder(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		low, high := 1, 9
+		var ids []string
+		for _, p := range []*int{nil, &low, nil, &high} {
+			s := spec()
+			s.Priority = p
+			ids = append(ids, r.admit(s).ID)
+			time.Sleep(time.Millisecond)
+		}
+		r.restart() // the ledger has the order too
+		a.beat()
+		if diff := gocmp.Diff([]string{ids[3], ids[0]}, names(a.lease(2, 0))); diff != "" {
+			r.Errorf("the first two (-want +got):\n%s", diff)
+		}
+		if diff := gocmp.Diff([]string{ids[2], ids[1]}, names(a.lease(8, 0))); diff != "" {
+			r.Errorf("the rest (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// The queue TTL is for jobs that no worker has had yet: one that waits for another attempt does not expire.
+func TestExpiresNotBetweenAttempts(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		s := spec()
+		s.QueueTTLMS = 60_000
+		failed, refused, runs := r.admit(s), r.admit(s), r.admit(s)
+		l := map[string]jobs.Lease{}
+		for _, x := range a.lease(3, 0) {
+			l[x.Job] = x
+		}
+		a.live(55*time.Second, l[failed.ID].Held, l[refused.ID].Held, l[runs.ID].Held)
+		a.report(l[failed.ID], jobs.VMFailed)
+		a.send(l[refused.ID], jobs.Report{Refused: true, Result: jobs.Result{Ending: jobs.HostResources}})
+		a.live(20*time.Second, l[runs.ID].Held)
+		r.stands(failed.ID, jobs.StateQueued)
+		r.stands(refused.ID, jobs.StateQueued)
+		r.stands(runs.ID, jobs.StateLeased)
+	})
+}
+
+func TestExpires(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		s := spec()
+		s.QueueTTLMS = 60_000
+		short, long := r.admit(s), r.admit(spec())
+		time.Sleep(59 * time.Second)
+		r.stands(short.ID, jobs.StateQueued)
+		r.board.before(func(string) error { return errDisk }) // it ends when the broker and the ledger are there again
+		time.Sleep(5 * time.Second)
+		r.stands(short.ID, jobs.StateQueued)
+		r.board.before(nil)
+		time.Sleep(2 * time.Second)
+		r.ended(short.ID, jobs.StateEnded, jobs.Expired)
+		a := r.worker("a")
+		if diff := gocmp.Diff([]string{long.ID}, names(a.lease(8, 0))); diff != "" {
+			r.Errorf("left (-want +got):\n%s", diff)
+		}
+		other := r.admit(&jobs.Spec{Image: "base", Steps: []jobs.Step{{Cmd: "true"}}, Resources: jobs.Resources{VCPUs: 8}})
+		time.Sleep(24*time.Hour + 2*time.Second)
+		r.ended(other.ID, jobs.StateEnded, jobs.Expired)
+	})
+}
+
+// The ledger's answer to a lease is lost: the attempt may be in it and is nobody's. Memory finds that out, and the job runs.
+func TestLeaseAnswerOfLedgerLost(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(spec())
+		r.loseAnswer("lease")
+		_, err := a.Lease(r.Context(), a.request(1, 0))
+		r.wantCode("lease", jobs.CodeUnavailable, err)
+		l := a.one()
+		if l.Job != j.ID || l.Attempt != 2 {
+			r.Errorf("leased %+v, want the second attempt", l.Held)
+		}
+		a.report(l, jobs.Exited)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+	})
+}
+
+// Jobs wait out a failing ledger in their order.
+func TestLeaseLedgerFailsForAWhile(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		var ids []string
+		for range 3 {
+			ids = append(ids, r.admit(spec()).ID)
+			time.Sleep(time.Millisecond)
+		}
+		r.store.before(func(op string) error { return errDisk })
+		for range 10 {
+			_, err := a.Lease(r.Context(), a.request(2, 2*time.Second))
+			if c := code(err); c != "" && c != jobs.CodeUnavailable {
+				r.Errorf("lease: %v", err)
+			}
+			a.beat()
+			time.Sleep(time.Second)
+		}
+		r.store.before(nil)
+		time.Sleep(2 * time.Second)
+		if diff := gocmp.Diff(ids, names(a.lease(3, 0))); diff != "" {
+			r.Errorf("leased (-want +got):\n%s", diff)
+		}
+	})
+}
