@@ -79,10 +79,13 @@ func (a *agent) handle(ctx context.Context, s *wire.Stream) {
 		if !errors.As(err, &e) {
 			e = &wire.Error{Kind: wire.ErrAgent, Message: err.Error()}
 		}
-		reply = wire.Reply{Error: e}
+		reply = wire.Reply{Error: &wire.Error{Kind: e.Kind, Message: e.Message[:min(len(e.Message), maxMessage)]}}
 	}
 	_ = s.Reply(reply) // where that fails, the conversation is over
 }
+
+// maxMessage is how much of an error's text crosses. It quotes what the host sent, and must fit a reply even where JSON escapes all of it.
+const maxMessage = 4 << 10
 
 func (a *agent) do(ctx context.Context, s *wire.Stream, r *wire.Request) (reply wire.Reply, err error) {
 	switch {
@@ -96,11 +99,11 @@ func (a *agent) do(ctx context.Context, s *wire.Stream, r *wire.Request) (reply 
 	case r.Op == wire.OpSignal && r.Signal != nil:
 		err = a.signal(r.Signal)
 	case r.Op == wire.OpPut && r.Put != nil:
-		err = a.hands.put(r.Put, io.LimitReader(&streamReader{ctx: ctx, s: s}, r.Put.Size))
+		err = a.hands.put(r.Put, &exactly{&streamReader{ctx: ctx, s: s}, r.Put.Size})
 	case r.Op == wire.OpGet && r.Get != nil:
 		reply.Files, err = a.get(ctx, s, r.Get)
 	case r.Op == wire.OpQuiesce:
-		err = a.hands.quiesce()
+		err = a.quiesce()
 	case r.Op == wire.OpPower:
 		err = a.hands.power()
 	default:
@@ -160,6 +163,16 @@ func (a *agent) ended(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.running, id)
+}
+
+func (a *agent) quiesce() error {
+	a.mu.Lock()
+	n := len(a.running)
+	a.mu.Unlock()
+	if n > 0 {
+		return &wire.Error{Kind: wire.ErrRequest, Message: "a program runs"}
+	}
+	return a.hands.quiesce()
 }
 
 func (a *agent) signal(s *wire.Signal) error {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -53,6 +52,31 @@ func inProcess(t *testing.T) *client.Client {
 // process starts a real agent process.
 func process(t *testing.T) (*client.Client, *exec.Cmd) {
 	t.Helper()
+	conn, cmd := listening(t, t.TempDir())
+	c, err := client.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c, cmd
+}
+
+// inDir starts a real agent process that works in a directory, which it gives.
+func inDir(t *testing.T) (*client.Client, string) {
+	t.Helper()
+	dir := t.TempDir()
+	conn, _ := listening(t, dir)
+	c, err := client.Connect(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c, dir
+}
+
+// listening starts a real agent process that has not been greeted. It ends with its connection.
+func listening(t *testing.T, work string) (net.Conn, *exec.Cmd) {
+	t.Helper()
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -64,22 +88,18 @@ func process(t *testing.T) (*client.Client, *exec.Cmd) {
 	}
 	_ = ours.Close()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "PADDOCK_TEST_AGENT="+t.TempDir())
+	cmd.Env = append(os.Environ(), "PADDOCK_TEST_AGENT="+work)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	_ = theirs.Close()
-	c, err := client.Connect(t.Context(), conn)
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		_ = c.Close()
+		_ = conn.Close()
 		_ = cmd.Wait()
 	})
-	return c, cmd
+	return conn, cmd
 }
 
 func sh(line string) wire.Exec {
@@ -207,53 +227,5 @@ func TestAgentDies(t *testing.T) {
 	}()
 	if _, err := c.Exec(t.Context(), sh("echo x; sleep 2"), client.Streams{Stdout: w}); !errors.Is(err, client.ErrLost) {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestFiles(t *testing.T) {
-	c, _ := process(t)
-	put := func(name, content string) error {
-		return c.Put(t.Context(), wire.Put{Path: name, Mode: 0o640, Size: int64(len(content)), User: "sandbox"}, strings.NewReader(content))
-	}
-	for _, f := range []string{"a.txt", "d/b.txt", "d/e/c.txt"} {
-		if err := put(f, "content of "+f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run(t, c, sh("ln -s /etc/passwd link.txt; mkfifo pipe.txt; truncate -s 1T sparse.bin; ln -s /etc d/etc"), "")
-	get := func(pattern string) (names []string, err error) {
-		err = c.Get(t.Context(), wire.Get{Pattern: pattern, MaxBytes: 1 << 20, MaxFiles: 10}, func(h wire.FileHeader, r io.Reader) error {
-			b, err := io.ReadAll(r)
-			if err == nil && string(b) != "content of "+h.Path {
-				t.Errorf("%s holds %q", h.Path, b)
-			}
-			names = append(names, h.Path)
-			return err
-		})
-		return names, err
-	}
-	for _, tt := range []struct{ pattern, want, kind string }{
-		{"*.txt", "a.txt", ""},
-		{"**/*.txt", "a.txt d/b.txt d/e/c.txt", ""},
-		{"d/**", "d/b.txt d/e/c.txt", ""},
-		{"missing", "", ""},
-		{"link.txt", "", wire.ErrPath},
-		{"pipe.txt", "", wire.ErrPath},
-		{"sparse.bin", "", wire.ErrTooLarge},
-		{"d/etc/passwd", "", ""},
-	} {
-		names, err := get(tt.pattern)
-		kind := ""
-		if e, ok := errors.AsType[*wire.Error](err); ok {
-			kind = e.Kind
-		} else if err != nil {
-			t.Errorf("%s: %v", tt.pattern, err)
-		}
-		if got := strings.Join(names, " "); got != tt.want || kind != tt.kind {
-			t.Errorf("%s gives %q, %v", tt.pattern, got, err)
-		}
-	}
-	if err := c.Put(t.Context(), wire.Put{Path: "link.txt", Size: 1, Mode: 0o600}, strings.NewReader("x")); err == nil {
-		t.Error("wrote through a link")
 	}
 }

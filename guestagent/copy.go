@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -30,6 +29,22 @@ func (r *streamReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// exactly reads as many bytes as the host has announced and then the end. Anything else is the host's fault.
+type exactly struct {
+	r    io.Reader
+	left int64
+}
+
+// Read implements io.Reader.
+func (e *exactly) Read(b []byte) (int, error) {
+	n, err := e.r.Read(b)
+	e.left -= int64(n)
+	if e.left < 0 || e.left > 0 && errors.Is(err, io.EOF) {
+		return 0, &wire.Error{Kind: wire.ErrRequest, Message: "the file's bytes are not as many as announced"}
+	}
+	return n, err
+}
+
 // sendFile sends one file's header and exactly its bytes.
 func sendFile(ctx context.Context, s *wire.Stream, h wire.FileHeader, r io.Reader) error {
 	b, err := json.Marshal(h)
@@ -44,7 +59,7 @@ func sendFile(ctx context.Context, s *wire.Stream, h wire.FileHeader, r io.Reade
 		n, err := io.ReadFull(r, buf[:min(left, int64(len(buf)))])
 		if err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-				err = fmt.Errorf("%s became shorter while it was read", h.Path)
+				err = &wire.Error{Kind: wire.ErrPath, Message: h.Path + ": became shorter while it was read"}
 			}
 			return err
 		}

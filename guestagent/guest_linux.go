@@ -62,6 +62,9 @@ func (g *guest) boot() error {
 		}
 	}
 	useConsole()
+	if err := protectLinks(); err != nil {
+		return err
+	}
 	loadModules()
 	if err := waitFor(rootDisk); err != nil {
 		return err
@@ -86,6 +89,17 @@ func (g *guest) boot() error {
 		return fmt.Errorf("enable cgroup controllers: %w", err)
 	}
 	return loopbackUp()
+}
+
+// protectLinks keeps the sandbox's user from naming root's files as its own, which a distribution's init would do and the kernel does not
+// by itself (kernel: Documentation/admin-guide/sysctl/fs.rst). What root brings out by a name is then what its owner put there.
+func protectLinks() error {
+	for name, value := range map[string]string{"hardlinks": "1", "symlinks": "1", "fifos": "2", "regular": "2"} {
+		if err := os.WriteFile("/proc/sys/fs/protected_"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("protect links: %w", err)
+		}
+	}
+	return nil
 }
 
 // mount is one file system to mount; its directory is made.

@@ -45,19 +45,32 @@ func (p *pretence) put(r *wire.Put, data io.Reader) error {
 }
 
 func (p *pretence) get(g *wire.Get, send func(wire.FileHeader, io.Reader) error) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for name, b := range p.files {
-		if ok, _ := path.Match(abs(g.Pattern), name); ok {
-			if int64(len(b)) > g.MaxBytes {
-				return &wire.Error{Kind: wire.ErrTooLarge, Message: name + " is larger than asked for"}
-			}
-			if err := send(wire.FileHeader{Path: strings.TrimPrefix(name, "/work/"), Mode: 0o644, Size: int64(len(b))}, bytes.NewReader(b)); err != nil {
-				return err
-			}
+	left, files := g.MaxBytes, 0
+	for _, name := range p.match(abs(g.Pattern)) {
+		p.mu.Lock()
+		b := p.files[name]
+		p.mu.Unlock()
+		if files, left = files+1, left-int64(len(b)); left < 0 || files > g.MaxFiles {
+			return &wire.Error{Kind: wire.ErrTooLarge, Message: name + ": more than was asked for"}
+		}
+		if err := send(wire.FileHeader{Path: strings.TrimPrefix(name, "/work/"), Mode: 0o644, Size: int64(len(b))}, bytes.NewReader(b)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (p *pretence) match(pattern string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for name := range p.files {
+		if ok, _ := path.Match(pattern, name); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func (p *pretence) restore(r *wire.Restore) (*wire.Ready, error) {

@@ -3,6 +3,8 @@ package guestagent
 import (
 	"fmt"
 	"io"
+	"path"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -30,11 +32,15 @@ func Process(conn io.ReadWriteCloser, work string) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
+	work, err := filepath.EvalSymlinks(work) // files go in and out through no link
+	if err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	}
 	m := &machine{work: work, reaper: newReaper()}
 	var one sync.Mutex
 	m.confine = func(*wire.Exec) (confinement, error) { return newTree(m.reaper, &one) }
 	a := newAgent(m, "cgroup", "isolation")
-	err := wire.Guest(conn, a.serve)
+	err = wire.Guest(conn, a.serve)
 	_ = (&tree{reaper: m.reaper}).kill()
 	return err
 }
@@ -51,10 +57,10 @@ func MountProc() error {
 }
 
 func (m *machine) cwd(e *wire.Exec) string {
-	if e.Cwd == "" {
-		return m.work
+	if path.IsAbs(e.Cwd) {
+		return e.Cwd
 	}
-	return e.Cwd
+	return path.Join(m.work, e.Cwd)
 }
 
 func (m *machine) restore(r *wire.Restore) (*wire.Ready, error) {

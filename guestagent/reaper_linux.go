@@ -19,6 +19,8 @@ type reaper struct {
 	waiting map[int]chan exitStatus
 	reaped  *sync.Cond // broadcast after every round of reaping
 	none    bool       // the last round found no child at all
+
+	privileged bool // has CAP_SYS_RESOURCE: may raise what it has lowered
 }
 
 // exitStatus is how a process ended, and what it and those it waited for used.
@@ -44,7 +46,7 @@ func (s exitStatus) signal() string {
 
 // newReaper begins to reap; it goes on as long as the process lives.
 func newReaper() *reaper {
-	r := &reaper{waiting: map[int]chan exitStatus{}}
+	r := &reaper{waiting: map[int]chan exitStatus{}, privileged: capable(unix.CAP_SYS_RESOURCE)}
 	r.reaped = sync.NewCond(&r.mu)
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
@@ -90,11 +92,12 @@ func (r *reaper) childless() bool {
 }
 
 // start forks a process under resource limits. They are set on the agent itself around the fork, since they must hold before the
-// program's first instruction and a helper in between would cost an exec; nobody else forks meanwhile, and root may raise them again.
+// program's first instruction and a helper in between would cost an exec; nobody else forks meanwhile. The hard limit is lowered only
+// where the agent may raise it again.
 func (r *reaper) start(l wire.ExecLimits, file string, attr *syscall.ProcAttr, argv []string) (int, <-chan exitStatus, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	restore, err := setLimits(l)
+	restore, err := r.setLimits(l)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -109,7 +112,7 @@ func (r *reaper) start(l wire.ExecLimits, file string, attr *syscall.ProcAttr, a
 	return pid, c, nil
 }
 
-func setLimits(l wire.ExecLimits) (restore func(), _ error) {
+func (r *reaper) setLimits(l wire.ExecLimits) (restore func(), _ error) {
 	type limit struct {
 		resource int
 		old      syscall.Rlimit
@@ -138,8 +141,8 @@ func setLimits(l wire.ExecLimits) (restore func(), _ error) {
 			return nil, err
 		}
 		to := syscall.Rlimit{Cur: min(uint64(want.value), c.old.Max), Max: min(uint64(want.value), c.old.Max)}
-		if os.Geteuid() != 0 {
-			to.Max = c.old.Max // it could not be raised again
+		if !r.privileged {
+			to.Max = c.old.Max
 		}
 		if err := syscall.Setrlimit(c.resource, &to); err != nil {
 			restore()
@@ -148,4 +151,11 @@ func setLimits(l wire.ExecLimits) (restore func(), _ error) {
 		changed = append(changed, c)
 	}
 	return restore, nil
+}
+
+// capable tells whether this process has a capability (capabilities(7)).
+func capable(c uint) bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err == nil && data[c/32].Effective&(1<<(c%32)) != 0
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 
@@ -24,17 +23,22 @@ type Client struct {
 	read  sync.WaitGroup
 }
 
-// Connect greets the agent at the other end of conn and asks who it is. ctx bounds that. On success the Client owns conn.
+// Connect greets the agent at the other end of conn and asks who it is. ctx bounds that. On success the Client owns conn; otherwise
+// conn cannot be used any more, and is the caller's to close.
 func Connect(ctx context.Context, conn net.Conn) (*Client, error) {
 	conv, err := wire.Host(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // also ends a write that nobody takes
 	c := &Client{conn: conn, c: conv}
 	c.read.Go(func() { _ = conv.Run() })
 	reply, err := c.call(ctx, wire.Request{Op: wire.OpHello})
 	if err == nil && reply.Hello == nil {
 		err = fmt.Errorf("%w: hello without content", ErrLost)
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		c.shut()
@@ -109,7 +113,7 @@ func (c *Client) call(ctx context.Context, r wire.Request) (*wire.Reply, error) 
 	}
 	defer s.Close()
 	_, _, reply, err := s.Recv(ctx)
-	return c.result(r.Op, reply, err)
+	return result(ctx, r.Op, reply, err)
 }
 
 func (c *Client) open(r wire.Request) (*wire.Stream, error) {
@@ -121,61 +125,18 @@ func (c *Client) open(r wire.Request) (*wire.Stream, error) {
 	return s, err
 }
 
-// result turns a stream's end into the reply or an error: the agent's own (*wire.Error), the context's, or ErrLost.
-func (c *Client) result(op wire.Op, reply *wire.Reply, err error) (*wire.Reply, error) {
+// result turns a stream's end into the reply or an error: the agent's own (*wire.Error), the context's cause, or ErrLost.
+func result(ctx context.Context, op wire.Op, reply *wire.Reply, err error) (*wire.Reply, error) {
 	switch {
 	case reply != nil && reply.Error != nil:
 		return nil, fmt.Errorf("%s: %w", op, reply.Error)
 	case reply != nil:
 		return reply, nil
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s: %w", op, context.Cause(ctx))
 	case err == nil:
 		return nil, fmt.Errorf("%s: %w: data where a reply belongs", op, ErrLost)
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("%s: %w", op, err)
 	default:
 		return nil, fmt.Errorf("%s: %w: %w", op, ErrLost, err)
 	}
-}
-
-// Put writes one file of r.Size bytes into the guest.
-func (c *Client) Put(ctx context.Context, r wire.Put, data io.Reader) error {
-	s, err := c.open(wire.Request{Op: wire.OpPut, Put: &r})
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	sendCtx, stop := context.WithCancel(ctx)
-	sent := make(chan error, 1)
-	go func() { sent <- sendFile(sendCtx, s, r.Size, data) }()
-	_, _, reply, err := s.Recv(ctx) // a refusal comes before all is sent
-	stop()
-	sendErr := <-sent
-	var short *shortError
-	if errors.As(sendErr, &short) {
-		return fmt.Errorf("put %s: %w", r.Path, sendErr)
-	}
-	_, err = c.result(wire.OpPut, reply, err)
-	return err
-}
-
-// shortError is a fault of the caller's reader.
-type shortError struct{ err error }
-
-func (e *shortError) Error() string { return e.err.Error() }
-func (e *shortError) Unwrap() error { return e.err }
-
-func sendFile(ctx context.Context, s *wire.Stream, size int64, data io.Reader) error {
-	buf := make([]byte, min(size, wire.MaxPayload))
-	for size > 0 {
-		n, err := io.ReadFull(data, buf[:min(size, int64(len(buf)))])
-		if err != nil {
-			s.Close()
-			return &shortError{fmt.Errorf("%d bytes short: %w", size-int64(n), err)}
-		}
-		if err := s.Send(ctx, wire.ChanData, buf[:n]); err != nil {
-			return err
-		}
-		size -= int64(n)
-	}
-	return s.End()
 }

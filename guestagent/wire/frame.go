@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ const (
 	typeEnd    Type = 4 // the sender sends no more data on this stream
 	typeReply  Type = 5 // guest → host: the payload is a Reply; the stream is over
 	typeReset  Type = 6 // the stream is over without a reply
+	typePart   Type = 7 // host → guest: the beginning of a Request larger than a payload; the host's next frame is the next part, or open with the last
 )
 
 // Channel tells apart what flows on one stream.
@@ -33,8 +35,10 @@ const (
 
 const (
 	headerSize = 12
-	// MaxPayload bounds a frame's payload, and so a Request's and a Reply's JSON.
+	// MaxPayload bounds a frame's payload, and so a Reply's JSON.
 	MaxPayload = 64 << 10
+	// MaxRequest bounds a Request's JSON: arguments and environment may be that large together (ARG_MAX of Linux, execve(2)).
+	MaxRequest = 2 << 20
 )
 
 // frame is a header and its payload: length u32, stream u32, type u8, channel u8, two zero bytes; all big-endian.
@@ -65,7 +69,7 @@ func parseHeader(h [headerSize]byte) (frame, int, error) {
 	switch {
 	case n > MaxPayload:
 		return f, 0, violation("frame of %d bytes", n)
-	case f.typ < typeOpen || f.typ > typeReset:
+	case f.typ < typeOpen || f.typ > typePart:
 		return f, 0, violation("frame of type %d", f.typ)
 	case f.channel > ChanStderr:
 		return f, 0, violation("channel %d", f.channel)
@@ -73,13 +77,18 @@ func parseHeader(h [headerSize]byte) (frame, int, error) {
 		return f, 0, violation("header with %#x where zero belongs", h[10:])
 	case f.stream == 0:
 		return f, 0, violation("stream 0")
+	case (f.typ == typeEnd || f.typ == typeReset) && n > 0:
+		return f, 0, violation("%d bytes where none belong", n)
 	}
 	return f, int(n), nil
 }
 
-// readFrame reads one frame. A greeting or an answer in place of a header is a
-// *greetingError or an *answerError.
-func readFrame(r io.Reader) (frame, error) {
+// newReader gives a reader whose buffer holds any frame.
+func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, headerSize+MaxPayload) }
+
+// readFrame reads one frame. Its payload lies in r's buffer, which has room for it, until the next read. A greeting or an answer in
+// place of a header is a *greetingError or an *answerError.
+func readFrame(r *bufio.Reader) (frame, error) {
 	var h [headerSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return frame{}, err
@@ -91,12 +100,15 @@ func readFrame(r io.Reader) (frame, error) {
 		return frame{}, readRestOfAnswer(r, h)
 	}
 	f, n, err := parseHeader(h)
-	if err != nil || n == 0 {
+	if err != nil {
 		return f, err
 	}
-	f.payload = make([]byte, n)
-	if _, err := io.ReadFull(r, f.payload); err != nil {
+	if f.payload, err = r.Peek(n); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		return f, fmt.Errorf("frame cut short: %w", err)
 	}
-	return f, nil
+	_, err = r.Discard(n)
+	return f, err
 }

@@ -49,6 +49,7 @@ func (g greeting) encode() []byte {
 type greetingError struct{ greeting }
 
 func (*greetingError) Error() string { return "the host has begun a new conversation" }
+func (*greetingError) Unwrap() error { return ErrProtocol }
 
 func readRestOfGreeting(r io.Reader, head [headerSize]byte) error {
 	var b [greetingSize]byte
@@ -65,6 +66,7 @@ func readRestOfGreeting(r io.Reader, head [headerSize]byte) error {
 type answerError struct{ nonce nonce }
 
 func (*answerError) Error() string { return "the agent has answered another greeting" }
+func (*answerError) Unwrap() error { return ErrProtocol }
 
 func readRestOfAnswer(r io.Reader, head [headerSize]byte) error {
 	var b [answerSize]byte
@@ -110,7 +112,7 @@ func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, own nonce, err 
 			err = context.Cause(ctx)
 		}
 	}()
-	r := bufio.NewReaderSize(conn, MaxPayload+headerSize)
+	r := newReader(conn)
 	answered := make(chan error, 1)
 	go func() {
 		answered <- awaitAnswer(r, g.nonce)

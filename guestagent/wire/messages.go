@@ -151,13 +151,13 @@ type Exit struct {
 	StderrDropped int64 `json:"stderr_dropped,omitempty"`
 }
 
-// Signal sends a signal to all processes of an Exec, or with Kill ends it as if it had been cancelled.
+// Signal sends a signal to all processes of an Exec.
 type Signal struct {
 	Exec   string `json:"exec"`
 	Signal string `json:"signal"` // "SIGTERM"
 }
 
-// Put writes one file. Directories on the way are made; symbolic links on it are not followed out of the tree.
+// Put writes one file, whole or not at all. Directories on the way are made, symbolic links on it refused.
 type Put struct {
 	Path string `json:"path"` // absolute, or relative to /work
 	Mode uint32 `json:"mode"`

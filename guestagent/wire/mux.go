@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 const (
@@ -17,6 +18,9 @@ const (
 	window = 256 << 10
 	// maxStreams is how many streams may be open at once.
 	maxStreams = 64
+	// takeWithin is how long an agent, which always reads, may take over a frame, under an emulated processor and on a host that has more
+	// machines than it can run. One that takes longer has gone, or wants those who write to it to wait for ever.
+	takeWithin = 5 * time.Second
 )
 
 // ErrClosed is why a stream of a closed conversation ended.
@@ -24,12 +28,15 @@ var ErrClosed = errors.New("conversation closed")
 
 // Conversation is the frames between a host and a guest over one byte stream. Its methods may be called concurrently.
 type Conversation struct {
-	rw   io.ReadWriter
 	r    *bufio.Reader
 	host bool
 	own  nonce // names this conversation
 
+	partOf uint32 // the stream whose request has begun; 0 for none. The reader's, as parts
+	parts  []byte
+
 	wmu  sync.Mutex // serialises writes
+	w    io.Writer
 	wbuf []byte
 
 	mu      sync.Mutex
@@ -41,29 +48,39 @@ type Conversation struct {
 	requests chan *Stream
 }
 
-func newConversation(rw io.ReadWriter, r *bufio.Reader, host bool) *Conversation {
+func newConversation(w io.Writer, r *bufio.Reader, own nonce, host bool) *Conversation {
 	return &Conversation{
-		rw: rw, r: r, host: host, wbuf: make([]byte, 0, headerSize+MaxPayload),
+		r: r, host: host, own: own, w: w, wbuf: make([]byte, 0, headerSize+MaxPayload),
 		streams: map[uint32]*Stream{}, done: make(chan struct{}), requests: make(chan *Stream, maxStreams),
 	}
 }
 
 // Host begins a conversation with the agent at the other end of conn. ctx bounds the greeting only. Run must be called, and reads
-// until the conversation ends.
+// until the conversation ends. An agent that does not take what is written to it ends the conversation after some seconds: nothing
+// that writes waits longer.
 func Host(ctx context.Context, conn net.Conn) (*Conversation, error) {
 	r, own, err := greet(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	c := newConversation(conn, r, true)
-	c.own = own
-	return c, nil
+	return newConversation(punctual{conn}, r, own, true), nil
+}
+
+// punctual writes to a guest that may never read.
+type punctual struct{ net.Conn }
+
+// Write implements io.Writer.
+func (p punctual) Write(b []byte) (int, error) {
+	if err := p.SetWriteDeadline(time.Now().Add(takeWithin)); err != nil {
+		return 0, err
+	}
+	return p.Conn.Write(b)
 }
 
 // Guest holds one conversation after the other with the hosts at the other end of rw; each is given to serve, which returns when the
 // conversation is done. It returns when reading or writing fails.
 func Guest(rw io.ReadWriter, serve func(*Conversation)) error {
-	r := bufio.NewReaderSize(rw, MaxPayload+headerSize)
+	r := newReader(rw)
 	g, err := awaitGreeting(r)
 	for err == nil {
 		if aerr := answer(rw, g); aerr != nil {
@@ -73,8 +90,7 @@ func Guest(rw io.ReadWriter, serve func(*Conversation)) error {
 			g, err = awaitGreeting(r)
 			continue
 		}
-		c := newConversation(rw, r, false)
-		c.own = g.nonce
+		c := newConversation(rw, r, g.nonce, false)
 		var serving sync.WaitGroup
 		serving.Go(func() { serve(c) })
 		err = c.Run()
@@ -143,16 +159,41 @@ func (c *Conversation) end(err error) {
 }
 
 func (c *Conversation) dispatch(f frame) error {
-	if f.typ == typeOpen {
+	if c.partOf != 0 && (f.stream != c.partOf || f.typ != typePart && f.typ != typeOpen) {
+		return violation("a frame between the parts of a request")
+	}
+	switch f.typ {
+	case typePart:
+		return c.part(f)
+	case typeOpen:
 		return c.opened(f)
 	}
 	c.mu.Lock()
-	s := c.streams[f.stream]
+	s, last := c.streams[f.stream], c.nextID
 	c.mu.Unlock()
-	if s == nil {
-		return nil // of a stream that this end has let go
+	switch {
+	case f.stream > last:
+		return violation("frame of stream %d, which nobody opened", f.stream)
+	case s == nil:
+		return nil // this end has let the stream go
+	case f.typ == typeReset && !c.host:
+		s.forget() // before the host can open another in its place
 	}
 	return s.receive(f)
+}
+
+// part keeps the beginning of a request. One at a time has begun, so that this is all the memory that requests take.
+func (c *Conversation) part(f frame) error {
+	switch {
+	case c.host:
+		return violation("a guest opened a stream")
+	case len(f.payload) == 0:
+		return violation("part without bytes")
+	case len(c.parts)+len(f.payload) > MaxRequest:
+		return violation("request of more than %d bytes", MaxRequest)
+	}
+	c.partOf, c.parts = f.stream, append(c.parts, f.payload...)
+	return nil
 }
 
 // opened takes a stream in that the host opened.
@@ -160,21 +201,37 @@ func (c *Conversation) opened(f frame) error {
 	if c.host {
 		return violation("a guest opened a stream")
 	}
-	s := newStream(c, f.stream)
-	if err := json.Unmarshal(f.payload, &s.request); err != nil {
+	s, body := newStream(c, f.stream), f.payload
+	if c.partOf != 0 {
+		if body = append(c.parts, f.payload...); len(body) > MaxRequest {
+			return violation("request of more than %d bytes", MaxRequest)
+		}
+		c.partOf, c.parts = 0, nil
+	}
+	if err := json.Unmarshal(body, &s.request); err != nil {
 		return violation("request: %v", err)
 	}
+	if err := c.add(s); err != nil {
+		return err
+	}
+	select {
+	case c.requests <- s: // has room for as many as may be open; those that were reset at once are accepted in a moment
+	case <-c.done:
+	}
+	return nil
+}
+
+func (c *Conversation) add(s *Stream) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if f.stream <= c.nextID {
-		return violation("stream %d opened after %d", f.stream, c.nextID)
+	if s.id <= c.nextID {
+		return violation("stream %d opened after %d", s.id, c.nextID)
 	}
 	if len(c.streams) >= maxStreams {
 		return violation("more than %d streams", maxStreams)
 	}
-	c.nextID = f.stream
-	c.streams[f.stream] = s
-	c.requests <- s // has room for as many as may be open
+	c.nextID = s.id
+	c.streams[s.id] = s
 	return nil
 }
 
@@ -188,14 +245,14 @@ func (c *Conversation) Accept() (*Stream, error) {
 	}
 }
 
-// Open opens a stream with a request.
+// Open opens a stream with a request. It gives an *Error where that cannot be sent: too large, or one stream too many.
 func (c *Conversation) Open(r Request) (*Stream, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > MaxPayload {
-		return nil, &Error{Kind: ErrTooLarge, Message: fmt.Sprintf("request of %d bytes, at most %d fit", len(b), MaxPayload)}
+	if len(b) > MaxRequest {
+		return nil, &Error{Kind: ErrTooLarge, Message: fmt.Sprintf("request of %d bytes, at most %d fit", len(b), MaxRequest)}
 	}
 	c.wmu.Lock() // ids must reach the other end in order
 	defer c.wmu.Unlock()
@@ -206,17 +263,28 @@ func (c *Conversation) Open(r Request) (*Stream, error) {
 	}
 	if len(c.streams) >= maxStreams {
 		defer c.mu.Unlock()
-		return nil, fmt.Errorf("more than %d streams", maxStreams)
+		return nil, &Error{Kind: ErrRequest, Message: fmt.Sprintf("more than %d operations at once", maxStreams)}
 	}
 	c.nextID++
 	s := newStream(c, c.nextID)
 	c.streams[s.id] = s
 	c.mu.Unlock()
-	if err := c.writeLocked(frame{stream: s.id, typ: typeOpen, payload: b}); err != nil {
+	if err := c.writeRequest(s.id, b); err != nil {
 		s.forget()
 		return nil, err
 	}
 	return s, nil
+}
+
+// writeRequest writes a request in as many frames as it needs; c.wmu is held, so that no other comes between.
+func (c *Conversation) writeRequest(stream uint32, b []byte) error {
+	for len(b) > MaxPayload {
+		if err := c.writeLocked(frame{stream: stream, typ: typePart, payload: b[:MaxPayload]}); err != nil {
+			return err
+		}
+		b = b[MaxPayload:]
+	}
+	return c.writeLocked(frame{stream: stream, typ: typeOpen, payload: b})
 }
 
 func (c *Conversation) write(f frame) error {
@@ -232,7 +300,7 @@ func (c *Conversation) writeLocked(f frame) error {
 	default:
 	}
 	b := appendHeader(c.wbuf[:0], f, len(f.payload))
-	if _, err := c.rw.Write(append(b, f.payload...)); err != nil {
+	if _, err := c.w.Write(append(b, f.payload...)); err != nil {
 		c.end(err)
 		return err
 	}

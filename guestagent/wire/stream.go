@@ -20,10 +20,10 @@ type Stream struct {
 	request Request
 
 	mu       sync.Mutex
-	in       []frame
-	inBytes  int  // of data in in
-	eaten    int  // bytes received that the other end has not been given credit for again
-	inEnded  bool // nothing more comes
+	in       inbox
+	eaten    int    // bytes received that the other end has not been given credit for again
+	inEnded  bool   // nothing more comes
+	last     []byte // the reply, on the host's side
 	reset    bool
 	gone     chan struct{} // closed with reset
 	credit   int           // bytes of data that may be sent
@@ -71,51 +71,46 @@ func (s *Stream) receive(f frame) error {
 		}
 		signal(s.writable)
 	case typeData:
-		if s.inEnded {
+		switch {
+		case s.inEnded:
 			return violation("data after the end")
-		}
-		s.inBytes += len(f.payload)
-		if s.inBytes+s.eaten > window {
+		case len(f.payload) == 0:
+			return violation("data without bytes")
+		case s.in.size+s.eaten+len(f.payload) > window:
 			return violation("more data than credit")
 		}
-		if len(f.payload) == 0 {
-			return violation("data without bytes")
-		}
-		s.in = append(s.in, f)
+		s.in.put(f.channel, f.payload)
 	case typeEnd, typeReply:
 		if s.inEnded {
 			return violation("two ends")
 		}
-		if f.typ == typeReply && !s.c.host {
-			return violation("a reply from the host")
+		if (f.typ == typeReply) != s.c.host {
+			return violation("an end that is the other side's")
 		}
 		s.inEnded = true
-		s.in = append(s.in, f)
+		s.last = append(s.last, f.payload...)
 	}
 	signal(s.readable)
 	return nil
 }
 
 // Recv gives the next data that came: its channel and bytes, which are the caller's. At the end it gives io.EOF, on the host's side
-// after the reply, which reply then points to.
+// with the reply.
 func (s *Stream) Recv(ctx context.Context) (ch Channel, b []byte, reply *Reply, err error) {
 	for {
-		f, ok, err := s.next()
+		ch, b, err := s.next()
 		switch {
-		case err != nil:
-			return 0, nil, nil, err
-		case !ok:
-		case f.typ == typeData:
+		case b != nil:
 			s.giveCredit()
-			return f.channel, f.payload, nil, nil
-		case f.typ == typeReply:
+			return ch, b, nil, nil
+		case errors.Is(err, io.EOF) && s.c.host:
 			reply := new(Reply)
-			if err := json.Unmarshal(f.payload, reply); err != nil {
+			if err := json.Unmarshal(s.last, reply); err != nil {
 				return 0, nil, nil, violation("reply: %v", err)
 			}
 			return 0, nil, reply, io.EOF
-		default:
-			return 0, nil, nil, io.EOF
+		case err != nil:
+			return 0, nil, nil, err
 		}
 		select {
 		case <-s.readable:
@@ -130,30 +125,28 @@ func (s *Stream) Recv(ctx context.Context) (ch Channel, b []byte, reply *Reply, 
 	}
 }
 
-// next takes what came first; false if nothing is there.
-func (s *Stream) next() (frame, bool, error) {
+// next takes the data that came first, or tells how the stream ended; neither if nothing is there.
+func (s *Stream) next() (Channel, []byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.in) > 0 {
-		f := s.in[0]
-		s.in = s.in[1:]
-		if f.typ == typeData {
-			s.inBytes -= len(f.payload)
-			s.eaten += len(f.payload)
-		}
-		return f, true, nil
+	switch {
+	case !s.in.empty():
+		ch, b := s.in.take()
+		s.eaten += len(b)
+		return ch, b, nil
+	case s.inEnded:
+		return 0, nil, io.EOF
+	case s.reset:
+		return 0, nil, ErrReset
 	}
-	if s.reset {
-		return frame{}, false, ErrReset
-	}
-	return frame{}, false, nil
+	return 0, nil, nil
 }
 
 // waiting tells whether there is something to receive.
 func (s *Stream) waiting() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.in) > 0 || s.reset
+	return !s.in.empty() || s.inEnded || s.reset
 }
 
 // giveCredit lets the other end send as much again as has been taken, in large pieces.
@@ -169,10 +162,16 @@ func (s *Stream) giveCredit() {
 	_ = s.c.write(frame{stream: s.id, typ: typeCredit, payload: creditPayload(n)}) // a broken connection shows in the next Recv
 }
 
-// Send sends data on a channel; it waits for credit.
+// Send sends data on a channel; it waits for credit. A message of at most MaxPayload bytes arrives as one; other data may be cut
+// anywhere. A stream that carries messages has one sender.
 func (s *Stream) Send(ctx context.Context, ch Channel, b []byte) error {
 	for len(b) > 0 {
-		n, err := s.takeCredit(ctx, min(len(b), MaxPayload))
+		want := min(len(b), MaxPayload)
+		least := 1
+		if ch == ChanMessage {
+			least = want
+		}
+		n, err := s.takeCredit(ctx, least, want)
 		if err != nil {
 			return err
 		}
@@ -184,10 +183,14 @@ func (s *Stream) Send(ctx context.Context, ch Channel, b []byte) error {
 	return nil
 }
 
-func (s *Stream) takeCredit(ctx context.Context, want int) (int, error) {
+// takeCredit takes what there is of want, once it is at least least.
+func (s *Stream) takeCredit(ctx context.Context, least, want int) (int, error) {
 	for {
 		s.mu.Lock()
 		n, reset := min(want, s.credit), s.reset
+		if n < least {
+			n = 0
+		}
 		s.credit -= n
 		more := s.credit > 0
 		s.mu.Unlock()
@@ -211,12 +214,12 @@ func (s *Stream) takeCredit(ctx context.Context, want int) (int, error) {
 	}
 }
 
-// End says that no more data is sent.
+// End says that no more data is sent, from the host's side.
 func (s *Stream) End() error { return s.c.write(frame{stream: s.id, typ: typeEnd}) }
 
 // Reply answers the request and ends the stream, from the guest's side.
 func (s *Stream) Reply(r Reply) error {
-	defer s.forget()
+	s.forget() // before the host can open another in its place
 	b, err := json.Marshal(r)
 	if err == nil && len(b) > MaxPayload {
 		err = fmt.Errorf("reply of %d bytes", len(b))
