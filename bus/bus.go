@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -29,7 +28,7 @@ type Config struct {
 
 // Bus is a connection to NATS, with the streams that Paddock needs. Its methods may be called concurrently.
 type Bus struct {
-	nc     *nats.Conn
+	nc     *conn
 	js     jetstream.JetStream
 	log    zerolog.Logger
 	events jetstream.Stream
@@ -39,12 +38,19 @@ type Bus struct {
 	buckets map[string]jetstream.ObjectStore
 }
 
+// minPayload is the NATS default. What workers and dispatchers write stays below it.
+const minPayload = 1 << 20
+
 // Connect connects, makes the streams, and reconnects for ever after. ctx bounds the first connection.
 func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
+	b := &Bus{nc: newConn(), log: c.Log, buckets: map[string]jetstream.ObjectStore{}}
 	opts := []nats.Option{
 		nats.Name("paddock " + c.Name), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now, and is tried again by whoever knows what it is worth
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn().Err(err).Msg("nats: disconnected") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			b.nc.lost()
+			c.Log.Warn().Err(err).Msg("nats: disconnected")
+		}),
 		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info().Msg("nats: connected again") }),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
 			e := c.Log.Error().Err(err)
@@ -57,8 +63,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	if c.Server != nil {
 		opts = append(opts, nats.InProcessServer(c.Server.s))
 	}
-	b := &Bus{log: c.Log, buckets: map[string]jetstream.ObjectStore{}}
-	if b.nc, err = nats.Connect(c.URL, opts...); err != nil {
+	if b.nc.Conn, err = nats.Connect(c.URL, opts...); err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", c.URL, err)
 	}
 	defer func() {
@@ -66,15 +71,22 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 			b.nc.Close()
 		}
 	}()
-	if b.js, err = jetstream.New(b.nc); err != nil {
+	if n := b.nc.MaxPayload(); n < minPayload {
+		return nil, fmt.Errorf("NATS at %s takes messages of %d bytes; results and events need max_payload to be %d", b.nc.ConnectedUrlRedacted(), n, minPayload)
+	}
+	if b.js, err = jetstream.New(b.nc.Conn); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
 	if err := b.streams(ctx, c); err != nil {
 		return nil, err
 	}
-	b.pub = newPublisher(b.nc)
+	b.pub = newPublisher(b.nc) //nolint:contextcheck // it lives until Close
 	return b, nil
 }
+
+// shortestWindow is the least that JetStream can be told: it knows ids by the stream, and one tenant's would hide another's spec. The
+// ledger knows a tenant's keys, for longer, and tells a repeat from another spec under the same key.
+const shortestWindow = 100 * time.Millisecond
 
 // streams makes what is missing and brings the rest up to date.
 func (b *Bus) streams(ctx context.Context, c Config) (err error) {
@@ -88,14 +100,14 @@ func (b *Bus) streams(ctx context.Context, c Config) (err error) {
 	for _, s := range []jetstream.StreamConfig{
 		{
 			Name: jobs.StreamSubmit, Subjects: []string{jobs.EnqueueSubjects}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: 1 << 30, Duplicates: 5 * time.Minute, Description: "job specs that nobody waits for",
+			MaxBytes: 1 << 30, Duplicates: shortestWindow, Description: "job specs that nobody waits for",
 		},
 		{
-			Name: jobs.StreamDLQ, Subjects: []string{jobs.DLQSubjects}, MaxAge: 14 * 24 * time.Hour, Description: "jobs that can never run, with the reason",
+			Name: jobs.StreamDLQ, Subjects: []string{jobs.DLQSubjects}, MaxAge: 14 * 24 * time.Hour, Duplicates: time.Hour, Description: "jobs that can never run, with the reason",
 		},
 		{
 			Name: jobs.StreamEvents, Subjects: []string{jobs.EventSubjects}, MaxAge: age, MaxBytes: size, Discard: jetstream.DiscardOld, AllowDirect: true,
-			AllowAtomicPublish: true, Duplicates: 2 * time.Minute, Description: "output, states and results of jobs",
+			AllowAtomicPublish: true, Duplicates: dedupeWindow, Description: "output, states and results of jobs",
 		},
 	} {
 		if b.events, err = b.js.CreateOrUpdateStream(ctx, s); err != nil {
@@ -109,20 +121,4 @@ func (b *Bus) streams(ctx context.Context, c Config) (err error) {
 func (b *Bus) Close() {
 	b.pub.close()
 	b.nc.Close()
-}
-
-// LastSeq gives the Seq of the last event of a job's attempt; 0 where that has none.
-func (b *Bus) LastSeq(ctx context.Context, tenant, job string, attempt int) (int64, error) {
-	m, err := b.events.GetLastMsgForSubject(ctx, jobs.EventSubject(tenant, job))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, unavailable("read the last event", err)
-	}
-	e, err := decodeEvent(m.Data)
-	if err != nil || e.Attempt != attempt {
-		return 0, err
-	}
-	return e.Seq, nil
 }

@@ -15,58 +15,20 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// publisher stores events. Syncing each on its own would bound the whole system by the disk; so what comes from all callers while one
-// batch is being stored makes the next, as one JetStream atomic batch (ADR-50 of NATS), which the server syncs once.
-type publisher struct {
-	nc    *nats.Conn
-	in    chan *publication
-	ended chan struct{}
-	stop  chan struct{}
-	once  sync.Once
-}
-
-type publication struct {
-	msgs []*nats.Msg
-	done chan error
-}
-
-const (
-	// maxAtomic is the server's bound on an atomic batch.
-	maxAtomic = 1000
-	// maxAtomicBytes keeps a batch far below the server's bound on what a client may have in flight.
-	maxAtomicBytes = 8 << 20
-	publishTimeout = 10 * time.Second
-)
-
-var errBusClosed = errors.New("bus closed")
-
-func newPublisher(nc *nats.Conn) *publisher {
-	p := &publisher{nc: nc, in: make(chan *publication, 256), ended: make(chan struct{}), stop: make(chan struct{})}
-	go p.run()
-	return p
-}
-
-func (p *publisher) close() {
-	p.once.Do(func() { close(p.stop) })
-	<-p.ended
-}
-
 // Publish stores events, in order, and returns when they are durable. An event that is stored already, by job, attempt and seq, is
-// passed over, so that whatever fails can be repeated.
+// passed over, however long ago that was, so that whatever fails can be repeated. One that no message can carry is "too_large", and
+// then none is stored.
 func (b *Bus) Publish(ctx context.Context, events ...jobs.Event) error {
-	if len(events) == 0 {
-		return nil
+	events, err := b.unstored(ctx, events)
+	if err != nil || len(events) == 0 {
+		return err
 	}
 	pub := &publication{msgs: make([]*nats.Msg, len(events)), done: make(chan error, 1)}
 	for i := range events {
-		data, err := json.Marshal(&events[i])
-		if err != nil {
-			return fmt.Errorf("encode event: %w", err)
+		if pub.msgs[i], err = b.message(&events[i]); err != nil {
+			return err
 		}
-		e := &events[i]
-		pub.msgs[i] = &nats.Msg{Subject: jobs.EventSubject(e.Tenant, e.Job), Data: data, Header: nats.Header{
-			nats.MsgIdHdr: {e.Job + "." + strconv.Itoa(e.Attempt) + "." + strconv.FormatInt(e.Seq, 10)},
-		}}
+		pub.size += len(pub.msgs[i].Data)
 	}
 	select {
 	case b.pub.in <- pub:
@@ -88,55 +50,137 @@ func (b *Bus) Publish(ctx context.Context, events ...jobs.Event) error {
 	}
 }
 
+func (b *Bus) message(e *jobs.Event) (*nats.Msg, error) {
+	data, err := encode(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode event: %w", err)
+	}
+	if !b.nc.fits(len(data)) {
+		return nil, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("event %s has %d bytes, the NATS server takes %d", messageID(e), len(data), b.nc.MaxPayload())}
+	}
+	return &nats.Msg{Subject: jobs.EventSubject(e.Tenant, e.Job), Data: data, Header: nats.Header{nats.MsgIdHdr: {messageID(e)}}}, nil
+}
+
+// messageID is what the stream knows an event by. The final event has one of its own: should a worker that has lost the job use up its
+// number in that moment, the job's end is still told.
+func messageID(e *jobs.Event) string {
+	id := e.Job + "." + strconv.Itoa(e.Attempt) + "." + strconv.FormatInt(e.Seq, 10)
+	if e.Final {
+		id += ".final"
+	}
+	return id
+}
+
+// publisher stores events. Syncing each on its own would bound the whole system by the disk; so what comes from all callers while one
+// batch is being stored makes the next, as one JetStream atomic batch (ADR-50 of NATS), which the server syncs once.
+type publisher struct {
+	nc    *conn
+	in    chan *publication
+	next  *publication // did not fit into the batch before
+	ended chan struct{}
+	stop  chan struct{}
+	once  sync.Once
+}
+
+type publication struct {
+	msgs []*nats.Msg
+	size int // of the bodies
+	done chan error
+}
+
+const (
+	// maxAtomic is the server's bound on an atomic batch.
+	maxAtomic = 1000
+	// maxAtomicBytes keeps a batch far below the server's bound on what a client may have in flight.
+	maxAtomicBytes = 8 << 20
+	publishTimeout = 10 * time.Second
+)
+
+func newPublisher(nc *conn) *publisher {
+	p := &publisher{nc: nc, in: make(chan *publication, 256), ended: make(chan struct{}), stop: make(chan struct{})}
+	go p.run()
+	return p
+}
+
+// close stores what was handed in.
+func (p *publisher) close() {
+	p.once.Do(func() { close(p.stop) })
+	<-p.ended
+}
+
 // run stores batch after batch.
 func (p *publisher) run() {
 	defer close(p.ended)
 	for {
 		select {
-		case <-p.stop:
-			return
 		case first := <-p.in:
-			p.store(p.collect(first))
+			p.storeFrom(first)
+		case <-p.stop:
+			for first := p.waiting(); first != nil; first = p.waiting() {
+				p.storeFrom(first)
+			}
+			return
 		}
+	}
+}
+
+// storeFrom stores a publication with what else waits.
+func (p *publisher) storeFrom(first *publication) {
+	for first != nil {
+		p.store(p.collect(first))
+		first, p.next = p.next, nil
+	}
+}
+
+// waiting gives the next publication that waits; nil where none does.
+func (p *publisher) waiting() *publication {
+	select {
+	case pub := <-p.in:
+		return pub
+	default:
+		return nil
 	}
 }
 
 // collect takes what waits, as far as it fits into one atomic batch. A publication larger than that goes alone, in several.
 func (p *publisher) collect(first *publication) []*publication {
-	batch, n, size := []*publication{first}, len(first.msgs), first.size()
-	for n < maxAtomic/2 && size < maxAtomicBytes/2 {
-		select {
-		case next := <-p.in:
-			batch = append(batch, next)
-			n += len(next.msgs)
-			size += next.size()
-		default:
-			return batch
+	batch, n, size := []*publication{first}, len(first.msgs), first.size
+	for n < maxAtomic && size < maxAtomicBytes {
+		pub := p.waiting()
+		if pub == nil {
+			break
 		}
+		n, size = n+len(pub.msgs), size+pub.size
+		if n > maxAtomic || size > maxAtomicBytes {
+			p.next = pub
+			break
+		}
+		batch = append(batch, pub)
 	}
 	return batch
 }
 
-func (pub *publication) size() (n int) {
-	for _, m := range pub.msgs {
-		n += len(m.Data)
-	}
-	return n
-}
-
-// store stores a batch and tells each of its publications.
+// store stores a batch and tells each of its publications. Where the server will not have the batch, each goes on its own: the fault
+// is one's, and no other's.
 func (p *publisher) store(batch []*publication) {
-	var msgs []*nats.Msg
-	for _, b := range batch {
-		msgs = append(msgs, b.msgs...)
+	if len(batch) > 1 {
+		var msgs []*nats.Msg
+		for _, pub := range batch {
+			msgs = append(msgs, pub.msgs...)
+		}
+		if err := p.atomic(msgs); !refused(err) {
+			for _, pub := range batch {
+				pub.done <- typed(err)
+			}
+			return
+		}
 	}
-	err := p.storeAll(msgs)
-	for _, b := range batch {
-		b.done <- err
+	for _, pub := range batch {
+		pub.done <- typed(p.storeAlone(pub.msgs))
 	}
 }
 
-func (p *publisher) storeAll(msgs []*nats.Msg) error {
+func (p *publisher) storeAlone(msgs []*nats.Msg) error {
 	for len(msgs) > 0 {
 		n, size := 0, 0
 		for n < len(msgs) && n < maxAtomic && (n == 0 || size+len(msgs[n].Data) <= maxAtomicBytes) {
@@ -144,28 +188,30 @@ func (p *publisher) storeAll(msgs []*nats.Msg) error {
 			n++
 		}
 		if err := p.storeSome(msgs[:n]); err != nil {
-			return unavailable("publish events", err)
+			return err
 		}
 		msgs = msgs[n:]
 	}
 	return nil
 }
 
-// storeSome stores one batch at once; where the server will not have it whole, because some of it is there already, one by one.
+// storeSome stores messages at once; where the server will not have them whole, because some are there already, one after the other:
+// so they stay in order whatever becomes of one.
 func (p *publisher) storeSome(msgs []*nats.Msg) error {
 	if len(msgs) > 1 {
-		err := p.atomic(msgs)
-		var refused *apiError
-		if err == nil || !errors.As(err, &refused) {
+		if err := p.atomic(msgs); !refused(err) {
 			return err
 		}
-		for _, m := range msgs {
-			for _, h := range []string{batchID, batchSeq, batchCommit} {
-				m.Header.Del(h)
-			}
+	}
+	for _, m := range msgs {
+		for _, h := range []string{batchID, batchSeq, batchCommit} {
+			m.Header.Del(h)
+		}
+		if err := p.request(m); err != nil {
+			return err
 		}
 	}
-	return p.oneByOne(msgs)
+	return nil
 }
 
 const (
@@ -179,6 +225,7 @@ func (p *publisher) atomic(msgs []*nats.Msg) error {
 	for i, m := range msgs {
 		m.Header.Set(batchID, id)
 		m.Header.Set(batchSeq, strconv.Itoa(i+1))
+		m.Header.Del(batchCommit)
 		if i < len(msgs)-1 {
 			if err := p.nc.PublishMsg(m); err != nil {
 				return err
@@ -190,52 +237,12 @@ func (p *publisher) atomic(msgs []*nats.Msg) error {
 	return p.request(last)
 }
 
-// oneByOne sends all, and then waits for all: the server answers each when it is stored.
-func (p *publisher) oneByOne(msgs []*nats.Msg) error {
-	inbox := p.nc.NewRespInbox()
-	sub, err := p.nc.SubscribeSync(inbox)
-	if err != nil {
-		return err
-	}
-	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
-	for _, m := range msgs {
-		m.Reply = inbox
-		if err := p.nc.PublishMsg(m); err != nil {
-			return err
-		}
-	}
-	end := time.Now().Add(publishTimeout)
-	for range msgs {
-		reply, err := sub.NextMsg(time.Until(end))
-		if err != nil {
-			return err
-		}
-		if err := ackOf(reply); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (p *publisher) request(m *nats.Msg) error {
-	reply, err := p.nc.RequestMsg(m, publishTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+	defer cancel()
+	reply, err := p.nc.ask(ctx, m)
 	if err != nil {
 		return err
-	}
-	return ackOf(reply)
-}
-
-// apiError is JetStream's refusal of a message.
-type apiError struct {
-	Code        int    `json:"err_code"`
-	Description string `json:"description"`
-}
-
-func (e *apiError) Error() string { return fmt.Sprintf("jetstream: %s (%d)", e.Description, e.Code) }
-
-func ackOf(reply *nats.Msg) error {
-	if reply.Header.Get("Status") == "503" {
-		return nats.ErrNoResponders
 	}
 	var ack struct {
 		Error *apiError `json:"error"`
@@ -249,36 +256,29 @@ func ackOf(reply *nats.Msg) error {
 	return nil
 }
 
-func decodeEvent(b []byte) (e jobs.Event, err error) {
-	if err := json.Unmarshal(b, &e); err != nil {
-		return e, fmt.Errorf("decode event: %w", err)
-	}
-	return e, nil
+// apiError is JetStream's refusal of a message.
+type apiError struct {
+	Code        int    `json:"err_code"`
+	Description string `json:"description"`
 }
 
-// deadLetter is an entry of the dead-letter queue.
-type deadLetter struct {
-	Tenant string      `json:"tenant"`
-	Job    *jobs.Job   `json:"job,omitempty"`
-	Body   string      `json:"body,omitempty"` // of a spec that could not be read
-	Reason string      `json:"reason"`
-	Error  *jobs.Error `json:"error,omitempty"`
-	Time   time.Time   `json:"time"`
+func (e *apiError) Error() string { return fmt.Sprintf("jetstream: %s (%d)", e.Description, e.Code) }
+
+func refused(err error) bool {
+	_, ok := errors.AsType[*apiError](err)
+	return ok
 }
 
-// DeadLetter puts a job that can never run into the dead-letter queue.
-func (b *Bus) DeadLetter(ctx context.Context, job jobs.Job, reason string) error {
-	return b.bury(ctx, "job."+job.ID, deadLetter{Tenant: job.Tenant, Job: &job, Reason: reason, Time: time.Now().UTC()})
-}
+// streamMessageTooLarge is JSStreamMessageExceedsMaximumErr of nats-server's errors.json: somebody has given the stream a bound.
+const streamMessageTooLarge = 10054
 
-func (b *Bus) bury(ctx context.Context, id string, l deadLetter) error {
-	data, err := json.Marshal(l)
-	if err != nil {
-		return err
+// typed gives what a caller can act on.
+func typed(err error) error {
+	if err == nil {
+		return nil
 	}
-	m := &nats.Msg{Subject: jobs.DLQSubject(l.Tenant), Data: data, Header: nats.Header{nats.MsgIdHdr: {id}}}
-	if _, err := b.js.PublishMsg(ctx, m); err != nil {
-		return unavailable("write the dead-letter queue", err)
+	if e, ok := errors.AsType[*apiError](err); ok && e.Code == streamMessageTooLarge {
+		return &jobs.Error{Code: jobs.CodeTooLarge, Message: "publish events: " + e.Error()}
 	}
-	return nil
+	return unavailable("publish events", err)
 }

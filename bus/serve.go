@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -32,73 +30,102 @@ const (
 	queueGroup = "dispatchers"
 	// maxServing bounds how many requests of one kind are answered at once; further ones wait in the subscription.
 	maxServing = 256
+	// maxPending and maxPendingBytes bound what waits there, for each kind; what comes on top is dropped, and asked again.
+	maxPending      = 1 << 16
+	maxPendingBytes = 64 << 20
 	// answerWithin bounds all but requests for leases, which say themselves how long they wait.
 	answerWithin = 10 * time.Second
+	// drainWithin bounds the wait for requests that were on their way when the end came.
+	drainWithin = time.Second
 )
 
-// ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have been taken are answered first.
+// ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have come by then are answered first.
 func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain) error {
 	s := &serving{bus: b, brain: brain}
+	g, gctx := errgroup.WithContext(ctx)
 	for subject, answer := range map[string]func(context.Context, *nats.Msg) any{
 		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: s.get, jobs.ListSubjects: s.list, jobs.CancelSubjects: s.cancel,
 		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: s.beat, jobs.ReportSubject: s.report,
 	} {
-		if err := s.on(ctx, subject, answer); err != nil {
-			return fmt.Errorf("nats: serve %s: %w", subject, err)
-		}
+		g.Go(func() error {
+			if err := s.answer(gctx, subject, answer); err != nil {
+				return fmt.Errorf("nats: serve %s: %w", subject, err)
+			}
+			return nil
+		})
 	}
-	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.enqueued(gctx) })
-	g.Go(func() error {
-		<-gctx.Done()
-		for _, sub := range s.subs {
-			_ = sub.Unsubscribe() // the connection's end does it too
-		}
-		return nil
-	})
-	err := g.Wait()
-	s.answering.Wait()
-	return err
+	return g.Wait()
 }
 
 // serving is one ServeDispatcher.
 type serving struct {
-	bus       *Bus
-	brain     Brain
-	subs      []*nats.Subscription
-	answering sync.WaitGroup
+	bus   *Bus
+	brain Brain
 }
 
-// on answers a subject's requests, each in a goroutine of its own.
-func (s *serving) on(ctx context.Context, subject string, answer func(context.Context, *nats.Msg) any) error {
-	places := make(chan struct{}, maxServing)
-	sub, err := s.bus.nc.QueueSubscribe(subject, queueGroup, func(m *nats.Msg) {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		s.answering.Go(func() {
-			defer func() { <-places }()
-			reply(m, answer(ctx, m))
-		})
-	})
+// answer answers a subject's requests, each in a goroutine of its own.
+func (s *serving) answer(ctx context.Context, subject string, answer func(context.Context, *nats.Msg) any) error {
+	sub, err := s.bus.nc.QueueSubscribeSync(subject, queueGroup)
 	if err != nil {
 		return err
 	}
-	s.subs = append(s.subs, sub)
-	return sub.SetPendingLimits(1<<16, 256<<20)
+	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+	if err := sub.SetPendingLimits(maxPending, maxPendingBytes); err != nil {
+		return err
+	}
+	var answering errgroup.Group
+	answering.SetLimit(maxServing)
+	defer answering.Wait() //nolint:errcheck // they give none
+	for {
+		m, err := nextRequest(ctx, sub)
+		if err != nil || m == nil {
+			return err
+		}
+		answering.Go(func() error {
+			s.bus.reply(m, answer(ctx, m))
+			return nil
+		})
+	}
 }
 
-func reply(m *nats.Msg, v any) {
+// nextRequest waits for a request. Once ctx has ended it takes no new ones, gives those that are here already, and then nil.
+func nextRequest(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		switch {
+		case err == nil:
+			return m, nil
+		case ctx.Err() != nil:
+			_ = sub.Drain() // again and again does not hurt
+			if m, err := sub.NextMsg(drainWithin); err == nil {
+				return m, nil
+			}
+			return nil, nil // drained, or there is no connection to drain
+		case errors.Is(err, nats.ErrSlowConsumer):
+			continue // some were dropped; the connection's error handler has said so
+		default:
+			return nil, err
+		}
+	}
+}
+
+// reply answers a request, unless v is nil. Whoever asked asks again where the answer is lost, and is told of one that no message can
+// carry.
+func (b *Bus) reply(m *nats.Msg, v any) {
 	if m.Reply == "" || v == nil {
 		return
 	}
-	data, err := json.Marshal(v)
+	data, err := encode(v)
 	if err != nil {
 		panic(err) // plain data
 	}
-	_ = m.Respond(data) // whoever asked asks again
+	if !b.nc.fits(len(data)) {
+		data, _ = encode(jobs.GetReply{Error: &jobs.Error{ // every answer has its error in the same place
+			Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the answer has %d bytes, more than the NATS server takes (max_payload is %d)", len(data), b.nc.MaxPayload()),
+		}})
+	}
+	_ = m.Respond(data)
 }
 
 // token gives the n-th token of a subject, from 0.
@@ -110,6 +137,11 @@ func token(subject string, n int) string {
 	return t[n]
 }
 
+// inTime is what a request is answered in. The end of serving does not reach it: what was taken is finished.
+func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
+}
+
 func (s *serving) submit(ctx context.Context, m *nats.Msg) any {
 	r := s.admit(ctx, token(m.Subject, 3), m.Data, "")
 	return &r
@@ -117,8 +149,12 @@ func (s *serving) submit(ctx context.Context, m *nats.Msg) any {
 
 // admit reads a spec and has it admitted; key is for a spec without an idempotency key of its own.
 func (s *serving) admit(ctx context.Context, tenant string, data []byte, key string) (r jobs.SubmitReply) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := inTime(ctx)
 	defer cancel()
+	if !s.bus.nc.fits(len(data)) { // what came in just so would not go out again, to a worker
+		r.Error = &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, too near to the NATS server's max_payload of %d", len(data), s.bus.nc.MaxPayload())}
+		return r
+	}
 	spec, warnings, err := jobs.Decode(data, jobs.Lenient)
 	r.Warnings = warnings
 	if err == nil {
@@ -160,7 +196,7 @@ func (s *serving) get(ctx context.Context, m *nats.Msg) any {
 	if e := read(m, &q); e != nil {
 		return &jobs.GetReply{Error: e}
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := inTime(ctx)
 	defer cancel()
 	job, err := s.brain.Get(ctx, token(m.Subject, 3), q.ID)
 	if err != nil {
@@ -174,28 +210,34 @@ func (s *serving) list(ctx context.Context, m *nats.Msg) any {
 	if e := read(m, &q); e != nil {
 		return &jobs.ListReply{Error: e}
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := inTime(ctx)
 	defer cancel()
 	r, err := s.brain.List(ctx, token(m.Subject, 3), q)
 	r.Error = s.errorOf(err)
+	s.shorten(&r)
 	return &r
+}
+
+// shorten makes a page of what fits into a message; the next page goes on from there.
+func (s *serving) shorten(r *jobs.ListReply) {
+	size := 0
+	for i := range r.Jobs {
+		data, err := encode(&r.Jobs[i])
+		if err != nil {
+			panic(err) // plain data
+		}
+		if size += len(data) + 1; i > 0 && !s.bus.nc.fits(size) {
+			r.Jobs, r.Next = r.Jobs[:i], r.Jobs[i-1].ID
+			return
+		}
+	}
 }
 
 func (s *serving) cancel(ctx context.Context, m *nats.Msg) any {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := inTime(ctx)
 	defer cancel()
 	state, err := s.brain.Cancel(ctx, token(m.Subject, 3), token(m.Subject, 4))
 	return &jobs.CancelReply{State: state, Error: s.errorOf(err)}
-}
-
-func (s *serving) lease(ctx context.Context, m *nats.Msg) any {
-	var q jobs.LeaseRequest
-	if e := read(m, &q); e != nil {
-		return &jobs.LeaseReply{Error: e}
-	}
-	r, err := s.brain.Lease(ctx, q)
-	r.Error = s.errorOf(err)
-	return &r
 }
 
 func (s *serving) beat(ctx context.Context, m *nats.Msg) any {
@@ -203,6 +245,8 @@ func (s *serving) beat(ctx context.Context, m *nats.Msg) any {
 	if e := read(m, &q); e != nil {
 		return &jobs.BeatReply{Error: e}
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	r, err := s.brain.Beat(ctx, q)
 	r.Error = s.errorOf(err)
 	return &r
@@ -213,87 +257,9 @@ func (s *serving) report(ctx context.Context, m *nats.Msg) any {
 	if e := read(m, &q); e != nil {
 		return &jobs.ReportReply{Error: e}
 	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
 	r, err := s.brain.Report(ctx, q)
 	r.Error = s.errorOf(err)
 	return &r
-}
-
-// enqueued admits the specs that nobody waits for. One is acknowledged after its job is accepted, or after it lies in the dead-letter
-// queue because it never can be; until then it comes again.
-func (s *serving) enqueued(ctx context.Context) error {
-	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
-		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 2048,
-	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // stopping
-		}
-		return fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
-	}
-	places := make(chan struct{}, maxServing)
-	consuming, err := c.Consume(func(m jetstream.Msg) {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		s.answering.Go(func() {
-			defer func() { <-places }()
-			s.admitEnqueued(ctx, m)
-		})
-	}, jetstream.PullMaxMessages(maxServing))
-	if err != nil {
-		return fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
-	}
-	<-ctx.Done()
-	consuming.Stop()
-	<-consuming.Closed()
-	return nil
-}
-
-func (s *serving) admitEnqueued(ctx context.Context, m jetstream.Msg) {
-	tenant := token(m.Subject(), 3)
-	r := s.admit(ctx, tenant, m.Data(), m.Headers().Get(nats.MsgIdHdr))
-	switch {
-	case r.Error == nil:
-		_ = m.Ack() // where it is lost the spec comes again, and finds its job by its key
-	case r.Error.RetryAfterMS > 0 || r.Error.Code == jobs.CodeInternal:
-		_ = m.NakWithDelay(max(time.Duration(r.Error.RetryAfterMS)*time.Millisecond, time.Second))
-	default:
-		if err := s.rejectEnqueued(ctx, tenant, m, r.Error); err != nil {
-			s.bus.log.Error().Err(err).Msg("reject enqueued spec")
-			return // it comes again
-		}
-		_ = m.TermWithReason(r.Error.Message)
-	}
-}
-
-// rejectEnqueued tells of a spec that can never run: in the dead-letter queue, and as the one event of its job where it names one.
-func (s *serving) rejectEnqueued(ctx context.Context, tenant string, m jetstream.Msg, e *jobs.Error) error {
-	meta, err := m.Metadata()
-	if err != nil {
-		return err
-	}
-	now := time.Now().UTC()
-	letter := deadLetter{Tenant: tenant, Body: strings.ToValidUTF8(string(m.Data()), "�"), Reason: string(jobs.Rejected), Error: e, Time: now}
-	if err := s.bus.bury(ctx, fmt.Sprintf("submit.%d", meta.Sequence.Stream), letter); err != nil {
-		return err
-	}
-	var named struct {
-		ID string `json:"id"`
-	}
-	if json.Unmarshal(m.Data(), &named) != nil {
-		return nil //nolint:nilerr // no JSON names no job
-	}
-	if _, err := jobs.ParseID(named.ID); err != nil || e.Code == jobs.CodeConflict {
-		return nil //nolint:nilerr // it has no job, or the job is another's
-	}
-	_, err = s.brain.Get(ctx, tenant, named.ID)
-	if known, ok := errors.AsType[*jobs.Error](err); !ok || known.Code != jobs.CodeNotFound {
-		return nil // a job of that id runs, or has run
-	}
-	return s.bus.Publish(ctx, jobs.Event{
-		Type: jobs.EventResult, Job: named.ID, Tenant: tenant, Seq: 1, Time: now, Final: true,
-		Result: &jobs.Result{Ending: jobs.Rejected, Class: jobs.Rejected.Class(), Reason: e.Error(), EndedAt: now},
-	})
 }

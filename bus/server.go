@@ -11,8 +11,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/rs/zerolog"
-
-	"github.com/paddockvm/paddock/jobs"
 )
 
 // EmbedConfig says how the embedded NATS server runs.
@@ -98,8 +96,3 @@ func (l logger) Debugf(string, ...any)      {}
 func (l logger) Tracef(string, ...any)      {}
 
 var _ server.Logger = logger{}
-
-// unavailable is what a caller gets while nobody answers.
-func unavailable(what string, err error) *jobs.Error {
-	return &jobs.Error{Code: jobs.CodeUnavailable, Message: what + ": " + err.Error(), RetryAfterMS: 1000}
-}

@@ -125,62 +125,22 @@ func (c *Client) List(ctx context.Context, q jobs.ListRequest) (jobs.ListReply, 
 	return r, err
 }
 
+// named keeps what is no job's id out of subjects.
+func named(id string) error {
+	if _, err := jobs.ParseID(id); err != nil {
+		return &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("no job %.80q", id)}
+	}
+	return nil
+}
+
 // Cancel asks for a job's end and gives where it stood.
 func (c *Client) Cancel(ctx context.Context, id string) (jobs.State, error) {
-	if _, err := jobs.ParseID(id); err != nil {
-		return "", &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("no job %.80q", id)}
+	if err := named(id); err != nil {
+		return "", err
 	}
 	r, err := ask[jobs.CancelReply](ctx, c, jobs.CancelSubject(c.tenant, id), nil)
 	if err == nil && r.Error != nil {
 		err = r.Error
 	}
 	return r.State, err
-}
-
-// Stdin gives a writer into the input of a running job that was submitted with stdin_stream. A write returns when the program's pipe
-// has taken it; Close ends the input. It may be used once the job's state event "running" has come.
-func (c *Client) Stdin(ctx context.Context, id string) *Stdin { return &Stdin{c: c, ctx: ctx, id: id} }
-
-// Stdin is a job's input.
-type Stdin struct {
-	c   *Client
-	ctx context.Context //nolint:containedctx // of the writes, which io.Writer gives none
-	id  string
-}
-
-// stdinChunk is how much of a write goes into one message.
-const stdinChunk = 64 << 10
-
-// Write implements io.Writer.
-func (s *Stdin) Write(b []byte) (n int, err error) {
-	for len(b) > 0 {
-		k := min(len(b), stdinChunk)
-		if err := s.send(jobs.StdinChunk{Content: jobs.ContentOf(b[:k])}); err != nil {
-			return n, err
-		}
-		b, n = b[k:], n+k
-	}
-	return n, nil
-}
-
-// Close ends the input.
-func (s *Stdin) Close() error { return s.send(jobs.StdinChunk{EOF: true}) }
-
-func (s *Stdin) send(chunk jobs.StdinChunk) error {
-	// The worker listens from just before the job runs; a viewer that is quicker tries again.
-	for wait := 10 * time.Millisecond; ; wait *= 2 {
-		r, err := ask[jobs.StdinReply](s.ctx, s.c, jobs.StdinSubject(s.c.tenant, s.id), chunk)
-		if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable && wait < time.Second {
-			select {
-			case <-time.After(wait):
-				continue
-			case <-s.ctx.Done():
-				return context.Cause(s.ctx)
-			}
-		}
-		if err == nil && r.Error != nil {
-			err = r.Error
-		}
-		return err
-	}
 }

@@ -41,8 +41,9 @@ var may = map[string][]string{
 	"dispatcher/ledger/ledgertest": {"dispatcher/ledger", "jobs"},
 	"dispatcher":                   {"dispatcher/ledger", "dispatcher/match", "jobs"},
 	// level 3
-	"client": {"jobs"},
-	"bus":    {"jobs"},
+	"client":      {"jobs"},
+	"bus":         {"jobs"},
+	"bus/bustest": {"bus", "jobs"},
 	// level 4: where all is put together
 	"cmd/paddock":       {"*"},
 	"cmd/paddock-agent": {"guestagent"},

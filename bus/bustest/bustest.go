@@ -1,0 +1,140 @@
+// Package bustest runs what a test of something on NATS needs: a real server with its files in a test's directory, a bus, and a Brain
+// that behaves as the dispatcher does towards clients. It imports bus and jobs.
+package bustest
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// Server is an embedded server that can be stopped and started again where it was.
+type Server struct {
+	*bus.Server
+	tb   testing.TB
+	dir  string
+	addr string
+}
+
+// Start starts a server that syncs every write, on a port of its own.
+func Start(tb testing.TB) *Server {
+	tb.Helper()
+	s := &Server{tb: tb, dir: tb.TempDir(), addr: "127.0.0.1:0"}
+	s.Restart()
+	u, err := url.Parse(s.URL())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.addr = u.Host
+	tb.Cleanup(func() { s.Close() }) // the one that runs then
+	return s
+}
+
+// Restart starts the server again after Close.
+func (s *Server) Restart() {
+	s.tb.Helper()
+	e, err := bus.Embed(bus.EmbedConfig{Listen: s.addr, StoreDir: s.dir, Log: zerolog.Nop()})
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	s.Server = e
+}
+
+// Connect gives a bus over TCP, as between hosts; it is closed at the test's end.
+func (s *Server) Connect() *bus.Bus {
+	s.tb.Helper()
+	b, err := bus.Connect(s.tb.Context(), bus.Config{URL: s.URL(), Name: "test", Log: zerolog.Nop()})
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	s.tb.Cleanup(b.Close)
+	return b
+}
+
+// Plain gives a connection of nats.go, as any client has one.
+func (s *Server) Plain() *nats.Conn {
+	s.tb.Helper()
+	nc, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	s.tb.Cleanup(nc.Close)
+	return nc
+}
+
+// Serve has a brain answer, and returns when it does. stop ends that and waits for it; so does the test's end.
+func Serve(tb testing.TB, b *bus.Bus, brain bus.Brain) (stop func()) {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := b.ServeDispatcher(ctx, brain); err != nil {
+			tb.Errorf("serve: %v", err)
+		}
+	}()
+	stop = func() { cancel(); <-done }
+	tb.Cleanup(stop)
+	Eventually(tb, "the dispatcher answers", func() bool {
+		ask, cancel := context.WithTimeout(tb.Context(), 5*time.Second)
+		defer cancel()
+		_, err := b.Report(ask, jobs.Report{Worker: probe})
+		_, err2 := b.Beat(ask, jobs.Beat{Worker: probe})
+		_, err3 := b.Lease(ask, jobs.LeaseRequest{Worker: probe})
+		return err == nil && err2 == nil && err3 == nil
+	})
+	return stop
+}
+
+// probe is the worker that asks whether somebody serves.
+const probe = "probe"
+
+// Eventually waits for something that no channel tells of.
+func Eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			tb.Errorf("waited a minute, and still not: %s", what)
+			return
+		}
+	}
+}
+
+// Publish stores events as callers do: what is unavailable, be it that the machine is loaded, is tried again.
+func Publish(tb testing.TB, b *bus.Bus, events ...jobs.Event) {
+	tb.Helper()
+	Eventually(tb, "the events are stored", func() bool {
+		err := b.Publish(context.WithoutCancel(tb.Context()), events...)
+		if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable {
+			return false
+		}
+		if err != nil {
+			tb.Error(err)
+		}
+		return true
+	})
+}
+
+// Event is an output event, of now.
+func Event(job string, attempt int, seq int64, text string) jobs.Event {
+	return jobs.Event{
+		Type: jobs.EventOutput, Job: job, Tenant: "default", Attempt: attempt, Seq: seq, Time: time.Now().UTC(), Stream: jobs.Stdout,
+		Content: jobs.Content{Text: text},
+	}
+}
+
+// Final is a job's last event.
+func Final(job string, attempt int, seq int64) jobs.Event {
+	return jobs.Event{
+		Type: jobs.EventResult, Job: job, Tenant: "default", Attempt: attempt, Seq: seq, Time: time.Now().UTC(), Final: true,
+		Result: &jobs.Result{Ending: jobs.Exited, Class: jobs.ClassUser, Attempt: attempt},
+	}
+}

@@ -1,0 +1,133 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// enqueued admits the specs that nobody waits for. One is acknowledged after its job is accepted, or after it lies in the dead-letter
+// queue because it never can be; until then it comes again.
+func (s *serving) enqueued(ctx context.Context) error {
+	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
+		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 2048,
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // stopping
+		}
+		return fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
+	}
+	specs, err := c.Messages(jetstream.PullMaxMessages(maxServing))
+	if err != nil {
+		return fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
+	}
+	defer specs.Stop()
+	var admitting errgroup.Group
+	admitting.SetLimit(maxServing)
+	defer admitting.Wait() //nolint:errcheck // they give none
+	for {
+		m, err := specs.Next(jetstream.NextContext(ctx))
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = m.Nak() // for the next dispatcher
+			}
+			return nil
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+			return fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
+		case err != nil: // a heartbeat missed, the server away: the iterator goes on by itself
+			s.bus.log.Warn().Err(err).Msg("nats: wait for enqueued specs")
+			pause(ctx, time.Second)
+			continue
+		}
+		admitting.Go(func() error {
+			s.admitEnqueued(ctx, m)
+			return nil
+		})
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func (s *serving) admitEnqueued(ctx context.Context, m jetstream.Msg) {
+	meta, err := m.Metadata()
+	if err != nil {
+		s.bus.log.Error().Err(err).Msg("enqueued spec")
+		return
+	}
+	tenant := token(m.Subject(), 3)
+	key := m.Headers().Get(nats.MsgIdHdr)
+	if key == "" { // its place in the stream is as good: a spec that comes again is the same job
+		key = fmt.Sprintf("%s.%d.%d", jobs.StreamSubmit, meta.Sequence.Stream, meta.Timestamp.UnixNano())
+	}
+	r := s.admit(ctx, tenant, m.Data(), key)
+	switch {
+	case r.Error == nil:
+		_ = m.Ack() // where it is lost the spec comes again, and finds its job by its key
+	case r.Error.RetryAfterMS > 0 || r.Error.Code == jobs.CodeInternal:
+		_ = m.NakWithDelay(max(time.Duration(r.Error.RetryAfterMS)*time.Millisecond, redeliveryPause(meta.NumDelivered)))
+	default:
+		if err := s.rejectEnqueued(ctx, tenant, m, meta, r.Error); err != nil {
+			s.bus.log.Error().Err(err).Msg("reject enqueued spec")
+			_ = m.NakWithDelay(redeliveryPause(meta.NumDelivered))
+			return
+		}
+		_ = m.TermWithReason(r.Error.Message)
+	}
+}
+
+// redeliveryPause doubles from a second to half a minute.
+func redeliveryPause(delivered uint64) time.Duration {
+	return min(time.Second<<min(max(delivered, 1)-1, 10), 30*time.Second)
+}
+
+// rejectEnqueued tells of a spec that can never run: in the dead-letter queue, and as the one event of its job where it names one.
+func (s *serving) rejectEnqueued(ctx context.Context, tenant string, m jetstream.Msg, meta *jetstream.MsgMetadata, e *jobs.Error) error {
+	if err := jobs.ValidTenant(tenant); err != nil {
+		s.bus.log.Warn().Err(err).Msg("a spec of nobody's was enqueued, and dropped")
+		return nil
+	}
+	ctx, cancel := inTime(ctx)
+	defer cancel()
+	at := meta.Timestamp.UTC() // when it comes again, this is again the same event
+	if err := s.bus.bury(ctx, fmt.Sprintf("submit.%d.%d", meta.Sequence.Stream, at.UnixNano()), deadBody(tenant, m.Data(), e, at)); err != nil {
+		return err
+	}
+	var named struct {
+		ID string `json:"id"`
+	}
+	if json.Unmarshal(m.Data(), &named) != nil {
+		return nil // no JSON names no job
+	}
+	if _, err := jobs.ParseID(named.ID); err != nil || e.Code == jobs.CodeConflict {
+		return nil // it has no job, or the job is another's
+	}
+	_, err := s.brain.Get(ctx, tenant, named.ID)
+	known, ok := errors.AsType[*jobs.Error](err)
+	switch {
+	case err == nil:
+		return nil // a job of that id runs, or has run
+	case !ok || known.Code != jobs.CodeNotFound:
+		return err
+	}
+	return s.bus.Publish(ctx, jobs.Event{
+		Type: jobs.EventResult, Job: named.ID, Tenant: tenant, Seq: 1, Time: at, Final: true,
+		Result: &jobs.Result{Ending: jobs.Rejected, Class: jobs.Rejected.Class(), Reason: e.Error(), EndedAt: at},
+	})
+}

@@ -1,0 +1,239 @@
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/bus/bustest"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// queue is a client that only enqueues.
+type queue struct {
+	*testing.T
+	nc *nats.Conn
+	js jetstream.JetStream
+}
+
+func newQueue(t *testing.T, nc *nats.Conn) queue {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return queue{t, nc, js}
+}
+
+func (q queue) put(tenant, id string, body []byte) {
+	q.Helper()
+	m := &nats.Msg{Subject: "paddock.v1.enqueue." + tenant, Data: body, Header: nats.Header{}}
+	if id != "" {
+		m.Header.Set(nats.MsgIdHdr, id)
+	}
+	// JetStream itself knows an id for a moment, and in all tenants: its ack says so.
+	bustest.Eventually(q, "the stream takes the spec", func() bool {
+		ack, err := q.js.PublishMsg(q.Context(), m)
+		if err != nil {
+			q.Fatal(err)
+		}
+		return !ack.Duplicate
+	})
+}
+
+// waiting is how many specs are in the stream.
+func (q queue) waiting() uint64 {
+	q.Helper()
+	s, err := q.js.Stream(q.Context(), jobs.StreamSubmit)
+	if err != nil {
+		q.Fatal(err)
+	}
+	return s.CachedInfo().State.Msgs
+}
+
+func (q queue) judged() {
+	q.Helper()
+	bustest.Eventually(q, "all is judged", func() bool { return q.waiting() == 0 })
+}
+
+// letters are a tenant's entries in the dead-letter queue.
+func (q queue) letters(tenant string) (l []map[string]any) {
+	q.Helper()
+	sub, err := q.nc.SubscribeSync(q.nc.NewInbox())
+	if err != nil {
+		q.Fatal(err)
+	}
+	defer sub.Unsubscribe()
+	c, err := q.js.CreateConsumer(q.Context(), jobs.StreamDLQ, jetstream.ConsumerConfig{FilterSubject: "paddock.v1.dlq." + tenant, AckPolicy: jetstream.AckNonePolicy})
+	if err != nil {
+		q.Fatal(err)
+	}
+	for range c.CachedInfo().NumPending {
+		m, err := c.Next()
+		if err != nil {
+			q.Fatal(err)
+		}
+		var v map[string]any
+		if err := json.Unmarshal(m.Data(), &v); err != nil {
+			q.Fatal(err)
+		}
+		l = append(l, v)
+	}
+	return l
+}
+
+func TestEnqueue(t *testing.T) {
+	s := bustest.Start(t)
+	brain := &bustest.Brain{}
+	bustest.Serve(t, s.Connect(), brain)
+	q := newQueue(t, s.Plain())
+	q.put("default", "", []byte(hello))
+	q.put("default", "", []byte(hello)) // without an id it is another job
+	q.put("default", "a", []byte(hello))
+	q.put("other", "a", []byte(hello)) // another's id
+	q.judged()
+	q.put("default", "a", []byte(hello)) // again
+	q.judged()
+	tenants := map[string]int{}
+	for _, j := range brain.Jobs() {
+		tenants[j.Tenant]++
+	}
+	if tenants["default"] != 3 || tenants["other"] != 1 {
+		t.Errorf("got %v jobs, want 3 of default and 1 of other", tenants)
+	}
+	q.put("default", "a", []byte(`{"language": "python", "source": "another"}`))
+	q.judged()
+	l := q.letters("default")
+	if len(l) != 1 || l[0]["error"].(map[string]any)["code"] != "conflict" {
+		t.Errorf("the same id with another body: got %v", l)
+	}
+}
+
+// What can never run lies in the dead-letter queue and leaves the stream; what is behind it runs.
+func TestEnqueuePoison(t *testing.T) {
+	s := bustest.Start(t)
+	brain := &bustest.Brain{}
+	bustest.Serve(t, s.Connect(), brain)
+	q := newQueue(t, s.Plain())
+	id := jobs.NewID()
+	for _, body := range [][]byte{
+		[]byte(fmt.Sprintf(`{"id": %q, "language": "cobol", "source": "1"}`, id)),
+		nil, []byte("{"), []byte("\xff\xfe"), bytes.Repeat([]byte{1}, 2<<20-200), bytes.Repeat([]byte{0xff}, 1<<20),
+	} {
+		q.put("default", "", body)
+	}
+	q.put("default", strings.Repeat("k", 300), []byte(hello)) // no key may be as long
+	for _, nobody := range []string{"*", ">", "a=b", "ü"} {   // as far as the server takes them
+		_, _ = q.js.Publish(t.Context(), "paddock.v1.enqueue."+nobody, []byte(hello))
+	}
+	q.put("default", "", []byte(hello))
+	q.judged()
+	if n := len(brain.Jobs()); n != 1 {
+		t.Errorf("%d jobs were admitted, want 1", n)
+	}
+	l := q.letters("default")
+	if len(l) != 7 {
+		t.Fatalf("%d letters, want 7", len(l))
+	}
+	for _, v := range l {
+		if v["reason"] != "rejected" || v["error"] == nil || v["tenant"] != "default" || v["time"] == nil {
+			t.Errorf("a letter without its reason: %.200q", fmt.Sprint(v))
+		}
+	}
+	events := storedEvents(t, q.nc, id)
+	if len(events) != 1 || !events[0].Final || events[0].Result.Ending != jobs.Rejected || !strings.Contains(events[0].Result.Reason, "language") {
+		t.Errorf("the events of the job that was named: %+v", events)
+	}
+}
+
+// While the dispatcher cannot take it a spec stays, and is taken later; nothing is buried that could still run.
+func TestEnqueueUnavailable(t *testing.T) {
+	s := bustest.Start(t)
+	var tries atomic.Int64
+	brain := &bustest.Brain{Before: func(_ context.Context, op string) error {
+		switch tries.Add(1) {
+		case 1:
+			return &jobs.Error{Code: jobs.CodeUnavailable, Message: "not now", RetryAfterMS: 10}
+		case 2:
+			return errors.New("a fault of ours")
+		}
+		return nil
+	}}
+	b := s.Connect()
+	q := newQueue(t, s.Plain())
+	q.put("default", "", []byte(hello)) // nobody serves yet
+	bustest.Serve(t, b, brain)
+	q.judged()
+	if n := len(brain.Jobs()); n != 1 || tries.Load() != 3 {
+		t.Errorf("%d jobs after %d tries", n, tries.Load())
+	}
+	if l := q.letters("default"); len(l) > 0 {
+		t.Errorf("buried: %v", l)
+	}
+}
+
+// A dispatcher that dies between the commit and the ack leaves a spec that comes again, and is the same job.
+func TestEnqueueDispatcherDies(t *testing.T) {
+	s := bustest.Start(t)
+	admitted := make(chan struct{})
+	var once atomic.Bool
+	brain := &bustest.Brain{}
+	dying := &dies{Brain: brain, after: func() {
+		if once.CompareAndSwap(false, true) {
+			s.Close() // with the ack on its way
+			close(admitted)
+		}
+	}}
+	stop := bustest.Serve(t, s.Connect(), dying)
+	q := newQueue(t, s.Plain())
+	q.put("default", "", []byte(hello))
+	<-admitted
+	stop()
+	if n := len(brain.Jobs()); n != 1 {
+		t.Fatalf("%d jobs", n)
+	}
+	s.Restart()
+	q = newQueue(t, s.Plain())
+	if q.waiting() != 1 {
+		t.Fatal("the spec is gone without its ack")
+	}
+	shorten(q) // or the test would wait for half a minute
+	bustest.Serve(t, s.Connect(), brain)
+	q.judged()
+	if n := len(brain.Jobs()); n != 1 {
+		t.Errorf("%d jobs, want the one", n)
+	}
+}
+
+// dies does something after it has admitted a job.
+type dies struct {
+	*bustest.Brain
+	after func()
+}
+
+var _ bus.Brain = (*dies)(nil)
+
+func (d *dies) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
+	j, dup, err := d.Brain.Admit(ctx, tenant, spec)
+	d.after()
+	return j, dup, err
+}
+
+// shorten makes the server give up on a dispatcher's ack: the consumer is made anew, and everything in the stream is delivered again.
+func shorten(q queue) {
+	q.Helper()
+	ctx, cancel := context.WithTimeout(q.Context(), 10*time.Second)
+	defer cancel()
+	if err := q.js.DeleteConsumer(ctx, jobs.StreamSubmit, "dispatcher"); err != nil {
+		q.Fatal(err)
+	}
+}

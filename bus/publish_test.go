@@ -1,0 +1,382 @@
+package bus_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/paddockvm/paddock/bus/bustest"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// stored are the events of a job as the stream has them: attempt, seq and content.
+func stored(t *testing.T, nc *nats.Conn, job string) (l []string) {
+	t.Helper()
+	for _, e := range storedEvents(t, nc, job) {
+		l = append(l, fmt.Sprintf("%d.%d %.20s", e.Attempt, e.Seq, e.Text+string(e.Type[:1])))
+	}
+	return l
+}
+
+func storedEvents(t *testing.T, nc *nats.Conn, job string) (l []jobs.Event) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := js.CreateConsumer(t.Context(), jobs.StreamEvents, jetstream.ConsumerConfig{
+		FilterSubject: jobs.EventSubject("default", job), AckPolicy: jetstream.AckNonePolicy,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := int(c.CachedInfo().NumPending); len(l) < want; {
+		batch, err := c.Fetch(min(want-len(l), 500), jetstream.FetchMaxWait(10*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range batch.Messages() {
+			var e jobs.Event
+			if err := json.Unmarshal(m.Data(), &e); err != nil {
+				t.Fatal(err)
+			}
+			l = append(l, e)
+		}
+		if err := batch.Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
+// series are the events from seq "from" to seq "to", of one attempt.
+func series(job string, attempt int, from, to int64) (l []jobs.Event) {
+	for seq := from; seq <= to; seq++ {
+		l = append(l, bustest.Event(job, attempt, seq, "x"))
+	}
+	return l
+}
+
+// inOrder fails unless the stream has exactly the events 1 to n of the first attempt.
+func inOrder(t *testing.T, nc *nats.Conn, job string, n int) {
+	t.Helper()
+	events := storedEvents(t, nc, job)
+	if len(events) != n {
+		t.Fatalf("%d events are stored, want %d", len(events), n)
+	}
+	for i, e := range events {
+		if e.Seq != int64(i+1) {
+			t.Fatalf("the event in place %d has seq %d", i+1, e.Seq)
+		}
+	}
+}
+
+func code(err error) jobs.Code {
+	if e, ok := errors.AsType[*jobs.Error](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+func TestPublish(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	for _, c := range []struct {
+		name string
+		pubs [][]jobs.Event // job "" is the case's own
+		want int
+	}{
+		{"nothing", nil, 0},
+		{"one", [][]jobs.Event{series("", 1, 1, 1)}, 1},
+		{"a batch", [][]jobs.Event{series("", 1, 1, 3)}, 3},
+		{"the same again", [][]jobs.Event{series("", 1, 1, 3), series("", 1, 1, 3)}, 3},
+		{"one again", [][]jobs.Event{series("", 1, 1, 1), series("", 1, 1, 1)}, 1},
+		{"a batch of which some is there", [][]jobs.Event{series("", 1, 1, 2), series("", 1, 1, 5)}, 5},
+		{"more than one atomic batch", [][]jobs.Event{series("", 1, 1, 2500)}, 2500},
+		{"of which a middle is there", [][]jobs.Event{series("", 1, 1, 1100), series("", 1, 1, 2100)}, 2100},
+		{"twice in one batch", [][]jobs.Event{append(series("", 1, 1, 2), series("", 1, 2, 3)...)}, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			job := jobs.NewID()
+			for _, events := range c.pubs {
+				for i := range events {
+					events[i].Job = job
+				}
+				bustest.Publish(t, b, events...)
+			}
+			inOrder(t, nc, job, c.want)
+		})
+	}
+}
+
+// What many publish at once shares batches, and each is told of its own.
+func TestPublishAtOnce(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	const n = 40
+	ids := make([]string, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		ids[i] = jobs.NewID()
+		wg.Go(func() {
+			for from := int64(1); from < 30; from += 10 {
+				events := series(ids[i], 1, max(from-1, 1), from+9) // each begins with the last of the one before
+				bustest.Publish(t, b, events...)
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		inOrder(t, nc, id, 30)
+	}
+}
+
+// More than one batch may carry in bytes, with what only HTML would need escaped.
+func TestPublishMuch(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	job := jobs.NewID()
+	events := series(job, 1, 1, 24)
+	text := strings.Repeat("<&>\u2028", 200_000)
+	for i := range events {
+		events[i].Text = text
+	}
+	bustest.Publish(t, b, events...)
+	inOrder(t, nc, job, 24)
+	if got := storedEvents(t, nc, job)[23].Text; got != text {
+		t.Errorf("the text came back as %.40q…", got)
+	}
+}
+
+// An event that no message can carry is its publisher's trouble, and nobody else's.
+func TestPublishTooLarge(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	large := jobs.NewID()
+	events := series(large, 1, 1, 3)
+	events[1].Text = strings.Repeat("x", 2<<20)
+	var wg sync.WaitGroup
+	ids := make([]string, 20)
+	for i := range ids {
+		ids[i] = jobs.NewID()
+		wg.Go(func() {
+			bustest.Publish(t, b, series(ids[i], 1, 1, 3)...)
+		})
+	}
+	for range 4 {
+		wg.Go(func() {
+			if err := b.Publish(t.Context(), events...); code(err) != jobs.CodeTooLarge {
+				t.Errorf("got %v, want too_large", err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		inOrder(t, nc, id, 3)
+	}
+	inOrder(t, nc, large, 0)
+}
+
+// A bound that somebody gave the stream is met by the server's refusal; the others of the batch are stored.
+func TestPublishRefused(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), jobs.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	cfg.MaxMsgSize = 4096
+	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	ids := make([]string, 20)
+	for i := range ids {
+		ids[i] = jobs.NewID()
+		wg.Go(func() {
+			bustest.Publish(t, b, series(ids[i], 1, 1, 3)...)
+		})
+		wg.Go(func() {
+			var err error
+			bustest.Eventually(t, "the server answers", func() bool {
+				err = b.Publish(t.Context(), bustest.Event(jobs.NewID(), 1, 1, strings.Repeat("x", 8192)))
+				return code(err) != jobs.CodeUnavailable
+			})
+			if code(err) != jobs.CodeTooLarge {
+				t.Errorf("got %v, want too_large", err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		inOrder(t, nc, id, 3)
+	}
+}
+
+// forgotten makes the stream forget the ids it knows: what two minutes do, in the time that JetStream needs at least.
+func forgotten(t *testing.T, nc *nats.Conn) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), jobs.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	cfg.Duplicates = 100 * time.Millisecond
+	if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	probe := bustest.Event(jobs.NewID(), 1, 1, "probe")
+	data, err := json.Marshal(probe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func() *jetstream.PubAck {
+		m := &nats.Msg{Subject: jobs.EventSubject("default", probe.Job), Data: data, Header: nats.Header{nats.MsgIdHdr: {"probe"}}}
+		ack, err := js.PublishMsg(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ack
+	}
+	send()
+	bustest.Eventually(t, "the stream forgets", func() bool { return !send().Duplicate })
+}
+
+func aged(events []jobs.Event) []jobs.Event {
+	for i := range events {
+		events[i].Time = events[i].Time.Add(-10 * time.Minute)
+	}
+	return events
+}
+
+// An outbox, or a worker, that tries again after a long time does not store an event twice.
+func TestPublishLongAfter(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	final := func(attempt int, seq int64) []jobs.Event { return []jobs.Event{bustest.Final("", attempt, seq)} }
+	for _, c := range []struct {
+		name          string
+		before, again []jobs.Event
+		want          []string
+	}{
+		{"never stored", nil, series("", 1, 1, 2), []string{"1.1 xo", "1.2 xo"}},
+		{"stored", series("", 1, 1, 2), series("", 1, 1, 2), []string{"1.1 xo", "1.2 xo"}},
+		{"partly stored", series("", 1, 1, 2), series("", 1, 1, 3), []string{"1.1 xo", "1.2 xo", "1.3 xo"}},
+		{"the end, not stored", series("", 1, 1, 1), final(1, 2), []string{"1.1 xo", "1.2 r"}},
+		{"the end, stored", append(series("", 1, 1, 1), final(1, 2)...), final(1, 2), []string{"1.1 xo", "1.2 r"}},
+		{"the end, and a late worker had its number", series("", 1, 1, 3), final(1, 2), []string{"1.1 xo", "1.2 xo", "1.3 xo", "1.2 r"}},
+		{"another attempt since, stored", append(series("", 1, 1, 2), series("", 2, 1, 1)...), series("", 1, 2, 2), []string{"1.1 xo", "1.2 xo", "2.1 xo"}},
+		{"another attempt since, not stored", append(series("", 1, 1, 2), series("", 2, 1, 1)...), series("", 1, 3, 3), []string{"1.1 xo", "1.2 xo", "2.1 xo", "1.3 xo"}},
+		{"a new attempt", series("", 1, 1, 2), series("", 2, 1, 1), []string{"1.1 xo", "1.2 xo", "2.1 xo"}},
+		{"a late worker since", append(series("", 2, 1, 1), series("", 1, 1, 1)...), series("", 2, 1, 2), []string{"2.1 xo", "1.1 xo", "2.2 xo"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			job := jobs.NewID()
+			for _, l := range [][]jobs.Event{c.before, c.again} {
+				for i := range l {
+					l[i].Job = job
+				}
+			}
+			bustest.Publish(t, b, c.before...)
+			forgotten(t, nc)
+			bustest.Publish(t, b, aged(c.again)...)
+			if diff := cmp.Diff(c.want, stored(t, nc, job)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestLastSeq(t *testing.T) {
+	b := bustest.Start(t).Connect()
+	job := jobs.NewID()
+	for _, events := range [][]jobs.Event{series(job, 1, 1, 4), series(job, 2, 1, 2), series(job, 1, 5, 5)} { // the last from a late worker
+		bustest.Publish(t, b, events...)
+	}
+	for attempt, want := range []int64{0, 5, 2, 0} {
+		if got, err := b.LastSeq(t.Context(), "default", job, attempt); err != nil || got != want {
+			t.Errorf("attempt %d: got %d, %v, want %d", attempt, got, err, want)
+		}
+	}
+	if got, err := b.LastSeq(t.Context(), "default", jobs.NewID(), 1); err != nil || got != 0 {
+		t.Errorf("a job without events: got %d, %v", got, err)
+	}
+}
+
+// While the server is away publishing fails, typed; once it is back the same events go through, each once.
+func TestPublishOverRestart(t *testing.T) {
+	s := bustest.Start(t)
+	b := s.Connect()
+	ids := []string{jobs.NewID(), jobs.NewID(), jobs.NewID()}
+	bustest.Publish(t, b, series(ids[0], 1, 1, 3)...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, id := range ids { // all the while, as workers do it
+		wg.Go(func() {
+			for seq := int64(1); ctx.Err() == nil && seq <= 200; {
+				if err := b.Publish(t.Context(), series(id, 1, seq, seq+2)...); err == nil {
+					seq += 3
+				} else if code(err) != jobs.CodeUnavailable {
+					t.Errorf("got %v, want unavailable", err)
+					return
+				}
+			}
+		})
+	}
+	s.Close()
+	if err := b.Publish(t.Context(), series(ids[0], 1, 1, 1)...); code(err) != jobs.CodeUnavailable {
+		t.Errorf("got %v, want unavailable", err)
+	}
+	if _, err := b.LastSeq(t.Context(), "default", ids[0], 1); code(err) != jobs.CodeUnavailable {
+		t.Errorf("got %v, want unavailable", err)
+	}
+	s.Restart()
+	wg.Wait()
+	for _, id := range ids {
+		inOrder(t, s.Plain(), id, 201)
+	}
+}
+
+// What was handed in is stored before Close returns; after it, publishing fails.
+func TestPublishAndClose(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	var wg sync.WaitGroup
+	ids, errs := make([]string, 50), make([]error, 50)
+	for i := range ids {
+		ids[i] = jobs.NewID()
+		wg.Go(func() { errs[i] = b.Publish(context.Background(), series(ids[i], 1, 1, 3)...) })
+	}
+	b.Close()
+	wg.Wait()
+	for i, id := range ids {
+		switch {
+		case errs[i] == nil:
+			inOrder(t, nc, id, 3)
+		case code(errs[i]) != jobs.CodeUnavailable:
+			t.Errorf("got %v, want unavailable", errs[i])
+		}
+	}
+	if err := b.Publish(t.Context(), series(ids[0], 1, 4, 4)...); code(err) != jobs.CodeUnavailable {
+		t.Errorf("after Close: got %v, want unavailable", err)
+	}
+}
