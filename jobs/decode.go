@@ -59,6 +59,9 @@ func Decode(data []byte, mode Strictness) (*Spec, []string, error) {
 			warnings = append(warnings, u.Path+": "+u.Message)
 		}
 	}
+	if n := len(warnings); n > maxFaults {
+		warnings = append(warnings[:maxFaults:maxFaults], fmt.Sprintf("and %d more", n-maxFaults))
+	}
 	faults := append(d.faults, spec.faults()...)
 	if len(faults) > 0 {
 		return nil, warnings, invalid(faults)
@@ -71,7 +74,21 @@ func (s *Spec) Validate() error {
 	if faults := s.faults(); len(faults) > 0 {
 		return invalid(faults)
 	}
-	return nil
+	_, err := s.Encode()
+	return err
+}
+
+// Encode gives the spec as Paddock keeps it and sends it on. That is larger than what the client wrote where Go escapes characters that
+// the client did not, '<' among them: an error says that it is too large.
+func (s *Spec) Encode() ([]byte, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // plain data
+	}
+	if len(b) > MaxSpecBytes {
+		return nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes with all characters escaped, at most %d are taken; large files go in as objects", len(b), MaxSpecBytes)}
+	}
+	return b, nil
 }
 
 // maxFaults bounds what an error carries: past it a client has enough to do.

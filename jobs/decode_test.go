@@ -3,6 +3,7 @@ package jobs_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -160,4 +161,24 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("invalid when expanded: %v", err)
 		}
 	})
+}
+
+// What Paddock itself could not keep or send is refused, though the client wrote less.
+func TestEscapedSpecIsTooLarge(t *testing.T) {
+	s := jobs.Spec{Language: "python", Source: strings.Repeat("<", 200<<10)}
+	if e, ok := errors.AsType[*jobs.Error](s.Validate()); !ok || e.Code != jobs.CodeTooLarge {
+		t.Errorf("error %v", s.Validate())
+	}
+}
+
+// Unknown fields without end do not make an answer without end.
+func TestWarningsAreBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range 10_000 {
+		fmt.Fprintf(&b, `"x%d":1,`, i)
+	}
+	_, warnings, err := jobs.Decode([]byte(`{`+b.String()+`"language":"python","source":"1"}`), jobs.Lenient)
+	if err != nil || len(warnings) != 51 || warnings[50] != "and 9950 more" {
+		t.Errorf("%d warnings, %v", len(warnings), err)
+	}
 }

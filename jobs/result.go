@@ -119,7 +119,7 @@ type StepResult struct {
 
 // Output is what a step wrote to one stream: the head of it here, all of it in the job's events.
 type Output struct {
-	// Content is the first MaxResultOutput bytes.
+	// Content is the first MaxResultOutput bytes, or none of an early step where the result of many would be too large.
 	Content
 	// Bytes is how many the program wrote and we took, the events hold exactly these.
 	Bytes int64 `json:"bytes"`
@@ -129,8 +129,11 @@ type Output struct {
 	DroppedBytes int64 `json:"dropped_bytes,omitempty"`
 }
 
-// MaxResultOutput is how many bytes of each stream of each step a result repeats.
+// MaxResultOutput is how many bytes of each stream of each step a result repeats, as long as all fit; the last steps' go first.
 const MaxResultOutput = 16 << 10
+
+// MaxResultBytes is the most that a result's JSON has.
+const MaxResultBytes = 900 << 10
 
 // Usage is what a step used.
 type Usage struct {

@@ -79,6 +79,7 @@ func (c *checker) oneOf(at, v string, allowed ...string) {
 
 const (
 	maxText  = MaxInlineBytes
+	maxArg   = 128<<10 - 1 // MAX_ARG_STRLEN of Linux
 	maxPath  = 1024
 	maxTTLMS = 7 * 24 * 3600 * 1000
 )
@@ -174,7 +175,7 @@ func (st *Step) check(c *checker, at string) {
 		c.fault(at+".name", "%.80q must be 1 to 63 letters, digits, spaces, '.', '_' or '-'", st.Name)
 	}
 	c.text(at+".cmd", st.Cmd, maxPath)
-	c.text(at+".shell", st.Shell, maxText)
+	c.text(at+".shell", st.Shell, maxArg) // the shell gets it as one argument; longer ones go in as files
 	c.text(at+".stdin", st.Stdin, maxText)
 	c.args(at+".args", st.Args)
 	if len(st.Env) > MaxEnv {
@@ -203,7 +204,7 @@ func (c *checker) args(at string, args []string) {
 		return
 	}
 	for i, a := range args {
-		c.text(fmt.Sprintf("%s[%d]", at, i), a, 128<<10-1) // MAX_ARG_STRLEN of Linux
+		c.text(fmt.Sprintf("%s[%d]", at, i), a, maxArg)
 	}
 }
 

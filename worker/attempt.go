@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -69,8 +70,15 @@ func (a *attempt) run(ctx context.Context) {
 	a.result.Phases.DestroyMS = ms(time.Since(start))
 }
 
-// inside is what happens while the machine lives. An error is ours or the policy's; the program's failure is in the result.
-func (a *attempt) inside(ctx context.Context, m *machine) error {
+// inside is what happens while the machine lives. An error is ours or the policy's; the program's failure is in the result. A panic is
+// a bug of ours: it costs this attempt, not the others that this process runs.
+func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			zerolog.Ctx(ctx).Error().Interface("panic", bug).Bytes("stack", debug.Stack()).Msg("bug in the worker")
+			err = &failure{jobs.HostResources, fmt.Errorf("a bug in the worker: %v", bug)}
+		}
+	}()
 	ok, err := a.copyIn(ctx, m)
 	if err != nil || !ok {
 		return err
@@ -147,6 +155,7 @@ func (a *attempt) step(ctx context.Context, m *machine, i int) (jobs.StepResult,
 	if err != nil && errors.Is(context.Cause(execCtx), errGuestDeaf) {
 		err = errGuestDeaf
 	}
+	exit = believable(exit)
 	r := jobs.StepResult{Name: s.Name}
 	if r.Name == "" {
 		r.Name = strconv.Itoa(i)
@@ -173,8 +182,8 @@ func (a *attempt) stepFailed(m *machine, r jobs.StepResult, err error) (jobs.Ste
 		a.gone = true
 		r.Ending, r.Limit, r.Reason = jobs.TimeLimit, wire.LimitWall, "the machine did not end the step at its limit; the worker ended the machine"
 		return r, nil
-	case errors.As(err, &refused) && refused.Kind == wire.ErrStart:
-		r.Ending, r.Reason = jobs.StartFailed, refused.Message
+	case errors.As(err, &refused) && (refused.Kind == wire.ErrStart || refused.Kind == wire.ErrTooLarge):
+		r.Ending, r.Reason = jobs.StartFailed, said(refused.Message)
 		return r, nil
 	}
 	if exit, over := a.overBy(m); over && exit.Guest {
@@ -288,6 +297,8 @@ func (a *attempt) finish() {
 	r := &a.result
 	r.Attempt, r.Worker, r.Class, r.EndedAt = a.lease.Attempt, a.w.cfg.Name, r.Ending.Class(), time.Now().UTC()
 	r.Degraded = a.w.cfg.Caps.Degraded
+	r.Reason = said(r.Reason)
+	fitOutputs(r.Steps)
 	r.Phases.TotalMS = r.Phases.QueuedMS + ms(time.Since(a.start))
 }
 

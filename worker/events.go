@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -68,8 +69,15 @@ func (s *stream) run(ctx context.Context) {
 		if !ok {
 			return
 		}
-		for s.to.Publish(ctx, batch...) != nil && ctx.Err() == nil {
-			sleep(ctx, publishRetry) // the publisher's own log says why; a repeat is deduplicated
+		for first := true; ctx.Err() == nil; first = false {
+			err := s.to.Publish(ctx, batch...) // a repeat is passed over
+			if err == nil {
+				break
+			}
+			if first {
+				zerolog.Ctx(ctx).Warn().Err(err).Msg("publish events, until it works")
+			}
+			sleep(ctx, publishRetry)
 		}
 	}
 }

@@ -104,9 +104,9 @@ func (a *attempt) copyOut(ctx context.Context, m *machine) error {
 	ctx, cancel := context.WithTimeout(ctx, copyWithin)
 	defer cancel()
 	succeeded := a.result.Success()
-	inline := jobs.MaxInlineBytes
+	room := room{inline: maxInline, named: maxArtifacts}
 	for _, want := range a.spec.Artifacts {
-		err := a.get(ctx, m, want, &inline)
+		err := a.get(ctx, m, want, &room)
 		if err == nil || (want.Optional || !succeeded) && isKind(err, wire.ErrPath) {
 			continue
 		}
@@ -117,8 +117,13 @@ func (a *attempt) copyOut(ctx context.Context, m *machine) error {
 	return nil
 }
 
-// get brings the files of one pattern out: small ones into the result, the others into the object store.
-func (a *attempt) get(ctx context.Context, m *machine, want jobs.Artifact, inline *int) error {
+// room is what a result still has for artifacts, in bytes of JSON: for contents, and for what describes them.
+type room struct{ inline, named int }
+
+var errManyArtifacts = &wire.Error{Kind: wire.ErrTooLarge, Message: "a result cannot name that many artifacts; bring them out as one archive"}
+
+// get brings the files of one pattern out.
+func (a *attempt) get(ctx context.Context, m *machine, want jobs.Artifact, room *room) error {
 	limit := want.MaxBytes
 	if limit == 0 {
 		limit = defaultArtifactBytes
@@ -126,34 +131,48 @@ func (a *attempt) get(ctx context.Context, m *machine, want jobs.Artifact, inlin
 	n := 0
 	err := m.agent.Get(ctx, wire.Get{Pattern: want.Path, MaxBytes: limit, MaxFiles: maxArtifactFiles}, func(h wire.FileHeader, r io.Reader) error {
 		n++
-		sum := sha256.New()
-		r = io.TeeReader(r, sum)
 		res := jobs.ArtifactResult{Path: h.Path, Size: h.Size, Mode: fmt.Sprintf("%04o", h.Mode&0o777)}
-		if h.Size <= jobs.MaxInlineArtifact && int(h.Size) <= *inline {
-			b, err := io.ReadAll(r)
-			if err != nil {
-				return err
-			}
-			*inline -= len(b)
-			res.Content = jobs.ContentOf(b)
-		} else {
-			if a.w.cfg.Objects == nil {
-				return &wire.Error{Kind: wire.ErrTooLarge, Message: "too large for the result, and this worker has no object store"}
-			}
-			ref, err := a.w.cfg.Objects.PutObject(ctx, a.lease.Tenant, r)
-			if err != nil {
-				return fmt.Errorf("store artifact: %w", err)
-			}
-			res.Object = &ref
+		if room.named -= jsonSize(res) + 4*sha256.Size; room.named < 0 { // two digests in hexadecimal follow
+			return errManyArtifacts
 		}
-		res.SHA256 = hex.EncodeToString(sum.Sum(nil))
-		a.result.Artifacts = append(a.result.Artifacts, res)
-		return nil
+		sum := sha256.New()
+		err := a.carry(ctx, &res, io.TeeReader(r, sum), room)
+		if err == nil {
+			res.SHA256 = hex.EncodeToString(sum.Sum(nil))
+			a.result.Artifacts = append(a.result.Artifacts, res)
+		}
+		return err
 	})
 	if err == nil && n == 0 {
 		return &wire.Error{Kind: wire.ErrPath, Message: "no such file"}
 	}
 	return err
+}
+
+// carry puts an artifact's bytes into the result where they are few and fit, and into the object store otherwise.
+func (a *attempt) carry(ctx context.Context, res *jobs.ArtifactResult, r io.Reader, room *room) error {
+	if res.Size <= min(jobs.MaxInlineArtifact, int64(room.inline)) {
+		b, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		content := jobs.ContentOf(b)
+		if size := jsonSize(content); size <= room.inline {
+			room.inline -= size
+			res.Content = content
+			return nil
+		}
+		r = bytes.NewReader(b)
+	}
+	if a.w.cfg.Objects == nil {
+		return &wire.Error{Kind: wire.ErrTooLarge, Message: "too large for the result, and this worker has no object store"}
+	}
+	ref, err := a.w.cfg.Objects.PutObject(ctx, a.lease.Tenant, r)
+	if err != nil {
+		return fmt.Errorf("store artifact: %w", err)
+	}
+	res.Object = &ref
+	return nil
 }
 
 func isKind(err error, kind string) bool {

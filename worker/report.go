@@ -20,13 +20,15 @@ const reportTimeout = 5 * time.Second
 
 func spoolDir(dir string) string { return filepath.Join(dir, "spool") }
 
-// report sends a result until it is answered. From the second try on it also lies on disk, so that a restarted worker can send it.
-// It gives up when this worker's lease has run out for so long that the answer could only be "fenced"; the file stays.
-func (w *Worker) report(ctx context.Context, r jobs.Report) {
+// report sends a result until it is answered, however long that takes: a dispatcher that was away may still want it. From the second
+// try on it also lies on disk. A worker that is to end, and whom no dispatcher has answered for a lease's length or who may not wait,
+// leaves it there for its next life.
+func (w *Worker) report(ctx context.Context, drain <-chan struct{}, r jobs.Report) {
 	r.Worker, r.Session = w.cfg.Name, w.session.id()
+	sending := context.WithoutCancel(ctx)
 	spooled := ""
 	for backoff := leaseBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		reply, err := w.sendReport(ctx, r)
+		reply, err := w.sendReport(sending, r)
 		if err == nil {
 			if reply.Fenced {
 				zerolog.Ctx(ctx).Warn().Str("ending", string(r.Result.Ending)).Msg("result fenced")
@@ -43,10 +45,25 @@ func (w *Worker) report(ctx context.Context, r jobs.Report) {
 				zerolog.Ctx(ctx).Error().Err(err).Msg("spool result")
 			}
 		}
-		if w.session.expired() && spooled != "" {
-			return // resent before the next session begins, or when this one comes back: see beat
+		if spooled != "" && (aborted(ctx) || closed(drain) && w.session.expired()) {
+			return
 		}
-		sleep(ctx, backoff)
+		sleep(sending, backoff)
+	}
+}
+
+// aborted tells a worker that must end from one attempt that was ended.
+func aborted(ctx context.Context) bool {
+	cause := context.Cause(ctx)
+	return cause != nil && !errors.Is(cause, errCanceled) && !errors.Is(cause, errDropped)
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

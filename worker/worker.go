@@ -149,7 +149,7 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 	var attempts sync.WaitGroup
 	for leases := range w.leases(ctx, live, drain) {
 		for _, l := range leases {
-			attempts.Go(func() { w.runLease(ctx, l) })
+			attempts.Go(func() { w.runLease(ctx, drain, l) })
 		}
 	}
 	attempts.Wait()
@@ -160,8 +160,8 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 // Registered is closed when a dispatcher has taken the worker in.
 func (w *Worker) Registered() <-chan struct{} { return w.registered }
 
-// runLease is one attempt from lease to report; a panic in it is a bug of ours and costs this attempt only.
-func (w *Worker) runLease(ctx context.Context, l jobs.Lease) {
+// runLease is one attempt from lease to report.
+func (w *Worker) runLease(ctx context.Context, drain <-chan struct{}, l jobs.Lease) {
 	log := zerolog.Ctx(ctx).With().Str("job", l.Job).Int("attempt", l.Attempt).Str("tenant", l.Tenant).Logger()
 	ctx, end := w.held.add(log.WithContext(ctx), l.Held)
 	defer end()
@@ -171,5 +171,5 @@ func (w *Worker) runLease(ctx context.Context, l jobs.Lease) {
 		return // not ours any more: whoever has it now reports
 	}
 	w.metrics.ended(report.Result)
-	w.report(context.WithoutCancel(ctx), report)
+	w.report(ctx, drain, report)
 }

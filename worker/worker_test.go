@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"os"
@@ -275,5 +276,68 @@ func TestNoTemplateIsImageFailed(t *testing.T) {
 	l := r.put(steps([]string{"true"}))
 	if res := r.report(t, l.Job).Result; res.Ending != jobs.ImageFailed || !strings.Contains(res.Reason, "corrupt") {
 		t.Errorf("result %+v", res)
+	}
+}
+
+// A result stays within what a message carries, whatever the steps print; the last steps' output is what it keeps.
+func TestResultFitsIntoAMessage(t *testing.T) {
+	r := newRig(t).run(t)
+	var argv [][]string
+	for range jobs.MaxSteps {
+		argv = append(argv, []string{"echo", strings.Repeat("\x01", jobs.MaxResultOutput)}) // six bytes each in JSON
+	}
+	res := r.report(t, r.put(steps(argv...)).Job).Result
+	b, err := json.Marshal(res)
+	if err != nil || len(b) > jobs.MaxResultBytes {
+		t.Fatalf("a result of %d bytes: %v", len(b), err)
+	}
+	if !res.Success() || len(res.Steps) != jobs.MaxSteps {
+		t.Fatalf("ended %s with %d steps", res.Ending, len(res.Steps))
+	}
+	first, last := res.Steps[0].Stdout, res.Steps[jobs.MaxSteps-1].Stdout
+	if len(last.Text) != jobs.MaxResultOutput || last.Bytes != jobs.MaxResultOutput+1 || first.Text != "" || first.Bytes != last.Bytes {
+		t.Errorf("the first step's head has %d bytes of %d, the last's %d of %d", len(first.Text), first.Bytes, len(last.Text), last.Bytes)
+	}
+}
+
+// clumsy is an object store with a bug in it.
+type clumsy struct{ worker.Objects }
+
+// A panic costs its attempt, and neither the worker nor the machine.
+func TestPanicCostsOneAttempt(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Objects = clumsy{} // a nil interface within: calling it panics
+	r.run(t)
+	s := steps([]string{"true"})
+	s.Files = []jobs.File{{Path: "x", Object: &jobs.ObjectRef{Name: "x", SHA256: strings.Repeat("0", 64)}}}
+	if res := r.report(t, r.put(s).Job).Result; res.Ending != jobs.HostResources || !strings.Contains(res.Reason, "bug") {
+		t.Errorf("ended %s: %s", res.Ending, res.Reason)
+	}
+	if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; !res.Success() {
+		t.Errorf("the next ended %s: %s", res.Ending, res.Reason)
+	}
+}
+
+// A dispatcher that is away for longer than a lease still gets the result when it comes back.
+func TestReportWaitsForTheDispatcher(t *testing.T) {
+	r := newRig(t)
+	r.ttl = 300 * time.Millisecond
+	r.run(t)
+	l := r.put(steps([]string{"sleep", "0.1"}))
+	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
+	r.set(func() { r.deaf = true })
+	time.Sleep(time.Second) // it ends meanwhile, and its report fails past the lease
+	r.set(func() { r.away = true })
+	time.Sleep(2 * r.ttl)
+	r.set(func() { r.away, r.deaf = false, false })
+	if res := r.report(t, l.Job).Result; !res.Success() {
+		t.Errorf("ended %s", res.Ending)
+	}
+	left, err := os.ReadDir(filepath.Join(r.cfg.Dir, "spool"))
+	for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		left, err = os.ReadDir(filepath.Join(r.cfg.Dir, "spool"))
+	}
+	if err != nil || len(left) > 0 {
+		t.Errorf("left in the spool: %v %v", left, err)
 	}
 }

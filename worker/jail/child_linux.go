@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +20,22 @@ func memfile(name string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
+
+// lockByte locks a byte of f for this open file (fcntl(2), "Open file description locks"); false where another has it.
+func lockByte(f *os.File, n int) (bool, error) {
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(n), Len: 1})
+	if err == unix.EAGAIN || err == unix.EACCES {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func unlockByte(f *os.File, n int) {
+	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: int64(n), Len: 1}) // a lock of ours is there
+}
+
+// executing is the stub's last word, if the VMM can be executed: the launcher tells that from a stub that died.
+const executing = "\x00"
 
 // Child is the stub: it builds the walls around itself and becomes the VMM. arg is what Launch gave after Self: how many descriptors
 // are the VMM's. It does not return; what fails is written to the launcher.
@@ -57,8 +75,39 @@ func (s *setup) become(parent *os.File) error {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
-	err := unix.Exec(s.Path, append([]string{s.Path}, s.Args...), []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
-	return fmt.Errorf("execute %s: %w", s.Path, err)
+	return s.execute(int(parent.Fd()))
+}
+
+// execute says its last word and becomes the VMM. It bounds the address space before, where the command says by what, and this program
+// itself has mapped more than a VMM may: from there on nothing is allocated, not even for an error, which is told from here.
+func (s *setup) execute(parent int) error {
+	path, err := unix.BytePtrFromString(s.Path)
+	if err != nil {
+		return fmt.Errorf("execute %q: %w", s.Path, err)
+	}
+	argv, err := syscall.SlicePtrFromStrings(append([]string{s.Path}, s.Args...))
+	if err != nil {
+		return fmt.Errorf("arguments of %s: %w", s.Path, err)
+	}
+	env, err := syscall.SlicePtrFromStrings([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
+	if err != nil {
+		return err
+	}
+	failure := append(make([]byte, 0, len(s.Path)+200), "execute "+s.Path+": "...)
+	if _, err := unix.Write(parent, []byte(executing)); err != nil {
+		return err
+	}
+	limit := unix.Rlimit{Cur: s.Memory, Max: s.Memory}
+	errno := syscall.Errno(0)
+	if s.Memory > 0 {
+		_, _, errno = unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	}
+	if errno == 0 {
+		_, _, errno = unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0])))
+	}
+	_, _ = unix.Write(parent, append(failure, errno.Error()...)) // nobody else could be told
+	os.Exit(1)
+	return nil
 }
 
 // bind is one thing from outside that is seen inside.
@@ -71,8 +120,13 @@ type bind struct {
 	device   bool
 }
 
-// newRoot is where the new root is built: a directory that every system has. It is covered in this mount namespace only.
-const newRoot = "/tmp"
+// newTree is where the new root is built: a directory that every system has. It is covered in this mount namespace only. The root is a
+// directory in it and not its top: who is chrooted cannot make user namespaces (user_namespaces(7), EPERM), in which it would have
+// all capabilities again.
+const (
+	newTree = "/tmp"
+	newRoot = newTree + "/root"
+)
 
 // root makes an empty root, puts into it what the VMM may see, and leaves the old one.
 func (s *setup) root() error {
@@ -81,23 +135,31 @@ func (s *setup) root() error {
 	}
 	var binds []bind
 	for _, group := range []struct {
-		paths    []string
-		readOnly bool
-		device   bool
-	}{{s.ReadOnly, true, false}, {s.Writable, false, false}, {s.Devices, false, true}} {
+		paths []string
+		as    bind
+		may   bool // be missing
+	}{
+		{s.System, bind{readOnly: true}, true},
+		{s.ReadOnly, bind{readOnly: true}, false},
+		{s.Writable, bind{}, false},
+		{s.Devices, bind{device: true}, false},
+	} {
 		for _, p := range group.paths {
-			b, err := openBind(p)
+			b, err := group.as.open(p)
+			if os.IsNotExist(err) && group.may {
+				continue
+			}
 			if err != nil {
 				return err
 			}
-			if b != nil {
-				b.readOnly, b.device = group.readOnly, group.device
-				binds = append(binds, *b)
-			}
+			binds = append(binds, b)
 		}
 	}
-	if err := unix.Mount("tmpfs", newRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"); err != nil {
+	if err := unix.Mount("tmpfs", newTree, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=1k"); err != nil {
 		return fmt.Errorf("mount the new root: %w", err)
+	}
+	if err := os.Mkdir(newRoot, 0o755); err != nil {
+		return err
 	}
 	for _, b := range binds {
 		if err := b.mount(); err != nil {
@@ -108,10 +170,11 @@ func (s *setup) root() error {
 	if err := os.Mkdir(proc, 0o555); err != nil {
 		return err
 	}
-	if err := unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
+	// Of /proc a VMM needs itself; the rest tells of the host (proc(5), "subset").
+	if err := unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, "subset=pid"); err != nil {
 		return fmt.Errorf("mount proc: %w", err)
 	}
-	if err := unix.Chdir(newRoot); err != nil {
+	if err := unix.Chdir(newTree); err != nil {
 		return err
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {
@@ -123,24 +186,27 @@ func (s *setup) root() error {
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("make the root read-only: %w", err)
 	}
+	if err := unix.Chroot(filepath.Base(newRoot)); err != nil {
+		return fmt.Errorf("change root: %w", err)
+	}
 	return unix.Chdir("/")
 }
 
-// openBind holds on to a path; nil where it does not exist, which of the system's own paths many do not.
-func openBind(p string) (*bind, error) {
+// open holds on to a path, as what b says.
+func (b bind) open(p string) (bind, error) {
 	st, err := os.Lstat(p)
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, err
-	}
-	b := &bind{path: p, dir: st.IsDir()}
-	if st.Mode()&os.ModeSymlink != 0 {
-		b.link, err = os.Readlink(p)
 		return b, err
 	}
-	b.fd, err = unix.Open(p, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	b.path, b.dir = p, st.IsDir()
+	switch {
+	case b.device && st.Mode()&os.ModeCharDevice == 0:
+		return b, fmt.Errorf("%s is no character device", p)
+	case st.Mode()&os.ModeSymlink != 0:
+		b.link, err = os.Readlink(p)
+	default:
+		b.fd, err = unix.Open(p, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	}
 	return b, err
 }
 
@@ -216,6 +282,11 @@ func (s *setup) drop() error {
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id); errno != 0 {
 		return fmt.Errorf("set uid: %w", errno)
+	}
+	// With the uid go all capabilities but the inheritable ones, which root may have been given (capabilities(7)).
+	none := [2]unix.CapUserData{}
+	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+		return fmt.Errorf("drop inheritable capabilities: %w", err)
 	}
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }

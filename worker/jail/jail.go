@@ -11,9 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
-	"sync"
+	"strings"
 	"syscall"
 
 	"github.com/paddockvm/paddock/vmm"
@@ -25,15 +25,14 @@ type Config struct {
 	Self []string
 	// UIDBase and UIDCount are the machines' uids: 200000 and 10000 where 0. No other user of the host may have one of them.
 	UIDBase, UIDCount int
+	// UIDLock is the file by which the launchers of a host agree on who has which uid; /run/paddock-uids where empty.
+	UIDLock string
 }
 
 // Launcher starts VMMs in jails. It implements vmm.Launcher.
 type Launcher struct {
-	cfg Config
-
-	mu   sync.Mutex
-	used map[int]bool
-	next int
+	cfg  Config
+	uids *uids
 }
 
 var _ vmm.Launcher = (*Launcher)(nil)
@@ -52,8 +51,18 @@ func New(cfg Config) (*Launcher, error) {
 	if cfg.UIDCount == 0 {
 		cfg.UIDCount = 10_000
 	}
-	return &Launcher{cfg: cfg, used: map[int]bool{}}, nil
+	if cfg.UIDLock == "" {
+		cfg.UIDLock = "/run/paddock-uids"
+	}
+	uids, err := openUIDs(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("jail: %w", err)
+	}
+	return &Launcher{cfg: cfg, uids: uids}, nil
 }
+
+// Close lets go of the file in UIDLock. All machines have ended before.
+func (l *Launcher) Close() error { return l.uids.close() }
 
 // Degraded names the walls that are missing.
 func (*Launcher) Degraded() []string { return []string{"jail.cgroup"} }
@@ -64,6 +73,8 @@ type setup struct {
 	Args     []string
 	UID      int
 	Files    int // descriptors from 3 on that the VMM gets
+	Memory   uint64
+	System   []string // read-only too, where they exist
 	ReadOnly []string
 	Writable []string
 	Devices  []string
@@ -73,15 +84,16 @@ type setup struct {
 // system is what any VMM reads: its libraries and data. Where an entry is a link, as on a merged-usr system, it stays one.
 var system = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"}
 
-// Launch starts the command in a jail, and returns when the VMM itself runs, or with the step of the jail's making that failed.
+// Launch starts the command in a jail, and returns when the VMM itself runs, or with the step of the jail's making that failed; then
+// nothing is left of it. What is under c.Writable becomes the machine's own.
 func (l *Launcher) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
-	uid, err := l.takeUID()
+	uid, err := l.uids.take()
 	if err != nil {
 		return nil, err
 	}
 	p, err := l.launch(ctx, c, uid)
 	if err != nil {
-		l.giveUID(uid)
+		l.uids.give(uid)
 		return nil, fmt.Errorf("jail %s: %w", c.Name, err)
 	}
 	return p, nil
@@ -94,8 +106,8 @@ func (l *Launcher) launch(ctx context.Context, c vmm.Command, uid int) (vmm.Proc
 		}
 	}
 	s := setup{
-		Path: c.Path, Args: c.Args, UID: uid, Files: len(c.Files), ReadOnly: append(append([]string{}, system...), c.ReadOnly...), Writable: c.Writable,
-		Devices: append([]string{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"}, c.Devices...), Hostname: c.Name,
+		Path: c.Path, Args: c.Args, UID: uid, Files: len(c.Files), Memory: uint64(max(c.MemoryBytes, 0)), System: system, ReadOnly: c.ReadOnly,
+		Writable: c.Writable, Devices: append([]string{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"}, c.Devices...), Hostname: c.Name,
 	}
 	told, err := tell(s)
 	if err != nil {
@@ -118,9 +130,17 @@ func (l *Launcher) launch(ctx context.Context, c vmm.Command, uid int) (vmm.Proc
 	if err != nil {
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = p.Kill() })
 	why, err := io.ReadAll(io.LimitReader(failed, 4096)) // ends when the stub has become the VMM, or has failed
-	if err == nil && len(why) > 0 {
-		err = errors.New(string(why))
+	switch {
+	case !stop():
+		err = context.Cause(ctx)
+	case err != nil:
+	case len(why) == 0: // it has not come as far as its last word
+		_ = p.Kill()
+		err = fmt.Errorf("the stub ended: %w", orEnded(p.Err()))
+	case string(why) != executing:
+		err = errors.New(strings.TrimPrefix(string(why), executing))
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.Kill())
@@ -128,7 +148,7 @@ func (l *Launcher) launch(ctx context.Context, c vmm.Command, uid int) (vmm.Proc
 	jailed := &process{Process: p, uid: uid}
 	go func() { // ends with the process
 		<-p.Done()
-		l.giveUID(uid)
+		l.uids.give(uid)
 	}()
 	return jailed, nil
 }
@@ -162,31 +182,28 @@ type process struct {
 // UID is the machine's own.
 func (p *process) UID() int { return p.uid }
 
-func (l *Launcher) takeUID() (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for range l.cfg.UIDCount {
-		uid := l.cfg.UIDBase + l.next%l.cfg.UIDCount // the one given back longest ago comes last
-		l.next++
-		if !l.used[uid] {
-			l.used[uid] = true
-			return uid, nil
-		}
+// orEnded is an end that nobody was to see.
+func orEnded(err error) error {
+	if err == nil {
+		return errors.New("with status 0")
 	}
-	return 0, fmt.Errorf("jail: all %d uids are in use", l.cfg.UIDCount)
+	return err
 }
 
-func (l *Launcher) giveUID(uid int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.used, uid)
-}
-
+// chownAll gives a directory and what is in it to a machine, without following a link out of it.
 func chownAll(dir string, uid int) error {
-	return filepath.WalkDir(dir, func(name string, _ os.DirEntry, err error) error {
+	if st, err := os.Lstat(dir); err != nil || !st.IsDir() { // a link would show nothing inside
+		return errors.Join(err, fmt.Errorf("%s is no directory", dir))
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }() // only read
+	return fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(name, uid, uid)
+		return root.Lchown(name, uid, uid)
 	})
 }
