@@ -1,19 +1,13 @@
 package main
 
 import (
-	"errors"
-	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
-	"github.com/knadh/koanf/parsers/yaml"
-	"github.com/knadh/koanf/providers/env/v2"
-	"github.com/knadh/koanf/providers/file"
-	"github.com/knadh/koanf/providers/posflag"
-	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -53,9 +47,10 @@ const defaultConfigFile = "/etc/paddock/paddock.yaml"
 
 // configFlags are a server command's flags; load turns them, the environment and the file into a config.
 type configFlags struct {
-	cmd   *cobra.Command
-	file  *string
-	print *bool
+	cmd    *cobra.Command
+	file   *string
+	print  *bool
+	origin map[string]string // of flags that the file or the environment has set
 }
 
 // Which of the keys a command takes.
@@ -67,11 +62,11 @@ const (
 func addConfigFlags(c *cobra.Command, which int) *configFlags {
 	f := c.Flags()
 	f.SortFlags = false
-	cf := &configFlags{cmd: c, file: f.String("config", "", "configuration file ("+defaultConfigFile+" where it exists)")}
-	cf.print = f.Bool("print-config", false, "print the effective configuration and end")
+	cf := &configFlags{cmd: c, file: f.String("config", "", "configuration file ("+defaultConfigFile+" where it exists)"), origin: map[string]string{}}
+	cf.print = f.Bool("print-config", false, "print the effective configuration, and where each value is from, and end")
 	f.String("state-dir", defaultStateDir(), "directory of the ledger, JetStream, and images")
 	f.String("metrics-listen", "127.0.0.1:9464", "address of /metrics and /healthz; empty for none")
-	f.String("log-level", "info", "debug, info, warn or error")
+	addChoice(c, "log-level", "", "info", "what is logged", "debug", "info", "warn", "error")
 	if which&forDispatcher != 0 {
 		f.String("listen", "127.0.0.1:4222", "address of the embedded NATS server; empty uses --nats instead")
 		f.Bool("lazy-sync", false, "let JetStream's writes wait for the disk: faster, and a power loss may lose events")
@@ -79,16 +74,16 @@ func addConfigFlags(c *cobra.Command, which int) *configFlags {
 		f.Duration("lease-grace", 5*time.Second, "how much longer until they are given to others")
 		f.Int("max-queued", 100_000, "how many jobs may wait")
 	}
-	f.String("nats", "", "external NATS server")
+	f.String("nats", "", "external NATS server, where none is embedded")
 	if which&forWorker != 0 {
 		host, _ := os.Hostname()
 		f.String("name", cleanName(host), "the worker's name, unique in its fleet")
 		f.String("image-dir", "", "image store (images below the state directory)")
 		f.StringSlice("images", []string{"python"}, "images to build if missing, and to keep machines ready of")
-		f.String("driver", "qemu", "qemu, hostproc or inproc")
-		f.String("accel", "auto", "auto, kvm or tcg")
+		addChoice(c, "driver", "", "qemu", "what machines are", "qemu", "hostproc", "inproc")
+		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
-		f.String("jail", "on", "on, or off to start VMMs as plain children of this process")
+		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
 		f.Bool("insecure-no-isolation", false, "allow the drivers hostproc and inproc, which isolate nothing")
 		f.String("agent", "", "the paddock-agent binary (beside this one)")
 		f.Int("vcpus", runtime.NumCPU(), "vCPUs for machines: as many jobs of one vCPU run at once")
@@ -102,103 +97,14 @@ func addConfigFlags(c *cobra.Command, which int) *configFlags {
 // key is a flag's name in files and, in upper case, in the environment.
 func key(flag string) string { return strings.ReplaceAll(flag, "-", "_") }
 
-// load gives the effective configuration, and whether it was only to be printed.
-func (cf *configFlags) load() (c config, printed bool, err error) {
-	k := koanf.New(".")
-	known := map[string]bool{}
-	cf.cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Name != "config" && f.Name != "print-config" && f.Name != "help" {
-			known[key(f.Name)] = true
-		}
-	})
-	if err := loadFile(k, *cf.file, known); err != nil {
-		return c, false, err
-	}
-	err = k.Load(env.Provider(".", env.Opt{Prefix: "PADDOCK_", TransformFunc: func(name, v string) (string, any) {
-		name = strings.ToLower(strings.TrimPrefix(name, "PADDOCK_"))
-		if !known[name] {
-			return "", nil
-		}
-		if name == "images" {
-			return name, strings.Split(v, ",")
-		}
-		return name, v
-	}}), nil)
-	if err != nil {
-		return c, false, fmt.Errorf("environment: %w", err)
-	}
-	flags := cf.cmd.Flags()
-	if err := k.Load(posflag.ProviderWithFlag(flags, ".", k, func(f *pflag.Flag) (string, any) {
-		if !known[key(f.Name)] {
-			return "", nil
-		}
-		return key(f.Name), posflag.FlagVal(flags, f)
-	}), nil); err != nil {
-		return c, false, fmt.Errorf("flags: %w", err)
-	}
-	if err := k.Unmarshal("", &c); err != nil {
-		return c, false, fmt.Errorf("configuration: %w", err)
-	}
-	if c.ImageDir == "" {
-		c.ImageDir = filepath.Join(c.StateDir, "images")
-	}
-	if *cf.print {
-		b, err := yaml.Parser().Marshal(k.Raw())
-		if err != nil {
-			return c, true, err
-		}
-		_, err = cf.cmd.OutOrStdout().Write(b)
-		return c, true, err
-	}
-	return c, false, nil
-}
-
-// loadFile reads a configuration file; an unknown key is an error, for it would be ignored otherwise.
-func loadFile(k *koanf.Koanf, name string, known map[string]bool) error {
-	if name == "" {
-		if _, err := os.Stat(defaultConfigFile); err != nil {
-			return nil //nolint:nilerr // the default file may be missing
-		}
-		name = defaultConfigFile
-	}
-	if err := k.Load(file.Provider(name), yaml.Parser()); err != nil {
-		return fmt.Errorf("configuration file %s: %w", name, err)
-	}
-	all := allKeys()
-	var errs []error
-	for _, key := range k.Keys() {
-		if known[key] {
-			continue
-		}
-		if all[key] {
-			k.Delete(key) // another command's: one file serves them all
-			continue
-		}
-		hint := ""
-		if near := jobs.Nearest(key, keysOf(all)); near != "" {
-			hint = "; did you mean " + near + "?"
-		}
-		errs = append(errs, fmt.Errorf("configuration file %s: unknown key %q%s", name, key, hint))
-	}
-	return errors.Join(errs...)
-}
-
 // allKeys are the keys of all server commands.
 func allKeys() map[string]bool {
 	c := &cobra.Command{}
 	addConfigFlags(c, forDispatcher|forWorker)
 	all := map[string]bool{}
-	c.Flags().VisitAll(func(f *pflag.Flag) { all[key(f.Name)] = true })
-	delete(all, "config")
-	delete(all, "print_config")
+	c.Flags().VisitAll(func(f *pflag.Flag) { all[key(f.Name)] = isKey(f) })
+	maps.DeleteFunc(all, func(_ string, is bool) bool { return !is })
 	return all
-}
-
-func keysOf(m map[string]bool) (l []string) {
-	for k := range m {
-		l = append(l, k)
-	}
-	return l
 }
 
 func defaultStateDir() string {

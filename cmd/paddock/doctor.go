@@ -1,200 +1,103 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/paddockvm/paddock/client"
-	"github.com/paddockvm/paddock/images"
-	"github.com/paddockvm/paddock/vmm"
-	"github.com/paddockvm/paddock/vmm/qemu"
-	"github.com/paddockvm/paddock/worker/jail"
 )
 
 // finding is one line of the doctor.
 type finding struct {
 	Check  string `json:"check"`
-	Status string `json:"status"` // ok, degraded or missing
+	Status status `json:"status"`
 	Detail string `json:"detail"`
 	// Advice says what to do, where something can be done.
 	Advice string `json:"advice,omitempty"`
 }
 
+// status is what a finding means for whoever wants to run jobs here.
+type status string
+
+const (
+	ok       status = "ok"
+	note     status = "note"     // neither good nor bad
+	degraded status = "degraded" // it works, with less than there could be
+	missing  status = "missing"  // it does not work
+)
+
+func (s status) styled(w io.Writer) string {
+	switch s {
+	case ok:
+		return green(w, string(s))
+	case degraded:
+		return yellow(w, string(s))
+	case missing:
+		return red(w, string(s))
+	}
+	return dim(w, string(s))
+}
+
 func doctorCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "doctor", Short: "Say what this host can and cannot do, and what to do about it", Args: cobra.NoArgs,
-		Long: "Tries what Paddock needs. Exits with 1 where something is missing without which it cannot run machines.",
+		Use: "doctor", Short: "Say what this host can and cannot do, and what to do about it", Args: arguments(0, 0),
+		Long: "Tries what Paddock needs: it boots a machine, starts something in a jail, asks the server. It changes nothing.\n" +
+			"Each line is ok, degraded (it works, with less than there could be), missing (it does not work) or a note. An arrow says what to do.\n" +
+			"Exits with 1 where something is missing.",
 	}
 	out := outputFlag(c)
 	flags := addClientFlags(c)
-	state := c.Flags().String("state-dir", defaultStateDir(), "the state directory")
+	state := c.Flags().String("state-dir", envOr("PADDOCK_STATE_DIR", defaultStateDir()), "the state directory (PADDOCK_STATE_DIR)")
+	imageDir := c.Flags().String("image-dir", envOr("PADDOCK_IMAGE_DIR", ""), "image store (PADDOCK_IMAGE_DIR, else images below the state directory)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		list := examine(c.Context(), *state, *flags.nats)
-		err := show(c.OutOrStdout(), *out, list, func(to io.Writer) error {
-			w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-			for _, f := range list {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", f.Status, f.Check, f.Detail)
-				if f.Advice != "" {
-					fmt.Fprintf(w, "\t\t→ %s\n", f.Advice)
-				}
-			}
-			return w.Flush()
-		})
-		if err != nil {
+		e := examination{state: *state, images: *imageDir, nats: *flags.nats}
+		list := e.run(c.Context())
+		if err := show(c.OutOrStdout(), *out, list, func(w io.Writer) error { return printFindings(w, list) }); err != nil {
 			return err
 		}
-		for _, f := range list {
-			if f.Status == "missing" {
-				return exitError{1}
-			}
+		if len(having(list, missing)) > 0 {
+			return exitError{1}
 		}
 		return nil
 	}
 	return c
 }
 
-func examine(ctx context.Context, state, nats string) []finding {
-	return append([]finding{
-		examineRoot(), examineJail(ctx), examineTools(), examineDisk(state), examineImages(state), examineNATS(ctx, nats),
-	}, examineQEMU(ctx)...)
-}
-
-func examineRoot() finding {
-	if os.Geteuid() == 0 {
-		return finding{"user", "ok", "root", ""}
-	}
-	return finding{"user", "degraded", fmt.Sprintf("uid %d: no jail, no image builds", os.Geteuid()), "run as root or with sudo; inside, nothing of a machine runs as root"}
-}
-
-func examineQEMU(ctx context.Context) []finding {
-	dir, err := os.MkdirTemp("", "pd-")
-	if err != nil {
-		return []finding{{"qemu", "missing", err.Error(), ""}}
-	}
-	defer os.RemoveAll(dir)
-	d, err := qemu.New(qemu.Config{RunDir: dir, Launcher: vmm.Direct{}})
-	if err != nil {
-		return []finding{{"qemu", "missing", err.Error(), "apt-get install qemu-system-x86"}}
-	}
-	defer d.Close() //nolint:errcheck // it has no templates
-	caps, err := d.Probe(ctx)
-	if err != nil {
-		return []finding{{"qemu", "missing", err.Error(), ""}}
-	}
-	list := []finding{{"qemu", "ok", fmt.Sprintf("%s, %s", caps.Version, caps.Machine), ""}}
-	if caps.Accel == "kvm" {
-		return append(list, finding{"kvm", "ok", fmt.Sprintf("a guest ran in %s", caps.BootProbe.Round(time.Millisecond)), ""})
-	}
-	why := "no /dev/kvm"
-	if _, err := os.Stat("/dev/kvm"); err == nil {
-		why = "/dev/kvm is there, but no guest runs with it"
-	}
-	return append(list, finding{
-		"kvm", "degraded", why + "; machines run under TCG: correct, 10 to 50 times slower, and QEMU's project gives no security promise for it",
-		"use a host with hardware virtualisation, or enable nested virtualisation in the one below",
-	})
-}
-
-func examineJail(ctx context.Context) finding {
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
-	if err != nil {
-		return finding{"jail", "degraded", err.Error(), "run as root"}
-	}
-	p, err := l.Launch(ctx, vmm.Command{Name: "doctor", Path: "/bin/true"})
-	if err == nil {
-		<-p.Done()
-		err = p.Err()
-	}
-	if err != nil {
-		return finding{"jail", "missing", err.Error(), "--jail off starts machines without it"}
-	}
-	return finding{"jail", "degraded", "namespaces, own root and uid, no capabilities, resource limits; missing: " + strings.Join(l.Degraded(), ", "), ""}
-}
-
-func examineTools() finding {
-	var missing []string
-	for tool, pkg := range map[string]string{"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "mkfs.ext4": "e2fsprogs", "depmod": "kmod", "xz": "xz-utils"} {
-		if _, err := exec.LookPath(tool); err == nil {
-			continue
-		}
-		if _, err := os.Stat("/usr/sbin/" + tool); err != nil {
-			missing = append(missing, pkg)
+func printFindings(to io.Writer, list []finding) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	for _, f := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Status.styled(to), f.Check, f.Detail)
+		if f.Advice != "" {
+			fmt.Fprintf(w, "%s\t\t→ %s\n", dim(to, ""), f.Advice)
 		}
 	}
-	if len(missing) > 0 {
-		return finding{"image tools", "degraded", "images cannot be built", "apt-get install " + strings.Join(missing, " ")}
+	if err := w.Flush(); err != nil {
+		return err
 	}
-	return finding{"image tools", "ok", "images can be built", ""}
+	_, err := fmt.Fprintln(to, "\n"+summary(list))
+	return err
 }
 
-func examineDisk(state string) finding {
-	dir := state
-	for {
-		if _, err := os.Stat(dir); err == nil {
-			break
+// summary is the answer in one sentence.
+func summary(list []finding) string {
+	lacks, less := having(list, missing), having(list, degraded)
+	switch {
+	case len(lacks) > 0:
+		return "This host cannot run jobs in machines yet: " + strings.Join(lacks, ", ") + "."
+	case len(less) > 0:
+		return "This host can run jobs in machines, with less than there could be: " + strings.Join(less, ", ") + "."
+	}
+	return "This host can run jobs in machines."
+}
+
+// having names the checks of a status.
+func having(list []finding, s status) (names []string) {
+	for _, f := range list {
+		if f.Status == s {
+			names = append(names, f.Check)
 		}
-		dir = filepath.Dir(dir)
 	}
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return finding{"disk", "missing", err.Error(), ""}
-	}
-	free := st.Bavail * uint64(st.Bsize) >> 20
-	f := finding{"disk", "ok", fmt.Sprintf("%d MiB free for %s", free, state), ""}
-	if free < 4096 {
-		f.Status, f.Advice = "degraded", "free some, or choose another --state-dir: an image takes about 400 MiB, events up to 8 GiB"
-	}
-	return f
-}
-
-func examineImages(state string) finding {
-	dir := filepath.Join(state, "images")
-	if _, err := os.Stat(dir); err != nil {
-		return finding{"images", "ok", "none yet; paddock up builds what it needs", ""}
-	}
-	s, err := images.Open(dir)
-	var list []images.Image
-	if err == nil {
-		list, err = s.List()
-	}
-	if err != nil {
-		return finding{"images", "degraded", err.Error(), ""}
-	}
-	var names []string
-	for _, i := range list {
-		names = append(names, i.Name)
-	}
-	return finding{"images", "ok", strings.Join(append(names, fmt.Sprintf("%d in %s", len(list), dir)), ", "), ""}
-}
-
-func examineNATS(ctx context.Context, url string) finding {
-	c, err := client.Connect(url)
-	if err != nil {
-		return finding{"server", "ok", "none at " + url + " (not running, or elsewhere)", ""}
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	if _, err := c.Get(ctx, "none"); err != nil && !strings.Contains(err.Error(), "no job") {
-		return finding{"server", "degraded", errors.Join(err).Error(), "start paddock up"}
-	}
-	return finding{"server", "ok", "a dispatcher answers at " + url, ""}
-}
-
-func jailCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "jail-exec", Hidden: true, Args: cobra.ExactArgs(1),
-		Run: func(_ *cobra.Command, args []string) { jail.Child(args[0]) },
-	}
+	return names
 }

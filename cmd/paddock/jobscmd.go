@@ -1,20 +1,18 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"gopkg.in/yaml.v3"
 
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
@@ -39,79 +37,34 @@ func envOr(name, v string) string {
 	return v
 }
 
+// connect connects, and tells people when the connection is lost and there again.
 func (f clientFlags) connect() (*client.Client, error) {
-	return client.Connect(*f.nats, client.Tenant(*f.tenant))
+	c, err := client.Connect(*f.nats, client.Tenant(*f.tenant), client.NATS(
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				say("lost the connection to %s; trying again", *f.nats)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { say("connected again") }),
+	))
+	if _, refused := errors.AsType[*jobs.Error](err); err != nil && !refused {
+		err = fmt.Errorf("%w Start it, or say where it is with --nats or PADDOCK_NATS", err)
+	}
+	return c, err
 }
 
-func submitCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use: "submit -f FILE", Short: "Submit a job spec (JSON or YAML) and print its id", Args: cobra.NoArgs,
-		Example: "  paddock submit -f job.yaml\n  echo '{\"language\":\"python\",\"source\":\"print(1)\"}' | paddock submit -f - --wait",
+// hint says where ids are from, where one is not known.
+func hint(err error) error {
+	if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeNotFound {
+		return fmt.Errorf("%w; `paddock ls` lists the tenant's jobs", err)
 	}
-	flags := addClientFlags(c)
-	out := outputFlag(c)
-	file := c.Flags().StringP("file", "f", "", "the spec's file, - for standard input")
-	wait := c.Flags().Bool("wait", false, "show the output, wait for the end, and exit as the program did")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		spec, err := readSpec(*file, c.InOrStdin())
-		if err != nil {
-			return err
-		}
-		cl, err := flags.connect()
-		if err != nil {
-			return err
-		}
-		defer cl.Close()
-		r, err := cl.Submit(c.Context(), spec)
-		if err != nil {
-			return err
-		}
-		for _, w := range r.Warnings {
-			say("warning: %s", w)
-		}
-		if !*wait {
-			return show(c.OutOrStdout(), *out, r, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, r.Job.ID)
-				return err
-			})
-		}
-		s := &session{c: cl, job: r.Job.ID, out: c.OutOrStdout(), err: c.ErrOrStderr()}
-		return s.watch(c.Context())
-	}
-	return c
-}
-
-// readSpec reads a spec strictly: an unknown field here is a mistake, not a newer client.
-func readSpec(file string, stdin io.Reader) (*jobs.Spec, error) {
-	if file == "" {
-		return nil, errors.New("no spec: give one with -f FILE, or -f - for standard input")
-	}
-	var b []byte
-	var err error
-	if file == "-" {
-		b, err = io.ReadAll(io.LimitReader(stdin, jobs.MaxSpecBytes+1))
-	} else {
-		b, err = os.ReadFile(file)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if t := bytes.TrimSpace(b); len(t) > 0 && t[0] != '{' { // YAML holds JSON, but its faults would name other places
-		var tree any
-		if err := yaml.Unmarshal(b, &tree); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		if b, err = json.Marshal(tree); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-	}
-	spec, _, err := jobs.Decode(b, jobs.Strict)
-	return spec, err
+	return err
 }
 
 func getCommand() *cobra.Command {
-	c := &cobra.Command{Use: "get JOB", Short: "Show a job's record and result", Args: cobra.ExactArgs(1)}
+	c := &cobra.Command{Use: "get JOB", Short: "Show a job's record and result", Args: arguments(1, 1)}
 	flags := addClientFlags(c)
+	completeJobs(c, flags, anyState)
 	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := flags.connect()
@@ -121,7 +74,7 @@ func getCommand() *cobra.Command {
 		defer cl.Close()
 		j, err := cl.Get(c.Context(), args[0])
 		if err != nil {
-			return err
+			return hint(err)
 		}
 		return show(c.OutOrStdout(), *out, j, func(w io.Writer) error { return printJob(w, j) })
 	}
@@ -174,30 +127,88 @@ func printJob(to io.Writer, j jobs.Job) error {
 	return w.Flush()
 }
 
+// completeJobs has shells complete the ids of jobs that want says are meant; without a server, nothing.
+func completeJobs(c *cobra.Command, flags clientFlags, want func(jobs.State) bool) {
+	c.ValidArgsFunction = func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		const none = cobra.ShellCompDirectiveNoFileComp
+		cl, err := client.Connect(*flags.nats, client.Tenant(*flags.tenant))
+		if err != nil {
+			return nil, none
+		}
+		defer cl.Close()
+		r, err := cl.List(c.Context(), jobs.ListRequest{Limit: 20})
+		if err != nil {
+			return nil, none
+		}
+		var ids []string
+		for _, j := range r.Jobs {
+			if !want(j.State) {
+				continue
+			}
+			said := string(j.State)
+			if j.Result != nil {
+				said += " " + string(j.Result.Ending)
+			}
+			ids = append(ids, j.ID+"\t"+said+" "+j.Image)
+		}
+		return ids, none | cobra.ShellCompDirectiveKeepOrder
+	}
+}
+
+func anyState(jobs.State) bool { return true }
+
+var stateNames = []string{string(jobs.StateQueued), string(jobs.StateLeased), string(jobs.StateRunning), string(jobs.StateEnded), string(jobs.StateDead)}
+
+// stateStyle is a state in the colour of what it means: under way, well, not well.
+func stateStyle(w io.Writer, j jobs.Job) string {
+	switch {
+	case !j.State.Terminal():
+		return yellow(w, string(j.State))
+	case j.Result != nil && j.Result.Success():
+		return green(w, string(j.State))
+	}
+	return red(w, string(j.State))
+}
+
 func lsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "ls", Short: "List jobs, newest first", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "ls", Short: "List jobs, newest first", Args: arguments(0, 0)}
 	flags := addClientFlags(c)
 	out := outputFlag(c)
 	limit := c.Flags().IntP("limit", "n", 50, "how many")
 	before := c.Flags().String("before", "", "go on after this id")
-	states := c.Flags().StringSlice("state", nil, "only these states: queued, leased, running, ended, dead")
+	states := c.Flags().StringSlice("state", nil, "only these states: "+strings.Join(stateNames, ", "))
+	complete(c, "state", stateNames...)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *limit < 1 { // 0 would mean the server's own choice
+			return fmt.Errorf("--limit %d: want 1 to 1000", *limit)
+		}
+		if *before != "" {
+			if _, err := jobs.ParseID(*before); err != nil {
+				return fmt.Errorf("--before %s: want a job's id, as the list before this named it", *before)
+			}
+		}
+		q := jobs.ListRequest{Limit: *limit, Before: *before}
+		for _, s := range *states {
+			if !slices.Contains(stateNames, s) {
+				return fmt.Errorf("--state %s: want %s", s, oneOf(stateNames))
+			}
+			q.States = append(q.States, jobs.State(s))
+		}
 		cl, err := flags.connect()
 		if err != nil {
 			return err
 		}
 		defer cl.Close()
-		q := jobs.ListRequest{Limit: *limit, Before: *before}
-		for _, s := range *states {
-			q.States = append(q.States, jobs.State(s))
-		}
 		r, err := cl.List(c.Context(), q)
 		if err != nil {
 			return err
 		}
+		if r.Next != "" {
+			defer say("more with --before %s", r.Next)
+		}
 		return show(c.OutOrStdout(), *out, r, func(to io.Writer) error {
 			w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "JOB\tSTATE\tENDING\tIMAGE\tATTEMPT\tACCEPTED")
+			fmt.Fprintln(w, "JOB\t"+bold(to, "STATE")+"\tENDING\tIMAGE\tATTEMPT\tACCEPTED")
 			for _, j := range r.Jobs {
 				ending := ""
 				if j.Result != nil {
@@ -205,10 +216,7 @@ func lsCommand() *cobra.Command {
 						ending += fmt.Sprintf(" %d", *j.Result.ExitCode)
 					}
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", j.ID, j.State, ending, j.Image, j.Attempt, j.AcceptedAt.Local().Format(time.DateTime))
-			}
-			if r.Next != "" {
-				defer say("more with --before %s", r.Next)
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", j.ID, stateStyle(to, j), ending, j.Image, j.Attempt, j.AcceptedAt.Local().Format(time.DateTime))
 			}
 			return w.Flush()
 		})
@@ -216,75 +224,44 @@ func lsCommand() *cobra.Command {
 	return c
 }
 
-func logsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "logs JOB", Short: "Print a job's output, from its first byte", Args: cobra.ExactArgs(1)}
-	flags := addClientFlags(c)
-	follow := c.Flags().BoolP("follow", "f", false, "go on until the job ends")
-	attempt := c.Flags().Int("attempt", 0, "this attempt's output; 0 means all")
-	events := c.Flags().Bool("events", false, "print the events themselves, one JSON object a line")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		cl, err := flags.connect()
-		if err != nil {
-			return err
-		}
-		defer cl.Close()
-		j, err := cl.Get(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		ctx := c.Context()
-		if !*follow && !j.State.Terminal() {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, time.Second) // what is there by then
-			defer cancel()
-		}
-		s := &session{c: cl, job: j.ID, out: c.OutOrStdout(), err: c.ErrOrStderr()}
-		for e, err := range cl.Follow(ctx, j.ID, client.Position{}) {
-			if err != nil {
-				if ctx.Err() != nil && c.Context().Err() == nil {
-					return nil
-				}
-				return err
-			}
-			if *attempt != 0 && e.Attempt != *attempt {
-				continue
-			}
-			if *events {
-				b, err := json.Marshal(e)
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(c.OutOrStdout(), "%s\n", b)
-				continue
-			}
-			s.print(e)
-		}
-		return nil
-	}
-	return c
-}
-
 func cancelCommand() *cobra.Command {
-	c := &cobra.Command{Use: "cancel JOB…", Short: "Ask for the end of jobs", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "cancel JOB…", Short: "Ask for the end of jobs", Args: arguments(1, -1),
+		Long: "Asks for the end of jobs. A program that runs gets SIGTERM, and SIGKILL if it does not end; `paddock logs -f` waits for that.\n" +
+			"A job that has ended already stays as it is, which is no error."}
 	flags := addClientFlags(c)
+	completeJobs(c, flags, func(s jobs.State) bool { return !s.Terminal() })
+	out := outputFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := flags.connect()
 		if err != nil {
 			return err
 		}
 		defer cl.Close()
+		list := []canceled{}
 		var errs []error
 		for _, id := range args {
 			state, err := cl.Cancel(c.Context(), id)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", id, err))
+				errs = append(errs, hint(err))
 				continue
 			}
-			if state.Terminal() {
-				say("%s had ended already", id)
-			}
+			list = append(list, canceled{id, state})
 		}
-		return errors.Join(errs...)
+		err = show(c.OutOrStdout(), *out, list, func(io.Writer) error {
+			for _, j := range list {
+				if j.State.Terminal() {
+					say("%s had ended already", j.ID)
+				}
+			}
+			return nil
+		})
+		return errors.Join(append(errs, err)...)
 	}
 	return c
+}
+
+// canceled is what -o json prints of each job: where it stood when the cancel came.
+type canceled struct {
+	ID    string     `json:"id"`
+	State jobs.State `json:"state"`
 }

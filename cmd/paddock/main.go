@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 
@@ -47,9 +48,7 @@ func command() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true, Version: version,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.AddGroup(&cobra.Group{ID: "client", Title: "Jobs:"}, &cobra.Group{ID: "server", Title: "Servers:"}, &cobra.Group{ID: "host", Title: "This host:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, c := range cmds {
@@ -61,14 +60,29 @@ func command() *cobra.Command {
 	add("server", upCommand(), dispatcherCommand(), workerCommand())
 	add("host", imageCommand(), doctorCommand(), benchCommand())
 	root.AddCommand(versionCommand(), jailCommand())
+	root.SetVersionTemplate("paddock {{.Version}}\n")
+	root.InitDefaultCompletionCmd()
+	refuseArguments(root)
 	return root
 }
 
+// versions is what -o json prints of this binary.
+type versions struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
 func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(c *cobra.Command, _ []string) {
-			fmt.Fprintf(c.OutOrStdout(), "paddock %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-		},
+	c := &cobra.Command{Use: "version", Short: "Print the version", Args: arguments(0, 0)}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		v := versions{version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+		return show(c.OutOrStdout(), *out, v, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "paddock %s %s %s/%s\n", v.Version, v.Go, v.OS, v.Arch)
+			return err
+		})
 	}
+	return c
 }

@@ -13,10 +13,7 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	"gopkg.in/yaml.v3"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -28,35 +25,32 @@ const (
 	exitNotFound    = 127 // the program does not exist
 	exitTimeLimit   = 124
 	exitMemoryLimit = 137
-	exitLimit       = 123 // output, processes, disk, file size
+	exitLimit       = 123 // the program's own doing otherwise: output, processes, disk, file size, its machine's end, a file that is not there
 	exitCanceled    = 130
 )
 
 // say prints a line for people to standard error.
 func say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "paddock: "+format+"\n", args...)
+	fmt.Fprint(os.Stderr, dim(os.Stderr, "paddock: ")+fmt.Sprintf(format, args...)+"\n")
 }
 
-// complain prints an error, its faults a line each.
+// complain prints an error, each of several on a line of its own, and the faults of a spec below it.
 func complain(err error) {
 	var e *jobs.Error
 	if !errors.As(err, &e) || len(e.Faults) == 0 {
-		say("%v", err)
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			say("%s", line)
+		}
 		return
 	}
 	say("%s:", e.Message)
 	for _, f := range e.Faults {
 		at := f.Path
 		if at != "" {
-			at += ": "
+			at = bold(os.Stderr, at) + ": "
 		}
 		fmt.Fprintf(os.Stderr, "  %s%s\n", at, f.Message)
 	}
-}
-
-// outputFlag adds -o to a command.
-func outputFlag(c *cobra.Command) *string {
-	return c.Flags().StringP("output", "o", "text", "output format: text, json or yaml")
 }
 
 // show prints v as asked, or has text print it.
@@ -74,50 +68,23 @@ func show(w io.Writer, format string, v any, text func(io.Writer) error) error {
 		if err != nil {
 			return err
 		}
-		var tree any
+		var tree yaml.Node // and it has them in the contract's order
 		if err := yaml.Unmarshal(b, &tree); err != nil {
 			return err
 		}
+		plain(&tree)
 		e := yaml.NewEncoder(w)
 		e.SetIndent(2)
-		return errors.Join(e.Encode(tree), e.Close())
+		return errors.Join(e.Encode(&tree), e.Close())
 	}
 	return fmt.Errorf("output format %q: want text, json or yaml", format)
 }
 
-// progress shows what is being done: a line that overwrites itself on a terminal, a line a stage elsewhere.
-type progress struct {
-	mu   sync.Mutex
-	tty  bool
-	open bool
-}
-
-func newProgress() *progress {
-	return &progress{tty: term.IsTerminal(int(os.Stderr.Fd())) && os.Getenv("NO_COLOR") == ""}
-}
-
-func (p *progress) stage(format string, args ...any) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	line := fmt.Sprintf(format, args...)
-	if !p.tty {
-		say("%s", line)
-		return
-	}
-	if width, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && len(line) > width-12 && width > 20 {
-		line = line[:width-12] + "…"
-	}
-	fmt.Fprintf(os.Stderr, "\r\x1b[Kpaddock: %s", line)
-	p.open = true
-}
-
-// done ends the line that overwrites itself.
-func (p *progress) done() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.open {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
-		p.open = false
+// plain takes JSON's braces and quotes off a tree; what needs quotes gets them back.
+func plain(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		plain(c)
 	}
 }
 
@@ -125,30 +92,42 @@ func (p *progress) done() {
 func exitOf(r jobs.Result) error {
 	switch r.Ending {
 	case jobs.Exited:
-		if r.ExitCode != nil && *r.ExitCode != 0 {
-			return exitError{*r.ExitCode}
-		}
-		return nil
 	case jobs.Signaled:
 		say("ended by %s", r.Signal)
-		return exitError{128 + signalNumber(r.Signal)}
+	default:
+		line := strings.ReplaceAll(string(r.Ending), "_", " ")
+		if r.Reason != "" {
+			line += ": " + r.Reason
+		}
+		say("%s", line)
 	}
-	line := strings.ReplaceAll(string(r.Ending), "_", " ")
-	if r.Reason != "" {
-		line += ": " + r.Reason
+	if code := exitCode(r); code != 0 {
+		return exitError{code}
 	}
-	say("%s", line)
+	return nil
+}
+
+// exitCode is the program's own, or what stands for another ending.
+func exitCode(r jobs.Result) int {
 	switch r.Ending {
+	case jobs.Exited:
+		if r.ExitCode == nil {
+			return 0
+		}
+		return *r.ExitCode
+	case jobs.Signaled:
+		return 128 + signalNumber(r.Signal)
 	case jobs.TimeLimit:
-		return exitError{exitTimeLimit}
+		return exitTimeLimit
 	case jobs.MemoryLimit:
-		return exitError{exitMemoryLimit}
-	case jobs.OutputLimit, jobs.PIDsLimit, jobs.DiskLimit, jobs.FileLimit:
-		return exitError{exitLimit}
+		return exitMemoryLimit
 	case jobs.StartFailed:
-		return exitError{exitNotFound}
+		return exitNotFound
 	case jobs.Canceled:
-		return exitError{exitCanceled}
+		return exitCanceled
 	}
-	return exitError{exitFailure}
+	if r.Ending.Class() == jobs.ClassUser {
+		return exitLimit
+	}
+	return exitFailure
 }

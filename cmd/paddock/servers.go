@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/images/build"
 	"github.com/paddockvm/paddock/jobs"
@@ -26,7 +27,7 @@ import (
 
 func upCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "up", Short: "Start everything in one process: NATS, dispatcher, worker", Args: cobra.NoArgs,
+		Use: "up", Short: "Start everything in one process: NATS, dispatcher, worker", Args: arguments(0, 0),
 		Long: "Starts an embedded NATS server, a dispatcher and a worker, after building the images that are missing.\n" +
 			"SIGINT or SIGTERM lets running jobs end; a second one ends them.",
 	}
@@ -36,14 +37,14 @@ func upCommand() *cobra.Command {
 }
 
 func dispatcherCommand() *cobra.Command {
-	c := &cobra.Command{Use: "dispatcher", Short: "Start a dispatcher, with NATS or on an external one", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "dispatcher", Short: "Start a dispatcher, with NATS or on an external one", Args: arguments(0, 0)}
 	flags := addConfigFlags(c, forDispatcher)
 	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "dispatcher", true, false) }
 	return c
 }
 
 func workerCommand() *cobra.Command {
-	c := &cobra.Command{Use: "worker", Short: "Start a worker on this host", Args: cobra.NoArgs, Example: "  paddock worker --nats nats://dispatcher.example:4222"}
+	c := &cobra.Command{Use: "worker", Short: "Start a worker on this host", Args: arguments(0, 0), Example: "  paddock worker --nats nats://dispatcher.example:4222"}
 	flags := addConfigFlags(c, forWorker)
 	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "worker", false, true) }
 	return c
@@ -57,36 +58,50 @@ func serve(flags *configFlags, role string, withDispatcher, withWorker bool) (er
 	}
 	level, err := zerolog.ParseLevel(c.LogLevel)
 	if err != nil {
-		return fmt.Errorf("log level %q: want debug, info, warn or error", c.LogLevel)
+		return err
 	}
-	log := zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.TimeOnly, NoColor: true}).Level(level).With().Timestamp().Logger()
+	log := zerolog.New(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.TimeOnly, NoColor: !fancy(os.Stderr)}).Level(level).With().Timestamp().Logger()
 	ctx, abort := context.WithCancelCause(log.WithContext(context.Background()))
 	defer abort(nil)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	release, err := lockState(c.StateDir, role)
 	if err != nil {
 		return err
 	}
 	defer release()
 	drain := make(chan struct{})
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
 	go onSignals(ctx, signals, drain, abort)
 
+	// Until it is ready there is nothing to drain: the first signal ends what is being built.
+	starting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-drain:
+			cancel(errStopped)
+		case <-starting.Done():
+		}
+	}()
 	s := &server{config: c, registry: prometheus.NewRegistry(), drain: drain}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if withWorker {
-		if err := s.buildImages(ctx); err != nil {
-			return err
-		}
+		err = s.buildImages(starting)
 	}
-	if err := s.run(ctx, withDispatcher, withWorker); err != nil && !errors.Is(context.Cause(ctx), errAborted) {
-		return err
+	if err == nil {
+		err = s.run(ctx, starting, withDispatcher, withWorker)
 	}
-	return nil
+	if errors.Is(err, errStopped) || errors.Is(context.Cause(ctx), errAborted) {
+		return nil
+	}
+	return err
 }
 
-var errAborted = errors.New("second signal")
+var (
+	errStopped = errors.New("stopped while starting")
+	errAborted = errors.New("second signal")
+)
 
 // onSignals lets the first signal drain and the second abort.
 func onSignals(ctx context.Context, signals <-chan os.Signal, drain chan struct{}, abort context.CancelCauseFunc) {
@@ -118,9 +133,6 @@ func (s *server) buildImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.config.Driver == "inproc" {
-		return nil
-	}
 	agent, err := agentPath(s.config.Agent)
 	if err != nil {
 		return err
@@ -128,9 +140,13 @@ func (s *server) buildImages(ctx context.Context) error {
 	p := newProgress()
 	defer p.done()
 	for _, name := range s.config.Images {
+		_, have := store.Get(name)
+		if have == nil && s.config.Driver != "qemu" {
+			continue // nothing of it is booted: any will do
+		}
 		r, err := images.ShippedRecipe(name)
 		if err != nil {
-			if _, have := store.Get(name); have == nil {
+			if have == nil {
 				continue // one of the operator's own
 			}
 			return err
@@ -144,9 +160,9 @@ func (s *server) buildImages(ctx context.Context) error {
 }
 
 // run starts the parts and waits for their end: the worker first, when it is to drain, then what it needs.
-func (s *server) run(ctx context.Context, withDispatcher, withWorker bool) error {
+func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker bool) error {
 	c := s.config
-	b, url, closeBus, err := connectBus(ctx, c, c.Name)
+	b, url, closeBus, err := connectBus(starting, c, c.Name)
 	if err != nil {
 		return err
 	}
@@ -168,7 +184,7 @@ func (s *server) run(ctx context.Context, withDispatcher, withWorker bool) error
 		g.Go(func() error { return b.ServeDispatcher(serving, d) })
 	}
 	if withWorker {
-		err = s.work(gctx, g, b, stop, url)
+		err = s.work(gctx, starting, g, b, stop, url)
 	} else {
 		say("ready: dispatcher on %s", url)
 		g.Go(func() error {
@@ -187,34 +203,42 @@ func (s *server) run(ctx context.Context, withDispatcher, withWorker bool) error
 }
 
 // work starts the worker; when it ends, what it needed is stopped.
-func (s *server) work(ctx context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
+func (s *server) work(ctx, starting context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
 	p := newProgress()
 	w, host, closeDriver, err := openWorker(ctx, s.config, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
 	if err != nil {
 		return err
 	}
 	for _, image := range s.config.Images {
-		if s.config.Driver == "inproc" {
-			break
-		}
-		if _, _, err := host.Template(ctx, image, jobs.Resources{}); err != nil {
+		if _, _, err := host.Template(starting, image, jobs.Resources{}); err != nil {
 			p.done()
 			return errors.Join(err, closeDriver())
 		}
 	}
 	p.done()
+	running, halt := context.WithCancelCause(ctx)
 	g.Go(func() error {
 		defer stop()
-		err := w.Run(ctx, s.drain)
+		defer halt(nil)
+		err := w.Run(running, s.drain)
 		return errors.Join(err, closeDriver())
 	})
 	select {
 	case <-w.Registered():
-		say("ready: jobs are taken on %s; try: paddock run hello.py", url)
-	case <-ctx.Done():
-	case <-s.drain:
+		say("ready: jobs are taken on %s; try: %s", url, tryLine(url))
+	case <-running.Done():
+	case <-starting.Done():
+		halt(context.Cause(starting)) // no dispatcher has answered: there is nothing to let end
 	}
 	return nil
+}
+
+// tryLine is a command that works with the server as it was started.
+func tryLine(url string) string {
+	if url == client.DefaultURL {
+		return "paddock run hello.py"
+	}
+	return "paddock run --nats " + url + " hello.py"
 }
 
 // serveMetrics serves /metrics and /healthz.

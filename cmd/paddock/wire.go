@@ -42,11 +42,14 @@ func connectBus(ctx context.Context, c config, name string) (_ *bus.Bus, url str
 		cfg.Server, closeAll = s, s.Close
 		url = s.URL()
 	} else if url = c.NATS; url == "" {
-		return nil, "", nil, errors.New("no NATS server: give --nats URL")
+		return nil, "", nil, errors.New("no NATS server: say where the dispatcher's is with --nats URL or PADDOCK_NATS")
 	}
 	b, err := bus.Connect(ctx, cfg)
 	if err != nil {
 		closeAll()
+		if cfg.Server == nil {
+			err = fmt.Errorf("%w; is a dispatcher, or a NATS server with JetStream, running there?", err)
+		}
 		return nil, "", nil, err
 	}
 	closeServer := closeAll
@@ -148,6 +151,9 @@ func openWorker(ctx context.Context, c config, b *bus.Bus, r prometheus.Register
 // agentPath finds the agent's binary: named, beside this one, or in PATH.
 func agentPath(named string) (string, error) {
 	if named != "" {
+		if _, err := os.Stat(named); err != nil {
+			return "", fmt.Errorf("--agent: %w; `make build` makes one", err)
+		}
 		return filepath.Abs(named)
 	}
 	if self, err := os.Executable(); err == nil {

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+	yamlv3 "gopkg.in/yaml.v3"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// load gives the effective configuration, and whether it was only to be printed. The flags hold the values: the file and the
+// environment set those that the command line did not, so that a word is judged alike wherever it stands.
+func (cf *configFlags) load() (c config, printed bool, err error) {
+	if err := errors.Join(cf.loadFile(), cf.loadEnv()); err != nil {
+		return c, false, err
+	}
+	k := koanf.New(".")
+	flags := cf.cmd.Flags()
+	if err := k.Load(posflag.ProviderWithFlag(flags, ".", k, func(f *pflag.Flag) (string, any) {
+		if !isKey(f) {
+			return "", nil
+		}
+		return key(f.Name), posflag.FlagVal(flags, f)
+	}), nil); err != nil {
+		return c, false, fmt.Errorf("flags: %w", err)
+	}
+	if err := k.Unmarshal("", &c); err != nil {
+		return c, false, fmt.Errorf("configuration: %w", err)
+	}
+	if f := flags.Lookup("image-dir"); f != nil && c.ImageDir == "" {
+		c.ImageDir = filepath.Join(c.StateDir, "images")
+		_ = f.Value.Set(c.ImageDir) // a string takes everything
+	}
+	if err := cf.check(); err != nil {
+		return c, false, err
+	}
+	if *cf.print {
+		return c, true, cf.printAll(cf.cmd.OutOrStdout())
+	}
+	return c, false, nil
+}
+
+// isKey tells a flag that configures from one that says what to do with the configuration.
+func isKey(f *pflag.Flag) bool {
+	return f.Name != "config" && f.Name != "print-config" && f.Name != "help"
+}
+
+// loadFile reads the configuration file; an unknown key is an error, for it would be ignored otherwise.
+func (cf *configFlags) loadFile() error {
+	name := *cf.file
+	if name == "" {
+		if _, err := os.Stat(defaultConfigFile); err != nil {
+			return nil //nolint:nilerr // the default file may be missing
+		}
+		name = defaultConfigFile
+	}
+	origin := "configuration file " + name
+	k := koanf.New(".")
+	if err := k.Load(file.Provider(name), yaml.Parser()); err != nil {
+		return fmt.Errorf("%s: %w", origin, err)
+	}
+	all := allKeys()
+	var errs []error
+	for _, key := range k.Keys() {
+		if all[key] { // another command's is passed over: one file serves them all
+			errs = append(errs, cf.set(origin, key, key, k.Get(key)))
+			continue
+		}
+		hint := "; see `" + cf.cmd.CommandPath() + " --print-config`"
+		if near := jobs.Nearest(key, slices.Sorted(maps.Keys(all))); near != "" {
+			hint = "; did you mean " + near + "?"
+		}
+		errs = append(errs, fmt.Errorf("%s: unknown key %q%s", origin, key, hint))
+	}
+	return errors.Join(errs...)
+}
+
+// loadEnv takes what the environment sets. Other variables of that prefix are other programs': the client's, the tests'.
+func (cf *configFlags) loadEnv() error {
+	k := koanf.New(".")
+	if err := k.Load(env.Provider(".", env.Opt{Prefix: envPrefix, TransformFunc: func(name, v string) (string, any) {
+		return strings.ToLower(strings.TrimPrefix(name, envPrefix)), v
+	}}), nil); err != nil {
+		return fmt.Errorf("environment: %w", err)
+	}
+	var errs []error
+	for _, key := range k.Keys() {
+		errs = append(errs, cf.set("environment", key, envPrefix+strings.ToUpper(key), k.Get(key)))
+	}
+	return errors.Join(errs...)
+}
+
+const envPrefix = "PADDOCK_"
+
+// set gives a flag a value from elsewhere, unless the command line has. A key that the command does not have is passed over.
+func (cf *configFlags) set(origin, key, shown string, v any) error {
+	f := cf.cmd.Flags().Lookup(strings.ReplaceAll(key, "_", "-"))
+	if f == nil || !isKey(f) || f.Changed {
+		return nil
+	}
+	wrong := func(why string) error { return fmt.Errorf("%s: %s: %v: %s", origin, shown, v, why) }
+	list, isList := v.([]any)
+	slice, wantsList := f.Value.(pflag.SliceValue)
+	switch {
+	case wantsList:
+		var words []string
+		if text, ok := v.(string); ok {
+			words = strings.Split(text, ",")
+		} else if !isList {
+			return wrong("want a list")
+		}
+		for _, e := range list {
+			words = append(words, fmt.Sprint(e))
+		}
+		if err := slice.Replace(words); err != nil {
+			return wrong(err.Error())
+		}
+	case isList:
+		return wrong("want one value, not a list")
+	case v == nil:
+		return fmt.Errorf("%s: %s has no value", origin, shown)
+	default:
+		if err := f.Value.Set(fmt.Sprint(v)); err != nil {
+			return wrong(wanted(f, err))
+		}
+	}
+	cf.origin[f.Name] = origin
+	return nil
+}
+
+// wanted says what a flag's value would have to be; what strconv says is of no use to anybody.
+func wanted(f *pflag.Flag, err error) string {
+	switch f.Value.Type() {
+	case "int":
+		return "want a whole number"
+	case "bool":
+		return "want true or false"
+	case "duration":
+		return "want a duration, like 15s"
+	}
+	return err.Error()
+}
+
+// least are the smallest values that make sense.
+var least = map[string]int{"vcpus": 1, "memory-mib": 96, "ready": 0, "prepared": 0, "max-queued": 1}
+
+// check finds values that are of the right kind and make no sense.
+func (cf *configFlags) check() error {
+	var errs []error
+	cf.cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		wrong := func(want string) {
+			where := cf.origin[f.Name]
+			if where == "" {
+				where = "flags"
+			}
+			errs = append(errs, fmt.Errorf("%s: %s: %s: want %s", where, key(f.Name), f.Value, want))
+		}
+		if n, ok := least[f.Name]; ok {
+			if v, err := cf.cmd.Flags().GetInt(f.Name); err == nil && v < n {
+				wrong(fmt.Sprintf("at least %d", n))
+			}
+		}
+		switch f.Name {
+		case "lease-ttl", "lease-grace":
+			if v, err := cf.cmd.Flags().GetDuration(f.Name); err == nil && v <= 0 {
+				wrong("more than 0")
+			}
+		case "listen", "metrics-listen":
+			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
+				wrong("HOST:PORT")
+			}
+		case "name":
+			if jobs.ValidTenant(f.Value.String()) != nil {
+				wrong("letters, digits, - and _")
+			}
+		case "state-dir":
+			if f.Value.String() == "" {
+				wrong("a directory")
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// printAll writes the effective configuration as a file that would give it, and says where each value is from.
+func (cf *configFlags) printAll(w io.Writer) error {
+	root := &yamlv3.Node{Kind: yamlv3.MappingNode}
+	var errs []error
+	cf.cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !isKey(f) {
+			return
+		}
+		var k, v yamlv3.Node
+		value := posflag.FlagVal(cf.cmd.Flags(), f)
+		if d, ok := value.(time.Duration); ok {
+			value = d.String()
+		}
+		errs = append(errs, k.Encode(key(f.Name)), v.Encode(value))
+		switch origin := cf.origin[f.Name]; {
+		case f.Changed:
+			v.LineComment = "flag"
+		case origin != "":
+			v.LineComment = origin
+		default:
+			v.LineComment = "default"
+		}
+		if v.Kind == yamlv3.SequenceNode {
+			v.Style = yamlv3.FlowStyle
+		}
+		root.Content = append(root.Content, &k, &v)
+	})
+	e := yamlv3.NewEncoder(w)
+	return errors.Join(append(errs, e.Encode(root), e.Close())...)
+}

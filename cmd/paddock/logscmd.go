@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+func logsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "logs JOB", Short: "Print a job's output, from its first byte", Args: arguments(1, 1),
+		Long: "Prints a job's output, what its program wrote to standard output and to standard error each to its own. With -f it goes on until the\n" +
+			"job ends, and takes up where it was when the server comes back. The exit code is 0 however the job ended.",
+	}
+	flags := addClientFlags(c)
+	completeJobs(c, flags, anyState)
+	follow := c.Flags().BoolP("follow", "f", false, "go on until the job ends")
+	attempt := c.Flags().Int("attempt", 0, "this attempt's output; 0 means all")
+	out := addChoice(c, "output", "o", "text", "text prints the output, json an event a line, yaml an event a document", "text", "json", "yaml")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := flags.connect()
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		l := &logs{c: cl, job: args[0], format: *out, attempt: *attempt, to: c.OutOrStdout(), shown: viewer{out: c.OutOrStdout(), err: c.ErrOrStderr()}}
+		if *follow {
+			return l.follow(c.Context(), func(jobs.Event) bool { return true })
+		}
+		return l.soFar(c.Context())
+	}
+	return c
+}
+
+// logs prints a job's events.
+type logs struct {
+	c       *client.Client
+	job     string
+	format  string
+	attempt int // 0: all
+	to      io.Writer
+	shown   viewer
+}
+
+// follow prints the events until the last, or as long as more says so.
+func (l *logs) follow(ctx context.Context, more func(jobs.Event) bool) error {
+	for e, err := range l.c.Follow(ctx, l.job, client.Position{}) {
+		if err != nil {
+			return hint(err)
+		}
+		if !more(e) {
+			return nil
+		}
+		if l.attempt != 0 && e.Attempt != l.attempt {
+			continue
+		}
+		if err := l.print(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quietEnough is how long no event comes when all that there are have come.
+const quietEnough = time.Second
+
+var errCaughtUp = errors.New("no event for a while")
+
+// soFar prints the events that there are. Of a job that goes on, its stream tells no end: it is where nothing comes for a moment, or
+// where an event is younger than the question.
+func (l *logs) soFar(ctx context.Context) error {
+	j, err := l.c.Get(ctx, l.job)
+	if err != nil {
+		return hint(err)
+	}
+	if j.State.Terminal() {
+		return l.follow(ctx, func(jobs.Event) bool { return true })
+	}
+	asked := time.Now()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	quiet := time.AfterFunc(quietEnough, func() { stop(errCaughtUp) })
+	defer quiet.Stop()
+	err = l.follow(ctx, func(e jobs.Event) bool {
+		quiet.Reset(quietEnough)
+		return e.Time.Before(asked)
+	})
+	if errors.Is(context.Cause(ctx), errCaughtUp) {
+		return nil
+	}
+	return err
+}
+
+func (l *logs) print(e jobs.Event) error {
+	switch l.format {
+	case "text":
+		return l.shown.show(e)
+	case "json": // a line each, for whoever reads while they come
+		b, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = l.to.Write(append(b, '\n'))
+		return err
+	}
+	if _, err := io.WriteString(l.to, "---\n"); err != nil {
+		return err
+	}
+	return show(l.to, l.format, e, nil)
+}
