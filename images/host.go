@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,10 +50,7 @@ type templateManifest struct {
 
 // Offered lists the images that this host can run.
 func (h *Host) Offered() []jobs.OfferedImage {
-	list, err := h.Store.List()
-	if err != nil {
-		return nil // the store is gone; jobs that ask for an image will say so
-	}
+	list, _ := h.Store.List() // one that cannot be read is not offered; `image ls` says why
 	offered := make([]jobs.OfferedImage, 0, len(list))
 	for _, img := range list {
 		offered = append(offered, jobs.OfferedImage{Name: img.Name, Digest: img.Digest, Resources: img.Resources()})
@@ -92,8 +90,11 @@ func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vm
 		return vmm.Template{}, "", err
 	}
 	defer release()
-	t, err := h.open(key)
-	if errors.Is(err, os.ErrNotExist) {
+	t, err := h.open(key, boot)
+	if errors.Is(err, errNotWhole) {
+		zerolog.Ctx(ctx).Warn().Err(err).Str("image", image).Msg("template is built anew")
+	}
+	if errors.Is(err, errNotWhole) || errors.Is(err, os.ErrNotExist) {
 		t, err = h.build(ctx, img, boot, key)
 	}
 	if errors.Is(err, vmm.ErrUnsupported) { // a driver whose machines have no memory to keep
@@ -113,28 +114,42 @@ func (h *Host) key(img Image, b vmm.Boot) string {
 
 func (s *Store) templateDir(key string) string { return filepath.Join(s.dir, "templates", key) }
 
-const templateManifestName = "paddock-template.json"
+const (
+	templateManifestName = "paddock-template.json"
+	// templateTmp ends the directory of a template that is being built.
+	templateTmp = ".tmp"
+)
 
-// open gives a template that is there and whole.
-func (h *Host) open(key string) (vmm.Template, error) {
+// errNotWhole is a template that cannot be used any more. It is no loss: it is built again.
+var errNotWhole = errors.New("template is not whole")
+
+// open gives a template that is there and whole: os.ErrNotExist where there is none, errNotWhole with the file that is to blame.
+func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
 	dir := h.Store.templateDir(key)
 	m, err := readTemplate(dir)
 	if err != nil {
 		return vmm.Template{}, err
+	}
+	if m.Key != key || m.Template.Driver != h.Driver.Name() || len(m.Files) == 0 {
+		return vmm.Template{}, fmt.Errorf("%w: %s is of another", errNotWhole, filepath.Join(dir, templateManifestName))
 	}
 	h.mu.Lock()
 	seen := h.opened[key]
 	h.mu.Unlock()
 	if !seen {
 		for name, p := range m.Files {
-			if err := p.Check(filepath.Join(dir, name)); err != nil {
+			err := p.Check(filepath.Join(dir, name))
+			if _, corrupt := errors.AsType[*CorruptError](err); corrupt || errors.Is(err, os.ErrNotExist) {
+				return vmm.Template{}, fmt.Errorf("%w: %w", errNotWhole, err)
+			}
+			if err != nil {
 				return vmm.Template{}, err
 			}
 		}
 		h.note(key)
 	}
-	m.Template.Dir = dir
-	return m.Template, nil
+	// The paths are those of the store as it lies here: it may have been moved since.
+	return vmm.Template{Dir: dir, Driver: m.Template.Driver, Boot: b}, nil
 }
 
 func (h *Host) note(key string) {
@@ -153,7 +168,7 @@ func readTemplate(dir string) (templateManifest, error) {
 		return m, err
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
-		return m, fmt.Errorf("%s: %w", filepath.Join(dir, templateManifestName), err)
+		return m, fmt.Errorf("%w: %s: %w", errNotWhole, filepath.Join(dir, templateManifestName), err)
 	}
 	return m, nil
 }
@@ -166,8 +181,16 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("not booted and warmed within %s", within))
 	defer cancel()
+	release, err := h.Store.Hold(ctx)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	defer release()
+	if now, err := h.Store.Get(img.Name); err != nil || now.Digest != img.Digest { // else the template would be nobody's, for ever
+		return vmm.Template{}, errors.Join(err, fmt.Errorf("the image %.12s… was removed or built anew", img.Digest))
+	}
 	dir := h.Store.templateDir(key)
-	tmp := dir + ".tmp"
+	tmp := dir + templateTmp
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o755)); err != nil { // what a build that died has left
 		return vmm.Template{}, err
 	}
@@ -294,7 +317,7 @@ func (s *Store) removeTemplates(unwanted func(templateManifest) bool) error {
 	}
 	var errs []error
 	for _, d := range dirs {
-		if m, err := readTemplate(d); err == nil && unwanted(m) {
+		if m, err := readTemplate(d); err == nil && unwanted(m) && !strings.HasSuffix(d, templateTmp) {
 			errs = append(errs, os.RemoveAll(d))
 		}
 	}

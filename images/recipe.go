@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -87,7 +88,7 @@ func ShippedRecipe(name string) (Recipe, error) {
 	return ParseRecipe(b)
 }
 
-var unknownKey = regexp.MustCompile(`line (\d+): field (\S+) not found in type images\.(\w+)`)
+var unknownKey = regexp.MustCompile(`^line (\d+): field (.+) not found in type images\.(\w+)$`)
 
 // recipeKeys are what may stand where.
 var recipeKeys = map[string][]string{
@@ -104,15 +105,31 @@ func ParseRecipe(b []byte) (Recipe, error) {
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	if err := d.Decode(&r); err != nil {
-		if errors.Is(err, io.EOF) {
-			return Recipe{}, errors.New("recipe: empty")
-		}
-		if m := unknownKey.FindStringSubmatch(err.Error()); m != nil {
-			return Recipe{}, fmt.Errorf("recipe: line %s: unknown key %q%s", m[1], m[2], didYouMean(m[2], recipeKeys[m[3]]))
-		}
-		return Recipe{}, fmt.Errorf("recipe: %w", err)
+		return Recipe{}, decodeError(err)
+	}
+	if err := d.Decode(new(Recipe)); !errors.Is(err, io.EOF) {
+		return Recipe{}, errors.New("recipe: a second document follows after ---; a file holds one recipe")
 	}
 	return r, r.check()
+}
+
+// decodeError says each of a document's faults in the recipe's own words.
+func decodeError(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("recipe: empty")
+	}
+	faults, ok := errors.AsType[*yaml.TypeError](err)
+	if !ok {
+		return fmt.Errorf("recipe: %w", err)
+	}
+	var errs []error
+	for _, f := range faults.Errors {
+		if m := unknownKey.FindStringSubmatch(f); m != nil {
+			f = fmt.Sprintf("line %s: unknown key %q%s", m[1], m[2], didYouMean(m[2], recipeKeys[m[3]]))
+		}
+		errs = append(errs, errors.New("recipe: "+f))
+	}
+	return errors.Join(errs...)
 }
 
 func didYouMean(word string, known []string) string {
@@ -125,10 +142,12 @@ func didYouMean(word string, known []string) string {
 var (
 	nameRE    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 	packageRE = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
-	suiteRE   = regexp.MustCompile(`^[a-z][a-z-]*$`)
 	envRE     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	modeRE    = regexp.MustCompile(`^0?[0-7]{3,4}$`)
 )
+
+// suites are those whose kernel and packages a machine has been seen to boot with.
+var suites = []string{"bookworm", "trixie"}
 
 // check gives all that is wrong at once.
 func (r *Recipe) check() error {
@@ -140,8 +159,8 @@ func (r *Recipe) check() error {
 	if r.Base.Distribution != "debian" {
 		wrong("base.distribution: %q, only debian can be built", r.Base.Distribution)
 	}
-	if !suiteRE.MatchString(r.Base.Suite) {
-		wrong("base.suite: %q is no suite's name", r.Base.Suite)
+	if !slices.Contains(suites, r.Base.Suite) {
+		wrong("base.suite: %q cannot be built%s", r.Base.Suite, didYouMean(r.Base.Suite, suites))
 	}
 	for i, p := range r.Packages {
 		if !packageRE.MatchString(p) {
@@ -149,24 +168,38 @@ func (r *Recipe) check() error {
 		}
 	}
 	for i, f := range r.Files {
-		if !path.IsAbs(f.Path) || slices.Contains(strings.Split(f.Path, "/"), "..") || path.Clean(f.Path) != f.Path || f.Path == "/" {
+		if !path.IsAbs(f.Path) || slices.Contains(strings.Split(f.Path, "/"), "..") || path.Clean(f.Path) != f.Path || f.Path == "/" || hasNUL(f.Path) {
 			wrong("files[%d].path: %q must be a clean absolute path", i, f.Path)
 		}
 		if f.Mode != "" && !modeRE.MatchString(f.Mode) {
 			wrong("files[%d].mode: %q must be octal, like 0644", i, f.Mode)
 		}
 	}
+	for i, line := range r.Run {
+		if hasNUL(line) {
+			wrong("run[%d]: %q has a zero byte, which no command line can hold", i, line)
+		}
+	}
 	for i, w := range r.Warm {
 		if (w.Cmd == "") == (w.Shell == "") {
 			wrong("warm[%d]: give cmd or shell", i)
+		}
+		if w.Shell != "" && len(w.Args) > 0 {
+			wrong("warm[%d].args: they belong to cmd, a shell line has its own", i)
+		}
+		if hasNUL(append([]string{w.Cmd, w.Shell}, w.Args...)...) {
+			wrong("warm[%d]: it has a zero byte, which no command line can hold", i)
 		}
 		if w.User != "" && w.User != "sandbox" && w.User != "root" {
 			wrong("warm[%d].user: %q must be sandbox or root", i, w.User)
 		}
 	}
-	for k := range r.Env {
+	for _, k := range slices.Sorted(maps.Keys(r.Env)) {
 		if !envRE.MatchString(k) {
 			wrong("env: %q is no variable's name", k)
+		}
+		if hasNUL(r.Env[k]) {
+			wrong("env.%s: it has a zero byte, which no environment can hold", k)
 		}
 	}
 	for _, x := range []struct {
@@ -178,4 +211,8 @@ func (r *Recipe) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func hasNUL(words ...string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return strings.ContainsRune(w, 0) })
 }

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -24,7 +26,7 @@ type Store struct {
 	dir string
 
 	mu       sync.Mutex
-	verified map[string]bool // blobs whose content this process has seen to be right
+	verified map[string]os.FileInfo // blobs whose content this process has seen to be right, as they were then
 }
 
 // Manifest is what an image is made of. Its digest is the sha256 of its JSON.
@@ -67,7 +69,7 @@ func Open(dir string) (*Store, error) {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, verified: map[string]bool{}}, nil
+	return &Store{dir: dir, verified: map[string]os.FileInfo{}}, nil
 }
 
 // Dir is the store's directory.
@@ -92,12 +94,9 @@ func (s *Store) Get(name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	var m Manifest
-	if err := json.Unmarshal(b, &m); err != nil {
-		return Image{}, fmt.Errorf("manifest of %s: %w", name, err)
-	}
-	if m.Format != ManifestFormat {
-		return Image{}, fmt.Errorf("%w: %s has the format %d of another version: build it anew", ErrNoImage, name, m.Format)
+	m, err := parseManifest(name, b)
+	if err != nil {
+		return Image{}, err
 	}
 	sum := sha256.Sum256(b)
 	return Image{
@@ -106,47 +105,68 @@ func (s *Store) Get(name string) (Image, error) {
 	}, nil
 }
 
-// List gives all images, by name.
+var sha256RE = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// parseManifest reads the manifest that stands under a name. What it says is used in paths.
+func parseManifest(name string, b []byte) (Manifest, error) {
+	var m Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("manifest of %s: %w: build it anew", name, err)
+	}
+	if m.Format != ManifestFormat {
+		return m, fmt.Errorf("%w: %s has the format %d of another version: build it anew", ErrNoImage, name, m.Format)
+	}
+	if m.Recipe.Name != name {
+		return m, fmt.Errorf("manifest of %s: it is that of %q: build it anew", name, m.Recipe.Name)
+	}
+	for _, p := range []struct {
+		name string
+		Part
+	}{{"kernel", m.Kernel}, {"initrd", m.Initrd}, {"root", m.Root}, {"scratch", m.Scratch}} {
+		if !sha256RE.MatchString(p.SHA256) {
+			return m, fmt.Errorf("manifest of %s: %s: %q is no sha256: build it anew", name, p.name, p.SHA256)
+		}
+	}
+	return m, nil
+}
+
+// List gives all images, by name. Its error names those that cannot be read; the others are given all the same.
 func (s *Store) List() ([]Image, error) {
 	files, err := filepath.Glob(filepath.Join(s.dir, "images", "*.json"))
 	if err != nil {
 		return nil, err
 	}
 	var list []Image
+	var errs []error
 	for _, f := range files {
 		img, err := s.Get(strings.TrimSuffix(filepath.Base(f), ".json"))
 		if errors.Is(err, ErrNoImage) {
 			continue // of another version, or just removed
 		}
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		list = append(list, img)
 	}
-	return list, nil
+	return list, errors.Join(errs...)
 }
 
-// OpenImage gives an image whose parts are all what its manifest says. Each blob is read once in a process's life.
+// OpenImage gives an image whose parts are all what its manifest says. A process reads each blob once, and again when it has been touched.
 func (s *Store) OpenImage(ctx context.Context, name string) (Image, error) {
 	img, err := s.Get(name)
 	if err != nil {
 		return img, err
 	}
 	for _, p := range img.parts() {
-		s.mu.Lock()
-		seen := s.verified[p.SHA256]
-		s.mu.Unlock()
-		if seen {
-			continue
-		}
-		if err := s.check(ctx, p); err != nil {
-			return img, fmt.Errorf("image %s: %w", name, err)
+		if err := s.whole(ctx, p); err != nil {
+			return img, fmt.Errorf("image %s: %w; building it anew mends it", name, err)
 		}
 	}
 	return img, nil
 }
 
-// Verify reads all parts of an image again; the error names the corrupt file.
+// Verify reads all parts of an image again; the error names each corrupt file.
 func (s *Store) Verify(ctx context.Context, name string) error {
 	img, err := s.Get(name)
 	if err != nil {
@@ -159,15 +179,37 @@ func (s *Store) Verify(ctx context.Context, name string) error {
 	return errors.Join(errs...)
 }
 
+// whole is check, but for a file that has been seen to be right and is as it was then.
+func (s *Store) whole(ctx context.Context, p Part) error {
+	now, err := os.Stat(s.Blob(p))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	then := s.verified[p.SHA256]
+	s.mu.Unlock()
+	if then != nil && os.SameFile(then, now) && then.ModTime().Equal(now.ModTime()) && then.Size() == now.Size() {
+		return nil
+	}
+	return s.check(ctx, p)
+}
+
 func (s *Store) check(ctx context.Context, p Part) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	err := p.Check(s.Blob(p))
+	before, err := os.Stat(s.Blob(p))
+	if err == nil {
+		err = p.Check(s.Blob(p))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.verified[p.SHA256] = err == nil
-	return err
+	if err != nil {
+		delete(s.verified, p.SHA256)
+		return err
+	}
+	s.verified[p.SHA256] = before
+	return nil
 }
 
 func (i *Image) parts() []Part {
@@ -194,15 +236,18 @@ func (i *Image) Resources() jobs.Resources {
 
 // Env is the environment of every program in the image.
 func (i *Image) Env() []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	for k, v := range i.Manifest.Recipe.Env {
+	vars := map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	maps.Copy(vars, i.Manifest.Recipe.Env)
+	var env []string
+	for k, v := range vars {
 		env = append(env, k+"="+v)
 	}
 	slices.Sort(env)
 	return env
 }
 
-// Publish gives a manifest its name, atomically and durably. Its parts are in the store already.
+// Publish gives a manifest its name, atomically and durably. Its parts are in the store already. It, Temp, Adopt and PutStage are for
+// whoever holds the store (Hold).
 func (s *Store) Publish(m Manifest) (Image, error) {
 	m.Format = ManifestFormat
 	b, err := json.MarshalIndent(m, "", "  ")
@@ -230,16 +275,12 @@ func (s *Store) Adopt(file string, sparse bool) (Part, error) {
 	if err := os.Rename(file, s.Blob(p)); err != nil {
 		return p, err
 	}
-	s.mu.Lock()
-	s.verified[p.SHA256] = true
-	s.mu.Unlock()
 	return p, syncFile(filepath.Join(s.dir, "blobs"))
 }
 
-// Has tells whether the part's file is there.
-func (s *Store) Has(p Part) bool {
-	st, err := os.Stat(s.Blob(p))
-	return err == nil && st.Size() == p.Size
+// Has tells whether the part's file is there, and whole: a build does not go on from a corrupt one.
+func (s *Store) Has(ctx context.Context, p Part) bool {
+	return sha256RE.MatchString(p.SHA256) && s.whole(ctx, p) == nil
 }
 
 // Temp makes a directory for work in progress.
@@ -260,92 +301,6 @@ func (s *Store) PutStage(key string, v any) error {
 		return err
 	}
 	return s.writeFile(filepath.Join(s.dir, "stages", key+".json"), b)
-}
-
-// Lock waits for the lock of that name, which processes on this host share, and gives its release.
-func (s *Store) Lock(ctx context.Context, name string) (release func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, "locks", name), os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	locked := make(chan error, 1)
-	go func() {
-		var err error
-		for {
-			if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
-				break
-			}
-		}
-		locked <- err
-	}()
-	select {
-	case err := <-locked:
-		if err != nil {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", name, err)
-		}
-		return func() { _ = f.Close() }, nil
-	case <-ctx.Done():
-		go func() { // the lock cannot be waited for less; it is given back as soon as it comes
-			<-locked //nolint:errcheck // nobody waits for it any more
-			_ = f.Close()
-		}()
-		return nil, context.Cause(ctx)
-	}
-}
-
-// Remove takes an image's name away, and with it the blobs and templates that nothing else names.
-func (s *Store) Remove(ctx context.Context, name string) error {
-	release, err := s.Lock(ctx, "image-"+name)
-	if err != nil {
-		return err
-	}
-	defer release()
-	img, err := s.Get(name)
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(s.manifestFile(name)); err != nil {
-		return err
-	}
-	return errors.Join(s.removeTemplates(func(t templateManifest) bool { return t.Image == img.Digest }), s.collect())
-}
-
-// collect removes blobs and stages that no image names.
-func (s *Store) collect() error {
-	list, err := s.List()
-	if err != nil {
-		return err
-	}
-	used := map[string]bool{}
-	for _, img := range list {
-		for _, p := range img.parts() {
-			used[p.SHA256] = true
-		}
-	}
-	stages, _ := filepath.Glob(filepath.Join(s.dir, "stages", "*.json"))
-	for _, f := range stages {
-		var parts map[string]Part
-		b, err := os.ReadFile(f)
-		if err != nil || json.Unmarshal(b, &parts) != nil || !used[parts["root"].SHA256] {
-			_ = os.Remove(f)
-			continue
-		}
-		for _, p := range parts {
-			used[p.SHA256] = true
-		}
-	}
-	blobs, err := os.ReadDir(filepath.Join(s.dir, "blobs"))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, b := range blobs {
-		if !used[b.Name()] {
-			errs = append(errs, os.Remove(filepath.Join(s.dir, "blobs", b.Name())))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // writeFile replaces a file atomically and durably.

@@ -13,9 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/paddockvm/paddock/images"
 )
@@ -56,6 +54,11 @@ func Image(ctx context.Context, s *images.Store, r images.Recipe, o Options) (im
 		return images.Image{}, err
 	}
 	defer release()
+	done, err := s.Hold(ctx)
+	if err != nil {
+		return images.Image{}, err
+	}
+	defer done()
 	img, err := image(ctx, s, r, agent, o)
 	if err != nil {
 		return img, fmt.Errorf("build %s: %w", r.Name, err)
@@ -65,9 +68,6 @@ func Image(ctx context.Context, s *images.Store, r images.Recipe, o Options) (im
 
 func image(ctx context.Context, s *images.Store, r images.Recipe, agent []byte, o Options) (images.Image, error) {
 	m := images.Manifest{Recipe: r, Cmdline: Cmdline, Agent: sum(agent)}
-	if err := needTools("mkfs.ext4", "mkfs.erofs", "mmdebstrap", "dpkg-deb", "depmod"); err != nil {
-		return images.Image{}, err
-	}
 	root, err := rootOf(ctx, s, r, o)
 	if err != nil {
 		return images.Image{}, err
@@ -116,8 +116,11 @@ func rootOf(ctx context.Context, s *images.Store, r images.Recipe, o Options) (r
 		return rootStage{}, err
 	}
 	var st rootStage
-	if s.Stage(key, &st) && s.Has(st.Root) && s.Has(st.Kernel) && s.Has(st.Modules) {
+	if s.Stage(key, &st) && s.Has(ctx, st.Root) && s.Has(ctx, st.Kernel) && s.Has(ctx, st.Modules) {
 		return st, nil
+	}
+	if err := needTools("mmdebstrap", "dpkg-deb", "depmod", "xz", "mkfs.erofs", "mkfs.ext4"); err != nil { // of this stage and the next
+		return st, err
 	}
 	if os.Geteuid() != 0 {
 		return st, errors.New("building a root file system needs root: run it with sudo, or copy an image store from elsewhere")
@@ -126,7 +129,7 @@ func rootOf(ctx context.Context, s *images.Store, r images.Recipe, o Options) (r
 	if err != nil {
 		return st, err
 	}
-	defer os.RemoveAll(work) // the next build of the store does not look at it
+	defer os.RemoveAll(work)
 	b := &rootBuild{recipe: r, dir: work, progress: o.Progress}
 	if err := b.run(ctx); err != nil {
 		return st, err
@@ -143,8 +146,11 @@ func rootOf(ctx context.Context, s *images.Store, r images.Recipe, o Options) (r
 func scratchOf(ctx context.Context, s *images.Store, mib int) (images.Part, error) {
 	key := sum(fmt.Appendf(nil, "scratch %s %d", format, mib))
 	var st map[string]images.Part
-	if s.Stage(key, &st) && s.Has(st["root"]) {
+	if s.Stage(key, &st) && s.Has(ctx, st["root"]) {
 		return st["root"], nil
+	}
+	if err := needTools("mkfs.ext4"); err != nil {
+		return images.Part{}, err
 	}
 	dir, err := s.Temp("scratch-")
 	if err != nil {
@@ -174,47 +180,3 @@ func scratchOf(ctx context.Context, s *images.Store, mib int) (images.Part, erro
 
 // fixedUUID names file systems that are the same whenever they are made.
 const fixedUUID = "70616464-6f63-4b00-8000-000000000001"
-
-// needTools says at once what is missing, and which Debian package has it.
-func needTools(names ...string) error {
-	packages := map[string]string{
-		"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "mkfs.ext4": "e2fsprogs", "dpkg-deb": "dpkg", "depmod": "kmod", "xz": "xz-utils",
-	}
-	var missing []string
-	for _, n := range names {
-		if _, err := exec.LookPath(n); err != nil {
-			if _, err := os.Stat("/usr/sbin/" + n); err != nil {
-				missing = append(missing, n+" (Debian package "+packages[n]+")")
-			}
-		}
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("not installed: %s", strings.Join(missing, ", "))
-	}
-	return nil
-}
-
-// command runs a tool; its error holds the last of what it said.
-func command(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH=0", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if filepath.Base(name) == name {
-		if _, err := exec.LookPath(name); err != nil {
-			cmd.Path = "/usr/sbin/" + name
-			cmd.Err = nil
-		}
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return fmt.Errorf("%s: %w: %s", name, err, lastLines(out, 12))
-	}
-	return nil
-}
-
-func lastLines(b []byte, n int) string {
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}

@@ -94,8 +94,12 @@ func readDeps(file string) (map[string][]string, error) {
 }
 
 func readModule(ctx context.Context, file string) ([]byte, error) {
-	if !strings.HasSuffix(file, ".xz") {
+	switch filepath.Ext(file) {
+	case ".ko":
 		return os.ReadFile(file)
+	case ".xz":
+	default:
+		return nil, fmt.Errorf("unpack %s: neither plain nor xz", file) // the guest could not load it, and would tell at its first boot
 	}
 	b, err := exec.CommandContext(ctx, "xz", "-dc", file).Output()
 	if err != nil {

@@ -57,6 +57,7 @@ mkdir -p "$1/work" && chown 1000:1000 "$1/work"`
 
 // neutral takes away what belongs to one machine, or to the host that built.
 const neutral = `set -e
+cd "$1/etc" && rm -f machine-id hostname hosts resolv.conf # a link would lead out of the root
 : > "$1/etc/machine-id"
 echo paddock > "$1/etc/hostname"
 echo '127.0.0.1 localhost' > "$1/etc/hosts"
@@ -69,9 +70,13 @@ func (b *rootBuild) bootstrap(ctx context.Context) error {
 	if err := os.MkdirAll(hooks, 0o755); err != nil {
 		return err
 	}
-	env := "KERNEL_DIR='" + b.dir + "'\n"
+	files, err := b.filesScript()
+	if err != nil {
+		return err
+	}
+	env := "KERNEL_DIR=" + quote(b.dir) + "\n"
 	var args []string
-	for i, script := range []string{fetchKernel, users, b.filesScript(), b.runScript(), neutral} {
+	for i, script := range []string{fetchKernel, users, files, b.runScript(), neutral} {
 		file := filepath.Join(hooks, strconv.Itoa(i))
 		if err := os.WriteFile(file, []byte("#!/bin/sh\n"+env+script+"\n"), 0o755); err != nil {
 			return err
@@ -87,26 +92,32 @@ func (b *rootBuild) bootstrap(ctx context.Context) error {
 	if len(b.recipe.Packages) > 0 {
 		args = append(args, "--include="+strings.Join(b.recipe.Packages, ","))
 	}
-	err := command(ctx, "mmdebstrap", append(args, b.recipe.Base.Suite, b.tree())...)
+	err = command(ctx, "mmdebstrap", append(args, b.recipe.Base.Suite, b.tree())...)
 	if err != nil && strings.Contains(err.Error(), "nable to fetch") {
 		return fmt.Errorf("%w\n(the Debian mirror could not be reached: is there a network?)", err)
 	}
 	return err
 }
 
+// writeFile writes its input in the root. It runs there: the root's links, like /var/run, lead elsewhere in the host.
+const writeFile = `mkdir -p "$(dirname "$1")"; cat > "$1"; chmod "$2" "$1"`
+
 // filesScript copies the recipe's files in; runScript runs its lines in the root.
-func (b *rootBuild) filesScript() string {
+func (b *rootBuild) filesScript() (string, error) {
 	var s strings.Builder
 	s.WriteString("set -e\n")
-	for _, f := range b.recipe.Files {
+	for i, f := range b.recipe.Files {
+		content := filepath.Join(b.dir, "file-"+strconv.Itoa(i))
+		if err := os.WriteFile(content, []byte(f.Content), 0o600); err != nil {
+			return "", err
+		}
 		mode := f.Mode
 		if mode == "" {
 			mode = "0644"
 		}
-		at := `"$1"` + quote(f.Path)
-		fmt.Fprintf(&s, "mkdir -p \"$(dirname %s)\"\nprintf %%s %s > %s\nchmod %s %s\n", at, quote(f.Content), at, mode, at)
+		fmt.Fprintf(&s, "chroot \"$1\" /bin/sh -ec %s sh %s %s < %s\n", quote(writeFile), quote(f.Path), mode, quote(content))
 	}
-	return s.String()
+	return s.String(), nil
 }
 
 func (b *rootBuild) runScript() string {

@@ -78,10 +78,12 @@ func (d *Driver) Prepare(ctx context.Context, _ vmm.Template) (_ vmm.Prepared, e
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "host"), os.NewFile(uintptr(pair[1]), "guest")
 	defer theirs.Close()
-	if m.conn, err = net.FileConn(ours); err != nil {
-		return nil, errors.Join(err, ours.Close())
-	}
+	stream, err := net.FileConn(ours)
 	_ = ours.Close() // FileConn has made its own
+	if err != nil {
+		return nil, err
+	}
+	m.line = &line{stream: stream}
 	args := []string{"serve", "--fd", "3", "--work", m.dir}
 	launcher := vmm.Direct{}
 	if os.Geteuid() == 0 { // a pid namespace ends with its first process: nothing that a job started outlives its agent
@@ -90,8 +92,10 @@ func (d *Driver) Prepare(ctx context.Context, _ vmm.Template) (_ vmm.Prepared, e
 	}
 	m.process, err = launcher.Launch(ctx, vmm.Command{Name: m.id, Path: d.cfg.Agent, Args: args, Files: []*os.File{theirs}})
 	if err != nil {
-		return nil, errors.Join(err, m.conn.Close())
+		return nil, errors.Join(err, m.line.close())
 	}
+	m.handle, _ = os.FindProcess(m.process.PID()) // never fails on Unix; a pidfd, which is nobody else's once the process is gone
+	m.end = sync.OnceValue(m.shut)
 	go m.watch()
 	return &prepared{m: m}, nil
 }
@@ -128,9 +132,11 @@ func (p *prepared) Close() error {
 // machine is an agent process.
 type machine struct {
 	id, dir string
-	conn    net.Conn
+	line    *line
 	process vmm.Process
+	handle  *os.Process
 	done    chan struct{}
+	end     func() error
 
 	mu     sync.Mutex
 	closed bool
@@ -155,20 +161,18 @@ func (m *machine) watch() {
 
 func (m *machine) ID() string { return m.id }
 
-// DialGuest gives the one connection there is; it cannot be dialled again.
+// DialGuest gives the stream to the agent, anew each time; the agent tells conversations apart by their greetings.
 func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, net.ErrClosed
-	}
-	return m.conn, nil
+	return m.line.dial()
 }
 
-func (m *machine) Pause(context.Context) error  { return m.signal(syscall.SIGSTOP) }
+// Pause stops the agent, and with it all conversation; programs that it has started go on.
+func (m *machine) Pause(context.Context) error { return m.signal(syscall.SIGSTOP) }
+
+// Resume lets the agent go on.
 func (m *machine) Resume(context.Context) error { return m.signal(syscall.SIGCONT) }
 
 func (m *machine) signal(s syscall.Signal) error {
@@ -176,7 +180,7 @@ func (m *machine) signal(s syscall.Signal) error {
 	case <-m.done:
 		return net.ErrClosed
 	default:
-		return syscall.Kill(m.process.PID(), s)
+		return m.handle.Signal(s)
 	}
 }
 
@@ -196,12 +200,14 @@ func (m *machine) Exit() vmm.Exit {
 
 func (*machine) Console() string { return "" }
 
-func (m *machine) Close() error {
+func (m *machine) Close() error { return m.end() }
+
+func (m *machine) shut() error {
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
-	_ = m.conn.Close()
-	err := m.process.Kill()
+	err := errors.Join(m.line.close(), m.process.Kill())
 	<-m.done
+	_ = m.handle.Release()
 	return errors.Join(err, os.RemoveAll(m.dir))
 }

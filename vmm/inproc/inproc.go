@@ -54,7 +54,7 @@ var errUsed = errors.New("prepared machine used or closed")
 
 func (p *prepared) Restore(ctx context.Context) (_ vmm.Machine, err error) {
 	err = errUsed
-	p.once.Do(func() { err = ctx.Err() })
+	p.once.Do(func() { err = context.Cause(ctx) })
 	if err == nil && p.d.FailRestore != nil {
 		err = p.d.FailRestore()
 	}
@@ -114,20 +114,11 @@ func (m *Machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	return host, nil
 }
 
-// Pause implements vmm.Machine; a goroutine cannot be paused, and nobody may rely on it here.
-func (m *Machine) Pause(context.Context) error { return m.alive() }
+// Pause gives vmm.ErrUnsupported: a goroutine cannot be paused.
+func (*Machine) Pause(context.Context) error { return vmm.ErrUnsupported }
 
-// Resume implements vmm.Machine.
-func (m *Machine) Resume(context.Context) error { return m.alive() }
-
-func (m *Machine) alive() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.over {
-		return net.ErrClosed
-	}
-	return nil
-}
+// Resume gives vmm.ErrUnsupported.
+func (*Machine) Resume(context.Context) error { return vmm.ErrUnsupported }
 
 // Snapshot gives vmm.ErrUnsupported.
 func (*Machine) Snapshot(context.Context, string) (vmm.Template, error) {

@@ -109,7 +109,7 @@ func (p prey) tries() map[string]func() error {
 		"trace its parent":        func() error { return unix.PtraceAttach(os.Getppid()) },
 		"kill everybody":          func() error { return unix.Kill(-1, unix.SIGKILL) },
 		"be given new privileges": func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0) },
-		"keep no death signal":    func() error { return unix.Access("/proc/1/root/etc/shadow", unix.R_OK) },
+		"leave by way of /proc":   func() error { return unix.Access("/proc/1/root/etc/shadow", unix.R_OK) },
 	}
 }
 

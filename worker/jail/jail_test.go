@@ -159,7 +159,7 @@ func TestHostileProgram(t *testing.T) {
 		"raise nofile": "EPERM", "raise nproc": "EPERM", "raise core": "EPERM", "open files without end": "EMFILE", "lock memory": "ENOMEM",
 		"user namespace": "EPERM", "network namespace": "EPERM", "reach loopback": "ENETUNREACH", "reach an address": "ENETUNREACH",
 		"reach a socket": "ECONNREFUSED", "raise the loopback": "EPERM", "raw socket": "EPERM", "trace its parent": "ESRCH",
-		"kill everybody": "ESRCH", "be given new privileges": "EINVAL", "keep no death signal": "ENOENT",
+		"kill everybody": "ESRCH", "be given new privileges": "EINVAL", "leave by way of /proc": "ENOENT",
 		"processes": "1 self thread-self", "devices": "null random urandom zero", "etc": "alternatives ld.so.cache",
 		"env": "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "name": "m-0123456789abcdef", "interfaces": "lo",
 		"setuid program's uid": fmt.Sprint(uid), "processes it can start": "less than 256",

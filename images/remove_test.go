@@ -1,0 +1,239 @@
+package images_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+func TestRemove(t *testing.T) {
+	s := open(t)
+	x, y := publish(t, s, "x", "1"), publish(t, s, "y", "1")
+	must(t, s.PutStage("of-x", map[string]images.Part{"root": x.Manifest.Root}))
+	must(t, s.PutStage("of-y", map[string]images.Part{"root": y.Manifest.Root}))
+	h := &images.Host{Store: s, Driver: newDriver()}
+	ofX, _, err := h.Template(t.Context(), "x", jobs.Resources{})
+	must(t, err)
+	ofY, _, err := h.Template(t.Context(), "y", jobs.Resources{})
+	must(t, err)
+
+	used, err := os.Open(x.Root) // as a machine that runs has it
+	must(t, err)
+	defer used.Close()
+	must(t, s.Remove(t.Context(), "x"))
+	if b, err := io.ReadAll(used); err != nil || string(b) != "root of x1" {
+		t.Errorf("a machine that runs reads %q, %v", b, err)
+	}
+	if _, err := s.OpenImage(t.Context(), "x"); !errors.Is(err, images.ErrNoImage) {
+		t.Errorf("open: %v", err)
+	}
+	if _, _, err := h.Template(t.Context(), "x", jobs.Resources{}); !errors.Is(err, images.ErrNoImage) {
+		t.Errorf("template: %v", err)
+	}
+	if _, err := os.Stat(ofX.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its template: %v", err)
+	}
+	if _, err := s.OpenImage(t.Context(), "y"); err != nil {
+		t.Errorf("the other image: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(ofY.Dir, "memory")); err != nil {
+		t.Errorf("the other's template: %v", err)
+	}
+	want := []string{y.Manifest.Kernel.SHA256, y.Manifest.Initrd.SHA256, y.Manifest.Root.SHA256, y.Manifest.Scratch.SHA256}
+	slices.Sort(want)
+	if diff := cmp.Diff(want, files(t, s, "blobs")); diff != "" {
+		t.Errorf("blobs (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"of-y.json"}, files(t, s, "stages")); diff != "" {
+		t.Errorf("stages (-want +got):\n%s", diff)
+	}
+	if err := s.Remove(t.Context(), "x"); !errors.Is(err, images.ErrNoImage) {
+		t.Errorf("a second time: %v", err)
+	}
+}
+
+// A build has put blobs into the store that no manifest names yet: removing another image must not take them.
+func TestRemoveWaitsForBuilds(t *testing.T) {
+	s := open(t)
+	publish(t, s, "x", "1")
+	release, err := reopen(t, s).Hold(t.Context())
+	must(t, err)
+	m, err := manifest(s, "y", "1")
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := s.Remove(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("remove while another image is built: %v", err)
+	}
+	if _, err := s.OpenImage(t.Context(), "x"); err != nil {
+		t.Errorf("the image whose removal was given up: %v", err)
+	}
+	again, err := s.Hold(t.Context()) // builds do not wait for each other
+	must(t, err)
+	again()
+	_, err = s.Publish(m)
+	must(t, err)
+	release()
+	must(t, s.Remove(t.Context(), "x"))
+	if _, err := s.OpenImage(t.Context(), "y"); err != nil {
+		t.Errorf("the image that was built meanwhile: %v", err)
+	}
+}
+
+// While a manifest cannot be read nobody knows which blobs are its own: none is taken.
+func TestRemoveTakesNothingThatMayBeAnothers(t *testing.T) {
+	s := open(t)
+	publish(t, s, "x", "1")
+	y := publish(t, s, "y", "1")
+	file := filepath.Join(s.Dir(), "images", "y.json")
+	b, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, b[:40], 0o644))
+	if err := s.Remove(t.Context(), "x"); err == nil {
+		t.Error("nothing is said of the manifest that cannot be read")
+	}
+	if _, err := s.Get("x"); !errors.Is(err, images.ErrNoImage) {
+		t.Errorf("the image is still there: %v", err)
+	}
+	must(t, os.WriteFile(file, b, 0o644))
+	if got, err := s.OpenImage(t.Context(), "y"); err != nil || got.Digest != y.Digest {
+		t.Errorf("the image whose manifest is there again: %v", err)
+	}
+}
+
+func TestLock(t *testing.T) {
+	s := open(t)
+	release, err := s.Lock(t.Context(), "a")
+	must(t, err)
+	other, err := s.Lock(t.Context(), "b")
+	must(t, err)
+	other()
+	why := errors.New("the caller has gone")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	waits := make(chan error)
+	go func() {
+		_, err := reopen(t, s).Lock(ctx, "a")
+		waits <- err
+	}()
+	cancel(why)
+	if err := <-waits; !errors.Is(err, why) {
+		t.Errorf("a wait that was given up: %v", err)
+	}
+	release()
+	release, err = s.Lock(t.Context(), "a") // also when the other one's wait is served first
+	must(t, err)
+	release()
+}
+
+// dyingBuild is another process: a build that is killed when it has made a stage, some blobs and half a file.
+func dyingBuild(dir string) {
+	release, err := halfBuild(dir)
+	fmt.Println("made", err)
+	_, _ = os.Stdin.Read(make([]byte, 1)) // until it is killed
+	release()
+}
+
+func halfBuild(dir string) (release func(), err error) {
+	s, err := images.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := s.Lock(context.Background(), "image-x")
+	if err != nil {
+		return nil, err
+	}
+	done, err := s.Hold(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest(s, "x", "1")
+	if err != nil {
+		return nil, err
+	}
+	work, err := s.Temp("build-")
+	return func() { done(); unlock() }, errors.Join(err, s.PutStage("root", map[string]images.Part{"root": m.Root}),
+		os.WriteFile(filepath.Join(work, "half"), []byte("half"), 0o444))
+}
+
+func TestKilledBuildLeavesNothingWholeAndNothingLocked(t *testing.T) {
+	s := open(t)
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), self, "build", s.Dir())
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	defer in.Close()
+	must(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "made <nil>\n" {
+		t.Fatalf("the build says %q, %v", line, err)
+	}
+	// While it lives, its work in progress is left alone.
+	hold, err := s.Hold(t.Context())
+	must(t, err)
+	hold()
+	if got := files(t, s, "tmp"); len(got) != 1 {
+		t.Errorf("in tmp: %v", got)
+	}
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+
+	if list, err := s.List(); err != nil || len(list) > 0 {
+		t.Errorf("list: %v, %v", list, err)
+	}
+	release, err := s.Lock(t.Context(), "image-x")
+	must(t, err)
+	defer release()
+	hold, err = s.Hold(t.Context())
+	must(t, err)
+	defer hold()
+	if got := files(t, s, "tmp"); len(got) > 0 {
+		t.Errorf("the dead build's work in progress is still there: %v", got)
+	}
+	var stage map[string]images.Part
+	if !s.Stage("root", &stage) || !s.Has(t.Context(), stage["root"]) {
+		t.Error("the stage that it had finished is lost")
+	}
+}
+
+// A stage is only as good as its files.
+func TestHas(t *testing.T) {
+	s := open(t)
+	img := publish(t, s, "x", "1")
+	p := img.Manifest.Root
+	for range 2 {
+		if !s.Has(t.Context(), p) {
+			t.Error("it is not there")
+		}
+	}
+	flip(t, img.Root, 0)
+	if s.Has(t.Context(), p) {
+		t.Error("a corrupt file passes")
+	}
+	must(t, os.Remove(img.Root))
+	for name, p := range map[string]images.Part{"removed": p, "none": {}, "a path": {SHA256: "../images/x.json"}, "the directory": {SHA256: "."}} {
+		if s.Has(t.Context(), p) {
+			t.Errorf("%s: it is there", name)
+		}
+	}
+	var stage map[string]images.Part
+	must(t, os.WriteFile(filepath.Join(s.Dir(), "stages", "cut.json"), []byte(`{"root":{"sha`), 0o644))
+	if s.Stage("cut", &stage) || s.Stage("none", &stage) {
+		t.Error("a stage that is none")
+	}
+}
