@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/paddockvm/paddock/guestagent/wire"
 )
 
 // disk is the machine's scratch disk. Its size is every clone's; a job's smaller limit is what a ballast file leaves of it.
@@ -19,23 +17,21 @@ type disk struct {
 // fullBelow is how little room counts as none: less than what file systems keep back for their own.
 const fullBelow = 128 << 10
 
-// limit leaves so many bytes free, 0 meaning all. The first limit of a machine is the job's.
+// limit leaves so many bytes free; 0, or more than the disk has, means all of it. Changing it is for before the first program: what is
+// written then counts. It takes 20 ms where the processor is emulated, so that a machine is given the usual limit before a job comes.
 func (d *disk) limit(bytes int64) error {
 	if d == nil || bytes == 0 || d.limit0 == bytes {
 		return nil
-	}
-	free, err := d.free()
-	if err != nil {
-		return err
-	}
-	if bytes > free {
-		return &wire.Error{Kind: wire.ErrNoSpace, Message: "the machine's disk has less room than the job's disk limit"}
 	}
 	fd, err := unix.Openat(int(d.root.Fd()), "ballast", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	free, err := d.free()
+	if err != nil {
+		return err
+	}
 	if ballast := free - bytes; ballast > 0 {
 		if err := unix.Fallocate(fd, 0, 0, ballast); err != nil {
 			return err

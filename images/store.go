@@ -27,6 +27,7 @@ type Store struct {
 
 	mu       sync.Mutex
 	verified map[string]os.FileInfo // blobs whose content this process has seen to be right, as they were then
+	read     map[string]readManifest // images by name
 }
 
 // Manifest is what an image is made of. Its digest is the sha256 of its JSON.
@@ -69,7 +70,7 @@ func Open(dir string) (*Store, error) {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, verified: map[string]os.FileInfo{}}, nil
+	return &Store{dir: dir, verified: map[string]os.FileInfo{}, read: map[string]readManifest{}}, nil
 }
 
 // Dir is the store's directory.
@@ -82,11 +83,46 @@ func (s *Store) manifestFile(name string) string {
 // Blob is the file of a part.
 func (s *Store) Blob(p Part) string { return filepath.Join(s.dir, "blobs", p.SHA256) }
 
-// Get gives an image without looking at its parts' content.
+// Get gives an image without looking at its parts' content. It is asked for with every job: a manifest is read when its file is new.
 func (s *Store) Get(name string) (Image, error) {
 	if !nameRE.MatchString(name) {
 		return Image{}, fmt.Errorf("%w: %q is no image's name", ErrNoImage, name)
 	}
+	now, err := os.Stat(s.manifestFile(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Image{}, fmt.Errorf("%w: %s", ErrNoImage, name)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	s.mu.Lock()
+	r := s.read[name]
+	s.mu.Unlock()
+	if r.file != nil && unchanged(r.file, now) {
+		return r.image, nil
+	}
+	img, err := s.readImage(name)
+	if err != nil {
+		return img, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read[name] = readManifest{now, img}
+	return img, nil
+}
+
+// readManifest is what a process has read of an image, and which file it was.
+type readManifest struct {
+	file  os.FileInfo
+	image Image
+}
+
+// unchanged tells whether a file is the one that it was: one is replaced, never written to.
+func unchanged(then, now os.FileInfo) bool {
+	return os.SameFile(then, now) && then.ModTime().Equal(now.ModTime()) && then.Size() == now.Size()
+}
+
+func (s *Store) readImage(name string) (Image, error) {
 	b, err := os.ReadFile(s.manifestFile(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Image{}, fmt.Errorf("%w: %s", ErrNoImage, name)
@@ -188,7 +224,7 @@ func (s *Store) whole(ctx context.Context, p Part) error {
 	s.mu.Lock()
 	then := s.verified[p.SHA256]
 	s.mu.Unlock()
-	if then != nil && os.SameFile(then, now) && then.ModTime().Equal(now.ModTime()) && then.Size() == now.Size() {
+	if then != nil && unchanged(then, now) {
 		return nil
 	}
 	return s.check(ctx, p)

@@ -117,7 +117,7 @@ type Limits struct {
 	OutputBytes int64 `json:"output_bytes,omitempty"`
 	// FileBytes is the largest file that may be written (RLIMIT_FSIZE).
 	FileBytes int64 `json:"file_bytes,omitempty"`
-	// DiskBytes is what the job may write to the machine's disk in all. Of the job, not of a step.
+	// DiskBytes is what the job may write to the machine's disk in all; there is no more than the image's scratch disk. Of the job, not of a step.
 	DiskBytes int64 `json:"disk_bytes,omitempty"`
 	// OpenFiles is RLIMIT_NOFILE.
 	OpenFiles int64 `json:"open_files,omitempty"`

@@ -11,6 +11,7 @@ import (
 
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 )
 
@@ -73,11 +74,15 @@ func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client
 }
 
 // rehearse runs a program that does nothing, the way an attempt's will be run. An emulating VMM translates each piece of a guest's code
-// when it first runs, in every process anew: what a rehearsal has run through is fast when the attempt comes. The result does not count.
+// when it first runs, in every process anew: what a rehearsal has run through is fast when the attempt comes, and the disk has the usual
+// limit. The result does not count.
 func rehearse(ctx context.Context, agent *client.Client) error {
 	_, err := agent.Exec(ctx, wire.Exec{
 		ID: "rehearsal", Argv: []string{"/bin/sh", "-c", "echo | cat"}, Env: []string{"PATH=/usr/bin:/bin"}, User: "sandbox",
-		Limits: wire.ExecLimits{WallMS: 10_000, CPUMS: 10_000, MemoryBytes: 64 << 20, PIDs: 32, OutputBytes: 4096, FileBytes: 4096, OpenFiles: 64},
+		Limits: wire.ExecLimits{
+			WallMS: 10_000, CPUMS: 10_000, MemoryBytes: 64 << 20, PIDs: 32, OutputBytes: 4096, FileBytes: 4096, OpenFiles: 64,
+			DiskBytes: jobs.DefaultLimits().DiskBytes,
+		},
 	}, client.Streams{})
 	var refused *wire.Error
 	if errors.As(err, &refused) && refused.Kind == wire.ErrStart {
