@@ -26,7 +26,7 @@ type Store struct {
 	dir string
 
 	mu       sync.Mutex
-	verified map[string]os.FileInfo // blobs whose content this process has seen to be right, as they were then
+	verified map[string]os.FileInfo  // blobs whose content this process has seen to be right, as they were then
 	read     map[string]readManifest // images by name
 }
 
