@@ -89,6 +89,8 @@ type publication struct {
 }
 
 const (
+	// minAtomic is from how many messages an atomic batch is worth while: the server makes a directory for each, with files that it syncs.
+	minAtomic = 5
 	// maxAtomic is the server's bound on an atomic batch.
 	maxAtomic = 1000
 	// maxAtomicBytes keeps a batch far below the server's bound on what a client may have in flight.
@@ -163,11 +165,11 @@ func (p *publisher) collect(first *publication) []*publication {
 // store stores a batch and tells each of its publications. Where the server will not have the batch, each goes on its own: the fault
 // is one's, and no other's.
 func (p *publisher) store(batch []*publication) {
-	if len(batch) > 1 {
-		var msgs []*nats.Msg
-		for _, pub := range batch {
-			msgs = append(msgs, pub.msgs...)
-		}
+	var msgs []*nats.Msg
+	for _, pub := range batch {
+		msgs = append(msgs, pub.msgs...)
+	}
+	if len(batch) > 1 && len(msgs) >= minAtomic {
 		if err := p.atomic(msgs); !refused(err) {
 			for _, pub := range batch {
 				pub.done <- typed(err)
@@ -195,10 +197,10 @@ func (p *publisher) storeAlone(msgs []*nats.Msg) error {
 	return nil
 }
 
-// storeSome stores messages at once; where the server will not have them whole, because some are there already, one after the other:
-// so they stay in order whatever becomes of one.
+// storeSome stores messages at once, where they are many; where the server will not have them whole, because some are there already, one
+// after the other: so they stay in order whatever becomes of one.
 func (p *publisher) storeSome(msgs []*nats.Msg) error {
-	if len(msgs) > 1 {
+	if len(msgs) >= minAtomic {
 		if err := p.atomic(msgs); !refused(err) {
 			return err
 		}
