@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -17,38 +18,66 @@ import (
 // cgroupRoot is where the guest's cgroup v2 hierarchy is mounted.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// cgroup confines a program to a cgroup v2 of its own (kernel: Documentation/admin-guide/cgroup-v2.rst).
-type cgroup struct {
-	dir    string
-	fd     *os.File
+// cgroups makes the programs' cgroups, each ahead of its program: under an emulated processor that takes milliseconds.
+type cgroups struct {
 	reaper *reaper
+
+	mu    sync.Mutex
+	spare *cgroup
 }
 
-// newCgroup makes the program's cgroup with its limits. A limit that cannot be set is an error: nothing runs unconfined.
-func newCgroup(r *reaper, e *wire.Exec) (_ *cgroup, err error) {
-	c := &cgroup{dir: filepath.Join(cgroupRoot, "exec-"+strconv.FormatInt(time.Now().UnixNano(), 36)), reaper: r}
-	if err := os.Mkdir(c.dir, 0o755); err != nil {
-		return nil, err
+// cgroup confines a program to a cgroup v2 of its own (kernel: Documentation/admin-guide/cgroup-v2.rst).
+type cgroup struct {
+	from *cgroups
+	dir  string
+	fd   *os.File
+}
+
+// prepare makes a spare one, if there is none.
+func (g *cgroups) prepare() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.spare == nil {
+		g.spare, _ = g.make() // who needs one tries again, and says why it fails
 	}
-	defer func() {
-		if err != nil {
-			_ = c.close()
-		}
-	}()
-	if l := e.Limits.MemoryBytes; l > 0 {
-		for _, kv := range [][2]string{{"memory.max", strconv.FormatInt(l, 10)}, {"memory.swap.max", "0"}, {"memory.oom.group", "1"}} {
-			if err := c.write(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without swap has no swap.max
-				return nil, err
-			}
-		}
-	}
-	if l := e.Limits.PIDs; l > 0 {
-		if err := c.write("pids.max", strconv.FormatInt(l, 10)); err != nil {
+}
+
+// confine gives a program's cgroup with its limits. A limit that cannot be set is an error: nothing runs unconfined.
+func (g *cgroups) confine(e *wire.Exec) (_ confinement, err error) {
+	g.mu.Lock()
+	c := g.spare
+	g.spare = nil
+	g.mu.Unlock()
+	if c == nil {
+		if c, err = g.make(); err != nil {
 			return nil, err
 		}
 	}
-	c.fd, err = os.Open(c.dir)
-	return c, err
+	for file, limit := range map[string]int64{"memory.max": e.Limits.MemoryBytes, "pids.max": e.Limits.PIDs} {
+		if limit == 0 {
+			continue
+		}
+		if err := c.write(file, strconv.FormatInt(limit, 10)); err != nil {
+			return nil, errors.Join(err, c.remove())
+		}
+	}
+	return c, nil
+}
+
+func (g *cgroups) make() (_ *cgroup, err error) {
+	c := &cgroup{dir: filepath.Join(cgroupRoot, "exec-"+strconv.FormatInt(time.Now().UnixNano(), 36)), from: g}
+	if err := os.Mkdir(c.dir, 0o755); err != nil {
+		return nil, err
+	}
+	for file, value := range map[string]string{"memory.swap.max": "0", "memory.oom.group": "1"} {
+		if err := c.write(file, value); err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without swap has no swap.max
+			return nil, errors.Join(err, c.remove())
+		}
+	}
+	if c.fd, err = os.Open(c.dir); err != nil {
+		return nil, errors.Join(err, c.remove())
+	}
+	return c, nil
 }
 
 func (c *cgroup) write(file, value string) error {
@@ -79,27 +108,33 @@ func (c *cgroup) signal(s syscall.Signal) error {
 const killWithin = 10 * time.Second
 
 func (c *cgroup) kill() error {
+	if !c.populated() {
+		return nil
+	}
 	if err := c.signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	for wait, end := 200*time.Microsecond, time.Now().Add(killWithin); c.value("cgroup.events", "populated") != 0; wait = min(2*wait, 10*time.Millisecond) {
+	for wait, end := 200*time.Microsecond, time.Now().Add(killWithin); c.populated(); wait = min(2*wait, 10*time.Millisecond) {
 		if time.Now().After(end) {
 			return fmt.Errorf("processes in %s do not die", c.dir)
 		}
 		time.Sleep(wait)
-		c.reaper.reap()
+		c.from.reaper.reap()
 	}
 	return nil
 }
 
-func (c *cgroup) measure() measured {
-	return measured{
-		cpu:         time.Duration(c.value("cpu.stat", "usage_usec")) * time.Microsecond,
-		memoryPeak:  c.single("memory.peak"),
-		pidsPeak:    c.single("pids.peak"),
-		oomKills:    c.value("memory.events", "oom_kill"),
-		pidsRefused: c.value("pids.events", "max"),
-	}
+// populated tells whether a process lives in it; one whose end nobody has waited for yet does not (cgroup.events).
+func (c *cgroup) populated() bool { return c.value("cgroup.events", "populated") != 0 }
+
+func (c *cgroup) cpu() time.Duration {
+	return time.Duration(c.value("cpu.stat", "usage_usec")) * time.Microsecond
+}
+
+func (c *cgroup) peaks() (memory, pids int64) { return c.single("memory.peak"), c.single("pids.peak") }
+
+func (c *cgroup) refusals() (oomKills, pids int64) {
+	return c.value("memory.events", "oom_kill"), c.value("pids.events", "max")
 }
 
 // value reads one key of a flat-keyed file; 0 where there is none.
@@ -127,7 +162,16 @@ func (c *cgroup) single(file string) int64 {
 	return n
 }
 
+// close lets the cgroup go, in which nothing lives, and makes the next while the program's end is on its way to the host.
 func (c *cgroup) close() error {
+	go func() { // ends in a moment
+		_ = c.remove() // what is left of one machine's programs ends with the machine
+		c.from.prepare()
+	}()
+	return nil
+}
+
+func (c *cgroup) remove() error {
 	if c.fd != nil {
 		_ = c.fd.Close()
 	}
@@ -137,7 +181,7 @@ func (c *cgroup) close() error {
 		if err = os.Remove(c.dir); !errors.Is(err, syscall.EBUSY) {
 			break
 		}
-		c.reaper.reap()
+		c.from.reaper.reap()
 		time.Sleep(time.Millisecond)
 	}
 	if errors.Is(err, os.ErrNotExist) {

@@ -34,7 +34,7 @@ func Init() error {
 		return err
 	}
 	m := &machine{work: "/work", sandboxUID: sandboxUID, guest: g, reaper: newReaper()}
-	m.confine = func(e *wire.Exec) (confinement, error) { return newCgroup(m.reaper, e) }
+	m.confine = (&cgroups{reaper: m.reaper}).confine
 	a := newAgent(m)
 	a.hello.PID1 = true
 	a.hello.BootMS = uptime().Milliseconds()

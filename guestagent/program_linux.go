@@ -25,16 +25,14 @@ type confinement interface {
 	signal(s syscall.Signal) error
 	// kill ends everything with SIGKILL and returns when nothing of it runs.
 	kill() error
-	measure() measured
+	// cpu is the processor time of all of it until now.
+	cpu() time.Duration
+	// peaks are the most memory in bytes, and the most processes and threads, at once; 0 for what it cannot tell.
+	peaks() (memory, pids int64)
+	// refusals count how often the kernel ended something for want of memory, and refused it a process.
+	refusals() (oomKills, pids int64)
 	// close removes what the confinement made; everything in it is dead.
 	close() error
-}
-
-// measured is what a confinement has counted. Peaks that it cannot tell are 0.
-type measured struct {
-	cpu                   time.Duration
-	memoryPeak, pidsPeak  int64
-	oomKills, pidsRefused int64
 }
 
 // program is a started program.
@@ -169,18 +167,18 @@ func (p *program) wait(ctx context.Context, send func(wire.Channel, []byte) erro
 	killErr := p.confine.kill()
 	p.pumps.running.Wait()
 	full := p.disk.full()
-	got := p.confine.measure()
+	memory, pids := p.confine.peaks()
+	e := wire.Exit{
+		Code: status.code(), Signal: status.signal(), WallMS: milliseconds(took), CPUMS: milliseconds(max(p.confine.cpu(), status.cpu)),
+		MemoryPeakBytes: max(memory, status.maxRSS), PIDsPeak: pids,
+	}
+	p.pumps.counts(&e)
+	e.Limit = p.verdict(e, full)
 	_ = p.pumps.stdout.from.(io.Closer).Close()
 	_ = p.pumps.stderr.from.(io.Closer).Close()
 	if err := errors.Join(killErr, p.confine.close()); err != nil {
 		return wire.Exit{}, fmt.Errorf("end what %s started: %w", p.exec.Argv[0], err)
 	}
-	e := wire.Exit{
-		Code: status.code(), Signal: status.signal(), WallMS: milliseconds(took), CPUMS: milliseconds(max(got.cpu, status.cpu)),
-		MemoryPeakBytes: max(got.memoryPeak, status.maxRSS), PIDsPeak: got.pidsPeak,
-	}
-	p.pumps.counts(&e)
-	e.Limit = p.verdict(e, got, full)
 	return e, nil
 }
 
@@ -209,7 +207,7 @@ func (p *program) watch(ctx context.Context) exitStatus {
 			_ = p.confine.signal(syscall.SIGKILL)
 		case <-sample.C:
 			p.disk.look()
-			cpu := p.confine.measure().cpu
+			cpu := p.confine.cpu()
 			if l.CPUMS > 0 && cpu >= time.Duration(l.CPUMS)*time.Millisecond {
 				p.end(wire.LimitCPU)
 			}
@@ -231,19 +229,20 @@ func (p *program) nextSample(used time.Duration) time.Duration {
 
 // verdict names the limit that ended the program. One that the kernel enforced by refusing counts only where the program failed over it,
 // and before the time that it then wasted.
-func (p *program) verdict(e wire.Exit, got measured, full bool) string {
+func (p *program) verdict(e wire.Exit, full bool) string {
 	p.mu.Lock()
 	limit := p.limit
 	p.mu.Unlock()
-	failed := e.Code != 0
-	switch {
-	case limit == wire.LimitStdout, limit == wire.LimitStderr:
+	if e.Code == 0 || limit == wire.LimitStdout || limit == wire.LimitStderr {
 		return limit
-	case got.oomKills > 0 && failed:
+	}
+	oomKills, pids := p.confine.refusals()
+	switch {
+	case oomKills > 0:
 		return wire.LimitMemory
-	case got.pidsRefused > 0 && failed:
+	case pids > 0:
 		return wire.LimitPIDs
-	case full && failed:
+	case full:
 		return wire.LimitDisk
 	case e.Signal == "SIGXFSZ":
 		return wire.LimitFile

@@ -95,13 +95,13 @@ func benchThroughput() *cobra.Command {
 	}
 	driver := c.Flags().String("driver", "inproc", "inproc, hostproc or qemu")
 	n := c.Flags().IntP("jobs", "n", 5000, "jobs")
-	width := c.Flags().IntP("concurrency", "c", 64, "jobs in flight")
-	slots := c.Flags().Int("slots", 0, "jobs that run at once (32 for inproc, 4 for hostproc, as many as processors for qemu)")
+	width := c.Flags().IntP("concurrency", "c", 128, "jobs in flight")
+	slots := c.Flags().Int("slots", 0, "jobs that run at once (64 for inproc, 4 for hostproc, as many as processors for qemu)")
 	asJSON := c.Flags().Bool("json", false, "print every sample")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *slots == 0 {
-			*slots = map[string]int{"inproc": 32, "hostproc": 4, "qemu": describeHost().CPUs}[*driver]
+			*slots = map[string]int{"inproc": 64, "hostproc": 4, "qemu": describeHost().CPUs}[*driver]
 		}
 		s, err := startServer(c, *driver, "--vcpus", fmt.Sprint(*slots), "--ready", fmt.Sprint(*slots), "--prepared", "0", "--image-dir", *imageDir, "--images", "base")
 		if err != nil {
