@@ -49,7 +49,9 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now, and is tried again by whoever knows what it is worth
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			b.nc.lost()
-			c.Log.Warn().Err(err).Msg("nats: disconnected")
+			if err != nil { // else we closed it
+				c.Log.Warn().Err(err).Msg("nats: disconnected")
+			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info().Msg("nats: connected again") }),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {

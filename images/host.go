@@ -200,11 +200,11 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 		}
 	}()
 	start := time.Now()
-	h.tell(img.Name, "boot")
 	m, err := h.Driver.Boot(ctx, b)
 	if err != nil {
 		return vmm.Template{}, err
 	}
+	h.tell(img.Name, "boot")
 	defer m.Close() //nolint:errcheck // Snapshot has ended it
 	if err := h.warm(ctx, img, m); err != nil {
 		return vmm.Template{}, fmt.Errorf("%w; console: %q", err, m.Console())

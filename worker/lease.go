@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	leaseWait    = 20 * time.Second // how long a request for leases stands; NATS servers and idle fleets are both content with it
+	leaseWait    = 5 * time.Second // how long a request for leases stands: one to a dispatcher that died is noticed as late as that
 	leaseBackoff = 200 * time.Millisecond
 	maxBackoff   = 5 * time.Second
 )

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -114,9 +115,20 @@ func (p *pool) fill() {
 	}
 }
 
-// make makes one machine and hands it on.
+// make makes one machine and hands it on. A pool whose template has been removed is over.
 func (p *pool) make() {
 	m, err := p.restoreOne()
+	p.took(m, err)
+	if gone(err) {
+		p.ps.drop(p)
+		p.close()
+	}
+}
+
+// gone tells that a template's files are not there any more.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+func (p *pool) took(m *machine, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.making--
@@ -133,7 +145,7 @@ func (p *pool) make() {
 // hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
 func (p *pool) hand(r made) {
 	switch {
-	case r.err != nil && p.failures < 2 && !p.closed && len(p.waiters) > 0: // one failure may be that machine's own: fill makes another
+	case r.err != nil && p.failures < 2 && !gone(r.err) && !p.closed && len(p.waiters) > 0: // one failure may be that machine's own: fill makes another
 		zerolog.Ctx(p.ps.ctx).Warn().Err(r.err).Str("image", p.image).Msg("machine failed, making another")
 	case len(p.waiters) > 0:
 		p.waiters[0] <- r

@@ -25,9 +25,10 @@ type pools struct {
 	memory int // MiB of all machines that live
 }
 
+// poolKey names a pool: an image that is built anew is another one.
 type poolKey struct {
-	image string
-	size  jobs.Resources
+	image, digest string
+	size          jobs.Resources
 }
 
 // poolOnce is a pool whose template may still be being built.
@@ -73,21 +74,56 @@ func (ps *pools) run(ctx context.Context) error {
 // of gives the pool of an image in a size; the first to ask waits for its template, which may have to be built.
 func (ps *pools) of(ctx context.Context, image string, size jobs.Resources) (*pool, error) {
 	<-ps.started
-	key := poolKey{image, size}
-	ps.mu.Lock()
-	o := ps.pools[key]
-	if o == nil {
-		o = &poolOnce{done: make(chan struct{})}
-		ps.pools[key] = o
-		ps.makers.Go(func() { ps.open(key, o) })
+	o, stale := ps.find(poolKey{image, ps.digest(image), size})
+	for _, p := range stale {
+		p.close()
 	}
-	ps.mu.Unlock()
 	select {
 	case <-o.done:
 		return o.pool, o.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// find gives a pool, opening it where there is none, and takes out those of other builds of its image.
+func (ps *pools) find(key poolKey) (o *poolOnce, stale []*pool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if o = ps.pools[key]; o != nil {
+		return o, nil
+	}
+	for k, old := range ps.pools {
+		if k.image == key.image && k.digest != key.digest && old.pool != nil {
+			stale = append(stale, old.pool)
+			delete(ps.pools, k)
+		}
+	}
+	o = &poolOnce{done: make(chan struct{})}
+	ps.pools[key] = o
+	ps.makers.Go(func() { ps.open(key, o) })
+	return o, stale
+}
+
+// drop forgets a pool: the next to ask has its template made again.
+func (ps *pools) drop(p *pool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for k, o := range ps.pools {
+		if o.pool == p {
+			delete(ps.pools, k)
+		}
+	}
+}
+
+// digest is the image's now; empty for one that is not offered.
+func (ps *pools) digest(image string) string {
+	for _, o := range ps.cfg.Images.Offered() {
+		if o.Name == image {
+			return o.Digest
+		}
+	}
+	return ""
 }
 
 // open gets the template of a new pool. A failure is told to those who wait and forgotten: the next to ask tries again.

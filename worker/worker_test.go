@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/worker"
 )
@@ -340,4 +343,50 @@ func TestReportWaitsForTheDispatcher(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left in the spool: %v %v", left, err)
 	}
+}
+
+// An image that is built anew while the worker runs is what the next job gets; one whose template is gone is made again.
+func TestImageIsBuiltAnew(t *testing.T) {
+	r := newRig(t)
+	images := &changing{catalog: catalog{driver: r.cfg.Driver.Name()}, digest: "first"}
+	r.cfg.Images = images
+	r.run(t)
+	for _, want := range []string{"first", "first", "second"} {
+		if want == "second" {
+			images.mu.Lock()
+			images.digest = want
+			images.mu.Unlock()
+		}
+		if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; !res.Success() || res.Template != "template of "+want {
+			t.Errorf("ended %s with the %s, want that of %s", res.Ending, res.Template, want)
+		}
+	}
+	if n := images.templates.Load(); n != 2 {
+		t.Errorf("%d templates were asked for, want 2", n)
+	}
+}
+
+// changing is a catalog whose image can be built anew.
+type changing struct {
+	catalog
+	templates atomic.Int64
+	mu        sync.Mutex
+	digest    string
+}
+
+func (c *changing) now() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.digest
+}
+
+func (c *changing) Offered() []jobs.OfferedImage {
+	o := c.catalog.Offered()
+	o[0].Digest = c.now()
+	return o
+}
+
+func (c *changing) Template(context.Context, string, jobs.Resources) (vmm.Template, string, error) {
+	c.templates.Add(1)
+	return vmm.Template{Driver: c.driver}, "template of " + c.now(), nil
 }

@@ -123,6 +123,7 @@ func onSignals(ctx context.Context, signals <-chan os.Signal, drain chan struct{
 // server is one process's parts.
 type server struct {
 	config   config
+	store    *images.Store // of a worker
 	registry *prometheus.Registry
 	drain    chan struct{}
 }
@@ -133,6 +134,7 @@ func (s *server) buildImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.store = store
 	agent, err := agentPath(s.config.Agent)
 	if err != nil {
 		return err
@@ -205,7 +207,7 @@ func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker b
 // work starts the worker; when it ends, what it needed is stopped.
 func (s *server) work(ctx, starting context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
 	p := newProgress()
-	w, host, closeDriver, err := openWorker(ctx, s.config, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
+	w, host, closeDriver, err := openWorker(ctx, s.config, s.store, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
 	if err != nil {
 		return err
 	}

@@ -80,15 +80,15 @@ func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, clo
 	}
 	switch c.Driver {
 	case "qemu":
-		launcher, err := openLauncher(c)
+		launcher, closeLauncher, err := openLauncher(c)
 		if err != nil {
 			return nil, caps, nil, err
 		}
 		q, err := qemu.New(qemu.Config{Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel})
 		if err != nil {
-			return nil, caps, nil, err
+			return nil, caps, nil, errors.Join(err, closeLauncher())
 		}
-		d, closeDriver = q, q.Close
+		d, closeDriver = q, func() error { return errors.Join(q.Close(), closeLauncher()) }
 	case "hostproc":
 		agent, err := agentPath(c.Agent)
 		if err != nil {
@@ -113,26 +113,22 @@ func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, clo
 }
 
 // openLauncher gives what VMMs are started with. Where the jail cannot be had, that is an error and not a quiet loss.
-func openLauncher(c config) (vmm.Launcher, error) {
+func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	if c.Jail == "off" {
-		return vmm.Direct{}, nil
+		return vmm.Direct{}, func() error { return nil }, nil
 	}
 	if c.Jail != "on" {
-		return nil, fmt.Errorf("jail %q: want on or off", c.Jail)
+		return nil, nil, fmt.Errorf("jail %q: want on or off", c.Jail)
 	}
 	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
 	if err != nil {
-		return nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
+		return nil, nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
 	}
-	return l, nil
+	return l, l.Close, nil
 }
 
 // openWorker gives a worker, and the host's images with which it works.
-func openWorker(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
-	store, err := openStore(c.ImageDir)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
 	d, caps, closeDriver, err := openDriver(ctx, c)
 	if err != nil {
 		return nil, nil, nil, err
