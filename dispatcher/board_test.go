@@ -58,6 +58,7 @@ type board struct {
 	dead   map[string][]string     // reasons, by job
 	known  map[string]time.Time    // what was stored, and when
 	order  []string                // the jobs of all events, as they were stored
+	large  map[string]bool         // jobs whose results are more than a message carries
 	hooks
 }
 
@@ -90,6 +91,9 @@ func (b *board) repeat(id string) bool {
 }
 
 func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
+	if slices.ContainsFunc(events, func(e jobs.Event) bool { return e.Result != nil && b.large[e.Job] }) {
+		return &jobs.Error{Code: jobs.CodeTooLarge, Message: "more than a message carries"}
+	}
 	return b.do("publish", func() {
 		for _, e := range events {
 			n := slices.IndexFunc(b.events[e.Job], func(o jobs.Event) bool { return o.Attempt == e.Attempt && o.Seq == e.Seq })

@@ -86,7 +86,7 @@ func (d *Dispatcher) publishOutbox(ctx context.Context) (int, error) {
 		}
 	}
 	d.unsure = true
-	if err := d.cfg.Events.Publish(ctx, events...); err != nil {
+	if err := d.publish(ctx, events); err != nil {
 		return 0, err
 	}
 	if err := d.cfg.Store.Published(ctx, ids); err != nil {
@@ -94,6 +94,29 @@ func (d *Dispatcher) publishOutbox(ctx context.Context) (int, error) {
 	}
 	d.unsure = false
 	return len(batch), nil
+}
+
+// publish publishes events together, or one after the other where one of them is more than a message carries: that one is given up, for
+// it would hold up everybody's for ever. Workers keep results far below.
+func (d *Dispatcher) publish(ctx context.Context, events []jobs.Event) error {
+	err := d.cfg.Events.Publish(ctx, events...)
+	if !tooLarge(err) {
+		return err
+	}
+	for _, e := range events {
+		switch err := d.cfg.Events.Publish(ctx, e); {
+		case tooLarge(err):
+			zerolog.Ctx(ctx).Error().Err(err).Str("job", e.Job).Int("attempt", e.Attempt).Msg("event cannot be published; the ledger has it")
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+func tooLarge(err error) bool {
+	e, ok := errors.AsType[*jobs.Error](err)
+	return ok && e.Code == jobs.CodeTooLarge
 }
 
 // published tells whether viewers can see an event already.

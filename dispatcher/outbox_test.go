@@ -120,3 +120,27 @@ func TestOutboxBeforeTheNextAttempt(t *testing.T) {
 		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
 	})
 }
+
+// An event that no message can carry does not hold up the others'.
+func TestOutboxTooLarge(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		large, other := r.admit(spec()), r.admit(spec())
+		r.board.large = map[string]bool{large.ID: true}
+		r.board.before(func(op string) error { // so that both ends stand in the outbox together
+			if op == "publish" {
+				return errDisk
+			}
+			return nil
+		})
+		for _, l := range a.lease(2, 0) {
+			a.report(l, jobs.Exited)
+		}
+		r.board.before(nil)
+		time.Sleep(time.Second)
+		r.ended(other.ID, jobs.StateEnded, jobs.Exited)
+		if j := r.job(large.ID); j.State != jobs.StateEnded || len(r.disk.out) != 0 {
+			r.Errorf("the large one is %s, the outbox holds %+v", j.State, r.disk.out)
+		}
+	})
+}
