@@ -136,7 +136,7 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 	if images == nil {
 		return nil
 	}
-	size, ok := images[spec.ImageName()]
+	image, ok := images[spec.ImageName()]
 	if !ok {
 		known := slices.Sorted(maps.Keys(images))
 		return invalid(jobs.Fault{Path: "image", Message: fmt.Sprintf("no worker has an image %q; there are %s", spec.ImageName(), strings.Join(known, ", "))})
@@ -149,10 +149,15 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 		faults = append(faults, jobs.Fault{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the largest worker has %d", r.MemoryMiB, capacity.MemoryMiB)})
 	}
 	if r.MemoryMiB == 0 {
-		r.MemoryMiB = size.MemoryMiB
+		r.MemoryMiB = image.Resources.MemoryMiB
 	}
 	if r.MemoryMiB > 0 { // else the worker does not say how large it makes that image's machines
 		faults = append(faults, memoryFaults(spec, r.MemoryMiB)...)
+	}
+	for i, s := range spec.Steps {
+		if s.User == "root" && image.NoRoot {
+			faults = append(faults, jobs.Fault{Path: fmt.Sprintf("steps[%d].user", i), Message: "the image " + image.Name + " lets no step run as root"})
+		}
 	}
 	if len(faults) > 0 {
 		return invalid(faults...)

@@ -77,6 +77,23 @@ func TestAdmitRefuses(t *testing.T) {
 	}
 }
 
+// An image may keep jobs from running as root.
+func TestAdmitRoot(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		r.worker("a", "base", "rootless")
+		for image, want := range map[string]jobs.Code{"base": "", "rootless": jobs.CodeInvalid} {
+			_, _, err := r.Admit(r.Context(), "t", &jobs.Spec{Image: image, Steps: []jobs.Step{{Cmd: "true"}, {Cmd: "true", User: "root"}}})
+			r.wantCode("root in "+image, want, err)
+			if want != "" {
+				if diff := gocmp.Diff([]string{"steps[1].user"}, paths(err)); diff != "" {
+					r.Errorf("blamed (-want +got):\n%s", diff)
+				}
+			}
+		}
+		r.admit(&jobs.Spec{Image: "rootless", Steps: []jobs.Step{{Cmd: "true"}}})
+	})
+}
+
 // While no worker was ever seen nothing is known of what there is, and a job may wait for it. A worker that is away for a while still
 // counts; one that is gone for good does not.
 func TestAdmitWithoutWorkers(t *testing.T) {

@@ -201,7 +201,7 @@ func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 	h.Helper()
 	b := jobs.Beat{Worker: h.name, Session: h.session, Capacity: size, Running: running}
 	for _, i := range h.images {
-		b.Images = append(b.Images, jobs.OfferedImage{Name: i, Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
+		b.Images = append(b.Images, jobs.OfferedImage{Name: i, NoRoot: i == "rootless", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
 	}
 	reply, err := h.Beat(h.Context(), b)
 	if err != nil {

@@ -30,16 +30,16 @@ const forgetAfter = time.Hour
 const reportWithin = 10 * time.Second
 
 // offers gives the images and the largest capacity of all workers that are known; nil where none is. d.mu is held.
-func (d *Dispatcher) offers() (images map[string]jobs.Resources, largest jobs.Resources) {
+func (d *Dispatcher) offers() (images map[string]jobs.OfferedImage, largest jobs.Resources) {
 	for _, w := range d.workers {
 		if w.waiting {
 			continue
 		}
 		for _, i := range w.beat.Images {
 			if images == nil {
-				images = map[string]jobs.Resources{}
+				images = map[string]jobs.OfferedImage{}
 			}
-			images[i.Name] = i.Resources
+			images[i.Name] = i
 		}
 		largest.VCPUs = max(largest.VCPUs, w.beat.Capacity.VCPUs)
 		largest.MemoryMiB = max(largest.MemoryMiB, w.beat.Capacity.MemoryMiB)

@@ -53,7 +53,9 @@ func (h *Host) Offered() []jobs.OfferedImage {
 	list, _ := h.Store.List() // one that cannot be read is not offered; `image ls` says why
 	offered := make([]jobs.OfferedImage, 0, len(list))
 	for _, img := range list {
-		offered = append(offered, jobs.OfferedImage{Name: img.Name, Digest: img.Digest, Resources: img.Resources()})
+		offered = append(offered, jobs.OfferedImage{
+			Name: img.Name, Digest: img.Digest, Resources: img.Resources(), NoRoot: !img.AllowsRoot(),
+		})
 	}
 	return offered
 }

@@ -33,8 +33,10 @@ type Recipe struct {
 	Files []File   `yaml:"files" json:"files,omitempty"`
 	Run   []string `yaml:"run" json:"run,omitempty"`
 	// Warm commands run in the booted machine before its snapshot: what they leave in the page cache every clone has.
-	Warm      []Warm            `yaml:"warm" json:"warm,omitempty"`
-	Resources Resources         `yaml:"resources" json:"resources"`
+	Warm      []Warm    `yaml:"warm" json:"warm,omitempty"`
+	Resources Resources `yaml:"resources" json:"resources"`
+	// AllowRoot says whether a job's steps may run as root; true where it is left out: the machine is the wall.
+	AllowRoot *bool             `yaml:"allow_root" json:"allow_root,omitempty"`
 	Env       map[string]string `yaml:"env" json:"env,omitempty"`
 }
 
@@ -92,7 +94,7 @@ var unknownKey = regexp.MustCompile(`^line (\d+): field (.+) not found in type i
 
 // recipeKeys are what may stand where.
 var recipeKeys = map[string][]string{
-	"Recipe":    {"name", "description", "base", "packages", "files", "run", "warm", "resources", "env"},
+	"Recipe":    {"name", "description", "base", "packages", "files", "run", "warm", "resources", "allow_root", "env"},
 	"Base":      {"distribution", "suite"},
 	"File":      {"path", "mode", "content"},
 	"Warm":      {"cmd", "args", "shell", "user"},

@@ -20,16 +20,18 @@ warm:
   - {cmd: python3, args: [-V], user: root}
   - {shell: "id; date"}
 resources: {memory_mib: 512}
+allow_root: false
 env: {LANG: C.UTF-8}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
+	no := false
 	want := images.Recipe{
 		Name: "numerics", Base: images.Base{Distribution: "debian", Suite: "bookworm"}, Packages: []string{"bash", "libstdc++6"},
 		Files: []images.File{{Path: "/etc/motd", Mode: "0600", Content: "hello"}}, Run: []string{"ldconfig"},
 		Warm:      []images.Warm{{Cmd: "python3", Args: []string{"-V"}, User: "root"}, {Shell: "id; date"}},
-		Resources: images.Resources{VCPUs: 1, MemoryMiB: 512, ScratchMiB: 1024}, Env: map[string]string{"LANG": "C.UTF-8"},
+		Resources: images.Resources{VCPUs: 1, MemoryMiB: 512, ScratchMiB: 1024}, AllowRoot: &no, Env: map[string]string{"LANG": "C.UTF-8"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("recipe (-want +got):\n%s", diff)

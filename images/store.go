@@ -270,6 +270,12 @@ func (i *Image) Resources() jobs.Resources {
 	return jobs.Resources{VCPUs: r.VCPUs, MemoryMiB: r.MemoryMiB}
 }
 
+// AllowsRoot tells whether a job's steps may run as root.
+func (i *Image) AllowsRoot() bool {
+	allow := i.Manifest.Recipe.AllowRoot
+	return allow == nil || *allow
+}
+
 // Env is the environment of every program in the image.
 func (i *Image) Env() []string {
 	vars := map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -53,6 +53,8 @@ type OfferedImage struct {
 	// Digest is the image manifest's.
 	Digest    string    `json:"digest"`
 	Resources Resources `json:"resources"`
+	// NoRoot says that no step may run as root.
+	NoRoot bool `json:"no_root,omitempty"`
 }
 
 // Beat is a worker's heartbeat, every 2 s. The first, with Session 0, registers it.

@@ -150,6 +150,7 @@ func (p *pool) hand(r made) {
 	case len(p.waiters) > 0:
 		p.waiters[0] <- r
 		p.waiters = p.waiters[1:]
+	case r.m == nil && p.ps.ctx.Err() != nil: // the worker stops
 	case r.m == nil:
 		zerolog.Ctx(p.ps.ctx).Error().Err(r.err).Str("image", p.image).Int("failures", p.failures).Msg("cannot make machine")
 	case p.closed:
@@ -213,6 +214,7 @@ func (p *pool) prepare() {
 	defer p.mu.Unlock()
 	p.preparing--
 	switch {
+	case err != nil && p.ps.ctx.Err() != nil: // the worker stops
 	case err != nil:
 		p.failures++
 		zerolog.Ctx(p.ps.ctx).Error().Err(err).Str("image", p.image).Msg("cannot prepare machine")

@@ -104,7 +104,7 @@ func sum(b ...[]byte) string {
 
 // rootKey is all that the root file system depends on; what a package's newest version is, the day of the build decides.
 func rootKey(r images.Recipe) (string, error) {
-	r.Description, r.Warm, r.Resources, r.Env = "", nil, images.Resources{}, nil
+	r.Description, r.Warm, r.Resources, r.AllowRoot, r.Env = "", nil, images.Resources{}, nil, nil
 	b, err := json.Marshal(r)
 	return sum([]byte(format), b), err
 }
