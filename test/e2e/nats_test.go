@@ -1,0 +1,66 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+// embed starts a NATS server that is not Paddock's own.
+func embed(t *testing.T, dir, listen string) *bus.Server {
+	t.Helper()
+	s, err := bus.Embed(bus.EmbedConfig{Listen: listen, StoreDir: dir, Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Dispatcher and worker work on an external server, and outlive its restart: what ran goes on, what was printed meanwhile is not lost, and
+// the result is reported when it is back.
+func TestExternalNATSRestarts(t *testing.T) {
+	dir := t.TempDir()
+	s := embed(t, dir, "127.0.0.1:0")
+	url := s.URL()
+	stopped := false
+	t.Cleanup(func() {
+		if !stopped {
+			s.Close()
+		}
+	})
+	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--listen", "", "--nats", url}})
+	d.URL = url
+	start(t, harness.Options{Command: "worker", NATS: url, Driver: "hostproc", Args: []string{"--images", "base"}})
+	c := connect(t, d)
+	job := submit(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done"}}})
+	untilOutput(t, c, job)
+	s.Close()
+	stopped = true
+	time.Sleep(time.Second) // the program prints into a server that is not there
+	s = embed(t, dir, strings.TrimPrefix(url, "nats://"))
+	defer s.Close()
+	stopped = true
+	r := wantOnce(t, c, job)
+	wantSuccess(t, r)
+	if r.Attempt != 1 || stdout(t, r) != "1\n2\n3\n4\n5\n6\n" {
+		t.Errorf("attempt %d printed %q", r.Attempt, stdout(t, r))
+	}
+	var events strings.Builder
+	for e, err := range c.Follow(t.Context(), job, client.Position{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		events.WriteString(e.Text)
+	}
+	if events.String() != "1\n2\n3\n4\n5\n6\n" {
+		t.Errorf("the events hold %q", events.String())
+	}
+	wantSuccess(t, runJob(t, c, longJob(0)))
+}
