@@ -127,7 +127,7 @@ func (tx transaction) prepared(ctx context.Context, query string) (*sql.Stmt, er
 
 // exec runs a statement and gives how many rows it changed.
 func (tx transaction) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	s, err := tx.prepared(ctx, query)
+	s, err := tx.prepared(ctx, query) //nolint:sqlclosecheck // the writer closes it
 	if err != nil {
 		return 0, err
 	}
@@ -140,7 +140,7 @@ func (tx transaction) exec(ctx context.Context, query string, args ...any) (int6
 
 // scan runs a query for one row; sql.ErrNoRows says that there is none.
 func (tx transaction) scan(ctx context.Context, query string, into func(row *sql.Row) error, args ...any) error {
-	s, err := tx.prepared(ctx, query)
+	s, err := tx.prepared(ctx, query) //nolint:sqlclosecheck // the writer closes it
 	if err != nil {
 		return err
 	}
