@@ -253,3 +253,22 @@ func TestUnits(t *testing.T) {
 		}
 	}
 }
+
+// TestBenchmarks holds the tables of docs/benchmarks.md against the raw samples beside it.
+func TestBenchmarks(t *testing.T) {
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("docs/benchmarks/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	out, err := exec.CommandContext(t.Context(), bin, append([]string{"bench", "show"}, files...)...).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(out), blocks(t, "docs/benchmarks.md", "text")[0]); d != "" {
+		t.Errorf("docs/benchmarks.md differs from its samples (-samples +tables):\n%s", d)
+	}
+}
