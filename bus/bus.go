@@ -3,7 +3,6 @@ package bus
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,19 +32,22 @@ type Bus struct {
 	log    zerolog.Logger
 	events jetstream.Stream
 	pub    *publisher
-
-	mu      sync.Mutex
-	buckets map[string]jetstream.ObjectStore
 }
 
-// minPayload is the NATS default. What workers and dispatchers write stays below it.
-const minPayload = 1 << 20
+const (
+	// minPayload is the NATS default. What workers and dispatchers write of their own stays below it.
+	minPayload = 1 << 20
+	// specPayload is what the largest specs need on their way to a worker.
+	specPayload = jobs.MaxSpecBytes + headroom
+)
 
 // Connect connects, makes the streams, and reconnects for ever after. ctx bounds the first connection.
 func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
-	b := &Bus{nc: newConn(), log: c.Log, buckets: map[string]jetstream.ObjectStore{}}
+	b := &Bus{nc: newConn(), log: c.Log}
+	first := &firstDial{ctx: ctx}
 	opts := []nats.Option{
 		nats.Name("paddock " + c.Name), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
+		nats.SetCustomDialer(first),
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now, and is tried again by whoever knows what it is worth
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			b.nc.lost()
@@ -66,15 +68,22 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 		opts = append(opts, nats.InProcessServer(c.Server.s))
 	}
 	if b.nc.Conn, err = nats.Connect(c.URL, opts...); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, fmt.Errorf("connect to NATS at %s: %w", c.URL, err)
 	}
+	first.over.Store(true)
 	defer func() {
 		if err != nil {
 			b.nc.Close()
 		}
 	}()
-	if n := b.nc.MaxPayload(); n < minPayload {
+	switch n := b.nc.MaxPayload(); {
+	case n < minPayload:
 		return nil, fmt.Errorf("NATS at %s takes messages of %d bytes; results and events need max_payload to be %d", b.nc.ConnectedUrlRedacted(), n, minPayload)
+	case n < specPayload:
+		c.Log.Warn().Int64("max_payload", n).Int64("largest_spec", n-headroom).Msg("nats: max_payload is too low for the largest specs; set it to 2 MiB")
 	}
 	if b.js, err = jetstream.New(b.nc.Conn); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
@@ -105,7 +114,8 @@ func (b *Bus) streams(ctx context.Context, c Config) (err error) {
 			MaxBytes: 1 << 30, Duplicates: shortestWindow, Description: "job specs that nobody waits for",
 		},
 		{
-			Name: jobs.StreamDLQ, Subjects: []string{jobs.DLQSubjects}, MaxAge: 14 * 24 * time.Hour, Duplicates: time.Hour, Description: "jobs that can never run, with the reason",
+			Name: jobs.StreamDLQ, Subjects: []string{jobs.DLQSubjects}, Discard: jetstream.DiscardOld, MaxAge: 14 * 24 * time.Hour, MaxBytes: 1 << 30,
+			Duplicates: time.Hour, Description: "jobs that can never run, with the reason",
 		},
 		{
 			Name: jobs.StreamEvents, Subjects: []string{jobs.EventSubjects}, MaxAge: age, MaxBytes: size, Discard: jetstream.DiscardOld, AllowDirect: true,

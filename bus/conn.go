@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 
@@ -54,6 +56,30 @@ func (c *conn) ask(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 		return nil, context.Cause(ctx)
 	}
 	return reply, err
+}
+
+// firstDial dials for nats.go, which knows no contexts. Until it is over, ctx bounds the dialing and what is said on the connection.
+type firstDial struct {
+	ctx  context.Context //nolint:containedctx // Connect's, whose call this is a part of
+	over atomic.Bool
+}
+
+// Dial implements nats.CustomDialer.
+func (d *firstDial) Dial(network, address string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: nats.DefaultTimeout}
+	if d.over.Load() {
+		return dialer.DialContext(context.Background(), network, address)
+	}
+	c, err := dialer.DialContext(d.ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(d.ctx, func() {
+		if !d.over.Load() {
+			_ = c.Close()
+		}
+	})
+	return c, nil
 }
 
 // headroom is what a message has besides its body: headers, and what an answer wraps around a spec.

@@ -103,7 +103,7 @@ func (s *serving) rejectEnqueued(ctx context.Context, tenant string, m jetstream
 		s.bus.log.Warn().Err(err).Msg("a spec of nobody's was enqueued, and dropped")
 		return nil
 	}
-	ctx, cancel := inTime(ctx)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	at := meta.Timestamp.UTC() // when it comes again, this is again the same event
 	if err := s.bus.bury(ctx, fmt.Sprintf("submit.%d.%d", meta.Sequence.Stream, at.UnixNano()), deadBody(tenant, m.Data(), e, at)); err != nil {

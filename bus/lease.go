@@ -14,9 +14,9 @@ import (
 
 // lease answers with the first part. The end of serving ends the wait, not what was given.
 func (s *serving) lease(ctx context.Context, m *nats.Msg) any {
-	var q jobs.LeaseRequest
-	if e := read(m, &q); e != nil {
-		return &jobs.LeaseReply{Error: e}
+	q, e := read[jobs.LeaseRequest](m)
+	if e != nil {
+		return failure{e}
 	}
 	r, err := s.brain.Lease(ctx, q)
 	r.Error = s.errorOf(err)

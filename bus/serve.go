@@ -39,24 +39,36 @@ const (
 	drainWithin = time.Second
 )
 
-// ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have come by then are answered first.
-func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain) error {
+// ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have come by then are answered first. It calls
+// ready when requests reach it.
+func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) error {
 	s := &serving{bus: b, brain: brain}
 	g, gctx := errgroup.WithContext(ctx)
-	for subject, answer := range map[string]func(context.Context, *nats.Msg) any{
-		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: s.get, jobs.ListSubjects: s.list, jobs.CancelSubjects: s.cancel,
-		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: s.beat, jobs.ReportSubject: s.report,
+	defer g.Wait() //nolint:errcheck // the end gives its error; here one has come before
+	for subject, answer := range map[string]handler{
+		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: inTime(s.get), jobs.ListSubjects: inTime(s.list), jobs.CancelSubjects: inTime(s.cancel),
+		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: inTime(fleet(s, brain.Beat)), jobs.ReportSubject: inTime(fleet(s, brain.Report)),
 	} {
+		sub, err := s.subscribe(subject)
+		if err != nil {
+			g.Go(func() error { return err }) // ends the others
+			return fmt.Errorf("nats: serve %s: %w", subject, err)
+		}
 		g.Go(func() error {
-			if err := s.answer(gctx, subject, answer); err != nil {
+			if err := s.answer(gctx, sub, answer); err != nil {
 				return fmt.Errorf("nats: serve %s: %w", subject, err)
 			}
 			return nil
 		})
 	}
 	g.Go(func() error { return s.enqueued(gctx) })
+	_ = b.nc.FlushTimeout(answerWithin) // then the server knows of all of them; one that is away hears of them when it is back
+	ready()
 	return g.Wait()
 }
+
+// handler gives the answer to a request; nil is none.
+type handler func(context.Context, *nats.Msg) any
 
 // serving is one ServeDispatcher.
 type serving struct {
@@ -64,16 +76,17 @@ type serving struct {
 	brain Brain
 }
 
-// answer answers a subject's requests, each in a goroutine of its own.
-func (s *serving) answer(ctx context.Context, subject string, answer func(context.Context, *nats.Msg) any) error {
+func (s *serving) subscribe(subject string) (*nats.Subscription, error) {
 	sub, err := s.bus.nc.QueueSubscribeSync(subject, queueGroup)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	return sub, sub.SetPendingLimits(maxPending, maxPendingBytes)
+}
+
+// answer answers a subject's requests, each in a goroutine of its own.
+func (s *serving) answer(ctx context.Context, sub *nats.Subscription, answer handler) error {
 	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
-	if err := sub.SetPendingLimits(maxPending, maxPendingBytes); err != nil {
-		return err
-	}
 	var answering errgroup.Group
 	answering.SetLimit(maxServing)
 	defer answering.Wait() //nolint:errcheck // they give none
@@ -121,11 +134,16 @@ func (b *Bus) reply(m *nats.Msg, v any) {
 		panic(err) // plain data
 	}
 	if !b.nc.fits(len(data)) {
-		data, _ = encode(jobs.GetReply{Error: &jobs.Error{ // every answer has its error in the same place
+		data, _ = encode(failure{&jobs.Error{
 			Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the answer has %d bytes, more than the NATS server takes (max_payload is %d)", len(data), b.nc.MaxPayload()),
 		}})
 	}
 	_ = m.Respond(data)
+}
+
+// failure is any answer that has failed: every one has its error in the same place.
+type failure struct {
+	Error *jobs.Error `json:"error"`
 }
 
 // token gives the n-th token of a subject, from 0.
@@ -137,9 +155,17 @@ func token(subject string, n int) string {
 	return t[n]
 }
 
-// inTime is what a request is answered in. The end of serving does not reach it: what was taken is finished.
-func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
+// bounded is what a request is answered in. The end of serving does not reach it: what was taken is finished.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
+}
+
+func inTime(h handler) handler {
+	return func(ctx context.Context, m *nats.Msg) any {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return h(ctx, m)
+	}
 }
 
 func (s *serving) submit(ctx context.Context, m *nats.Msg) any {
@@ -149,7 +175,7 @@ func (s *serving) submit(ctx context.Context, m *nats.Msg) any {
 
 // admit reads a spec and has it admitted; key is for a spec without an idempotency key of its own.
 func (s *serving) admit(ctx context.Context, tenant string, data []byte, key string) (r jobs.SubmitReply) {
-	ctx, cancel := inTime(ctx)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	if !s.bus.nc.fits(len(data)) { // what came in just so would not go out again, to a worker
 		r.Error = &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, too near to the NATS server's max_payload of %d", len(data), s.bus.nc.MaxPayload())}
@@ -180,40 +206,28 @@ func (s *serving) errorOf(err error) *jobs.Error {
 	return e
 }
 
-// read decodes a request; on failure it gives the error to answer with.
-func read(m *nats.Msg, into any) *jobs.Error {
-	if len(m.Data) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(m.Data, into); err != nil {
-		return &jobs.Error{Code: jobs.CodeInvalid, Message: "the request cannot be read: " + err.Error()}
-	}
-	return nil
-}
-
 func (s *serving) get(ctx context.Context, m *nats.Msg) any {
 	var q jobs.GetRequest
-	if e := read(m, &q); e != nil {
-		return &jobs.GetReply{Error: e}
+	var r jobs.GetReply
+	var err error
+	if r.Warnings, err = jobs.DecodeRequest(m.Data, &q); err == nil {
+		var job jobs.Job
+		if job, err = s.brain.Get(ctx, token(m.Subject, 3), q.ID); err == nil {
+			r.Job = &job
+		}
 	}
-	ctx, cancel := inTime(ctx)
-	defer cancel()
-	job, err := s.brain.Get(ctx, token(m.Subject, 3), q.ID)
-	if err != nil {
-		return &jobs.GetReply{Error: s.errorOf(err)}
-	}
-	return &jobs.GetReply{Job: &job}
+	r.Error = s.errorOf(err)
+	return &r
 }
 
 func (s *serving) list(ctx context.Context, m *nats.Msg) any {
 	var q jobs.ListRequest
-	if e := read(m, &q); e != nil {
-		return &jobs.ListReply{Error: e}
+	var r jobs.ListReply
+	warnings, err := jobs.DecodeRequest(m.Data, &q)
+	if err == nil {
+		r, err = s.brain.List(ctx, token(m.Subject, 3), q)
 	}
-	ctx, cancel := inTime(ctx)
-	defer cancel()
-	r, err := s.brain.List(ctx, token(m.Subject, 3), q)
-	r.Error = s.errorOf(err)
+	r.Warnings, r.Error = warnings, s.errorOf(err)
 	s.shorten(&r)
 	return &r
 }
@@ -234,32 +248,32 @@ func (s *serving) shorten(r *jobs.ListReply) {
 }
 
 func (s *serving) cancel(ctx context.Context, m *nats.Msg) any {
-	ctx, cancel := inTime(ctx)
-	defer cancel()
 	state, err := s.brain.Cancel(ctx, token(m.Subject, 3), token(m.Subject, 4))
 	return &jobs.CancelReply{State: state, Error: s.errorOf(err)}
 }
 
-func (s *serving) beat(ctx context.Context, m *nats.Msg) any {
-	var q jobs.Beat
-	if e := read(m, &q); e != nil {
-		return &jobs.BeatReply{Error: e}
+// fleet answers what a worker asks.
+func fleet[Q, R any](s *serving, f func(context.Context, Q) (R, error)) handler {
+	return func(ctx context.Context, m *nats.Msg) any {
+		q, err := read[Q](m)
+		if err != nil {
+			return failure{err}
+		}
+		r, ferr := f(ctx, q)
+		if ferr != nil {
+			return failure{s.errorOf(ferr)}
+		}
+		return &r
 	}
-	ctx, cancel := inTime(ctx)
-	defer cancel()
-	r, err := s.brain.Beat(ctx, q)
-	r.Error = s.errorOf(err)
-	return &r
 }
 
-func (s *serving) report(ctx context.Context, m *nats.Msg) any {
-	var q jobs.Report
-	if e := read(m, &q); e != nil {
-		return &jobs.ReportReply{Error: e}
+// read decodes a worker's request, which was made by the same code.
+func read[Q any](m *nats.Msg) (q Q, _ *jobs.Error) {
+	if len(m.Data) == 0 {
+		return q, nil
 	}
-	ctx, cancel := inTime(ctx)
-	defer cancel()
-	r, err := s.brain.Report(ctx, q)
-	r.Error = s.errorOf(err)
-	return &r
+	if err := json.Unmarshal(m.Data, &q); err != nil {
+		return q, &jobs.Error{Code: jobs.CodeInvalid, Message: "the request cannot be read: " + err.Error()}
+	}
+	return q, nil
 }

@@ -65,6 +65,12 @@ func TestRequests(t *testing.T) {
 		{"get another's", "get.default", fmt.Sprintf(`{"id": %q}`, other), "not_found", ""},
 		{"get one's own", "get.other", fmt.Sprintf(`{"id": %q}`, other), "", ""},
 		{"list", "list.default", "", "", ""},
+		{"get a list", "get.default", `["x"]`, "invalid", ""},
+		{"get with a misspelt field", "get.default", `{"Id": "x"}`, "not_found", "Id"},
+		{"list states there are not", "list.default", `{"states": ["done"]}`, "invalid", ""},
+		{"list before nothing", "list.default", `{"before": "x"}`, "invalid", ""},
+		{"list wrong types", "list.default", `{"states": {}, "limit": "x"}`, "invalid", ""},
+		{"list with a misspelt field", "list.default", `{"state": ["queued"]}`, "", "did you mean states?"},
 		{"list garbage", "list.default", "\xff", "invalid", ""},
 		{"cancel another's", "job.default." + other + ".cancel", "", "not_found", ""},
 		{"cancel nothing", "job.default.x.cancel", "", "not_found", ""},
@@ -77,6 +83,9 @@ func TestRequests(t *testing.T) {
 			}
 			if got := fmt.Sprint(v["warnings"]); c.warning != "" && !strings.Contains(got, c.warning) {
 				t.Errorf("got the warnings %s, want one that names %q", got, c.warning)
+			}
+			if c.code != "" && (v["jobs"] != nil || strings.Contains(fmt.Sprint(v), "json:")) {
+				t.Errorf("a failure has jobs, or words of Go's: %v", v)
 			}
 		})
 	}

@@ -40,7 +40,10 @@ func (b *Bus) serveStdin(ctx context.Context, chunks <-chan *nats.Msg, w io.Writ
 			return
 		case m := <-chunks:
 			var c jobs.StdinChunk
-			r := jobs.StdinReply{Error: read(m, &c)}
+			var r jobs.StdinReply
+			var err error
+			r.Warnings, err = jobs.DecodeRequest(m.Data, &c)
+			r.Error = jobs.ErrorOf(err)
 			if r.Error == nil && closed {
 				r.Error = &jobs.Error{Code: jobs.CodeConflict, Message: "the input has ended"}
 			}

@@ -52,7 +52,9 @@ func TestStdin(t *testing.T) {
 	for _, c := range []struct{ name, body, code string }{
 		{"garbage", "{", "invalid"},
 		{"wrong type", `{"text": 1}`, "invalid"},
-		{"nothing", `{}`, ""},
+		{"nothing", `{}`, "invalid"},
+		{"text and bytes", `{"text": "x", "base64": "/w=="}`, "invalid"},
+		{"a misspelt field", `{"txt": "x"}`, "invalid"},
 		{"bytes and the end", `{"base64": "/w==", "eof": true}`, ""},
 		{"after the end", `{"text": "x"}`, "conflict"},
 		{"the end again", `{"eof": true}`, "conflict"},

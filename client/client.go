@@ -1,5 +1,5 @@
 // Package client is Paddock's Go SDK: submit jobs over NATS, follow them, get their results. Everything it does can be done with any
-// NATS client; docs/nats.md says how. It imports jobs and nats.go only.
+// NATS client; docs/nats.md says how. It imports jobs, objects and nats.go only.
 package client
 
 import (
@@ -92,16 +92,29 @@ func ask[R any](ctx context.Context, c *Client, subject string, body any) (r R, 
 	case err != nil:
 		return r, fmt.Errorf("ask %s: %w", strings.TrimPrefix(subject, "paddock."), err)
 	}
-	return r, json.Unmarshal(m.Data, &r)
+	if json.Unmarshal(m.Data, &r) != nil {
+		return r, strange(subject)
+	}
+	return r, nil
+}
+
+// strange is an answer that no dispatcher gives: whoever else listens on the subject.
+func strange(subject string) error {
+	return &jobs.Error{Code: jobs.CodeInternal, Message: "the answer on " + subject + " is not a dispatcher's"}
 }
 
 // Submit has a job accepted. The reply's Job is set where the error is nil.
 func (c *Client) Submit(ctx context.Context, spec *jobs.Spec) (jobs.SubmitReply, error) {
 	r, err := ask[jobs.SubmitReply](ctx, c, jobs.SubmitSubject(c.tenant), spec)
-	if err == nil && r.Error != nil {
-		err = r.Error
+	switch {
+	case err != nil:
+		return r, err
+	case r.Error != nil:
+		return r, r.Error
+	case r.Job == nil:
+		return r, strange(jobs.SubmitSubject(c.tenant))
 	}
-	return r, err
+	return r, nil
 }
 
 // Get gives a job's record, with its spec and, where it has ended, its result.
@@ -112,6 +125,8 @@ func (c *Client) Get(ctx context.Context, id string) (jobs.Job, error) {
 		return jobs.Job{}, err
 	case r.Error != nil:
 		return jobs.Job{}, r.Error
+	case r.Job == nil:
+		return jobs.Job{}, strange(jobs.GetSubject(c.tenant))
 	}
 	return *r.Job, nil
 }
@@ -139,8 +154,13 @@ func (c *Client) Cancel(ctx context.Context, id string) (jobs.State, error) {
 		return "", err
 	}
 	r, err := ask[jobs.CancelReply](ctx, c, jobs.CancelSubject(c.tenant, id), nil)
-	if err == nil && r.Error != nil {
-		err = r.Error
+	switch {
+	case err != nil:
+		return "", err
+	case r.Error != nil:
+		return "", r.Error
+	case r.State == "":
+		return "", strange(jobs.CancelSubject(c.tenant, id))
 	}
-	return r.State, err
+	return r.State, nil
 }

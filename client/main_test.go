@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/nats-io/nats.go"
 	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/bus/bustest"
@@ -111,6 +112,35 @@ func TestNoID(t *testing.T) {
 	}
 	if _, err := c.Stdin(t.Context(), "*").Write([]byte("x")); code(err) != jobs.CodeNotFound {
 		t.Errorf("stdin of *: got %v, want not_found", err)
+	}
+}
+
+// What answers need not be a dispatcher; then that is the error.
+func TestStrangeAnswers(t *testing.T) {
+	s := bustest.Start(t)
+	s.Connect() // for the streams
+	nc := s.Plain()
+	c := connect(t, s)
+	for _, answer := range []string{`{}`, `[]`, `{"job": null}`, `no`, ``} {
+		sub, err := nc.Subscribe("paddock.v1.>", func(m *nats.Msg) { _ = m.Respond([]byte(answer)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Submit(t.Context(), &jobs.Spec{}); code(err) != jobs.CodeInternal {
+			t.Errorf("submit, %q: got %v, want internal", answer, err)
+		}
+		if _, err := c.Get(t.Context(), jobs.NewID()); code(err) != jobs.CodeInternal {
+			t.Errorf("get, %q: got %v, want internal", answer, err)
+		}
+		if _, err := c.Cancel(t.Context(), jobs.NewID()); code(err) != jobs.CodeInternal {
+			t.Errorf("cancel, %q: got %v, want internal", answer, err)
+		}
+		if err := sub.Unsubscribe(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -78,15 +78,7 @@ func TestObjectDigest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	js, err := jetstream.New(s.Plain())
-	if err != nil {
-		t.Fatal(err)
-	}
-	o, err := js.ObjectStore(t.Context(), jobs.ObjectBucket("default"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := o.PutBytes(t.Context(), ref.Name, []byte("another")); err != nil {
+	if _, err := bucket(t, s).PutBytes(t.Context(), ref.Name, []byte("another")); err != nil {
 		t.Fatal(err)
 	}
 	r, err := c.GetObject(t.Context(), ref)
@@ -97,6 +89,78 @@ func TestObjectDigest(t *testing.T) {
 	if _, err := io.ReadAll(r); err == nil || !strings.Contains(err.Error(), ref.SHA256) {
 		t.Errorf("got %v, want an error that names the digest", err)
 	}
+}
+
+// What lies under a digest and has another is not taken for it, neither by a client nor by a worker: it is stored again.
+func TestObjectPoisoned(t *testing.T) {
+	s := bustest.Start(t)
+	c, b := connect(t, s), s.Connect()
+	for name, put := range map[string]func(string) (jobs.ObjectRef, error){
+		"client": func(v string) (jobs.ObjectRef, error) { return c.PutObject(t.Context(), file(t, []byte(v))) },
+		"worker": func(v string) (jobs.ObjectRef, error) {
+			return b.PutObject(t.Context(), "default", strings.NewReader(v))
+		},
+	} {
+		ref, err := put(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bucket(t, s).PutBytes(t.Context(), ref.Name, []byte("poison")); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := put(name); err != nil || again != ref {
+			t.Errorf("%s: got %v, %v", name, again, err)
+		}
+		if got := read(t, c, ref); got != name {
+			t.Errorf("%s: %q is under the digest", name, got)
+		}
+	}
+}
+
+// A file that changes while it is put is named by what was sent. (This one is another each time it is read.)
+func TestObjectChanges(t *testing.T) {
+	f, err := os.Open("/proc/sys/kernel/random/uuid")
+	if err != nil {
+		t.Skipf("no file that changes here: %v", err)
+	}
+	defer f.Close()
+	c := connect(t, bustest.Start(t))
+	ref, err := c.PutObject(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256([]byte(read(t, c, ref)))
+	if got := hex.EncodeToString(sum[:]); got != ref.SHA256 || got != ref.Name {
+		t.Errorf("%v names what has the digest %s", ref, got)
+	}
+}
+
+func read(t *testing.T, c *client.Client, ref jobs.ObjectRef) string {
+	t.Helper()
+	r, err := c.GetObject(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(b)
+}
+
+// bucket is the tenant's, as any client of NATS has it.
+func bucket(t *testing.T, s *bustest.Server) jetstream.ObjectStore {
+	t.Helper()
+	js, err := jetstream.New(s.Plain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := js.ObjectStore(t.Context(), jobs.ObjectBucket("default"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 // Whoever comes first makes the store, and it is the same store.
@@ -124,7 +188,7 @@ func TestObjectStoreIsOne(t *testing.T) {
 	if diff != "" {
 		t.Error(diff)
 	}
-	if config("client").MaxAge == 0 {
-		t.Error("objects are kept for ever")
+	if c := config("client"); c.MaxAge <= 0 || c.MaxBytes <= 0 {
+		t.Error("objects are kept for ever, or without end")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -32,47 +33,53 @@ func Decode(data []byte, mode Strictness) (*Spec, []string, error) {
 	if len(data) > MaxSpecBytes {
 		return nil, nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, at most %d are taken; large files go in as objects", len(data), MaxSpecBytes)}
 	}
-	if !utf8.Valid(data) {
-		return nil, nil, invalid([]Fault{{"", fmt.Sprintf("not valid UTF-8 at byte %d; send binary files as base64", validPrefix(data))}})
+	spec := new(Spec)
+	d := decode(data, spec)
+	var warnings []string
+	if mode == Lenient {
+		warnings = d.warnings()
+	} else {
+		d.faults = append(d.faults, d.unknown...)
 	}
-	d := decoder{json: json.NewDecoder(bytes.NewReader(data))}
+	if !d.unreadable {
+		d.faults = append(d.faults, spec.faults()...)
+	}
+	if len(d.faults) > 0 {
+		return nil, warnings, invalid("invalid job spec", d.faults)
+	}
+	return spec, warnings, nil
+}
+
+// decode reads a JSON object into what a pointer to a struct points to.
+func decode(data []byte, into any) *decoder {
+	d := &decoder{data: data, json: json.NewDecoder(bytes.NewReader(data))}
 	d.json.UseNumber()
+	if !utf8.Valid(data) {
+		d.unread("not valid UTF-8 at byte %d; send binary files as base64", validPrefix(data))
+		return d
+	}
 	tree := d.value("", 0)
 	if d.broken == nil {
 		if _, err := d.json.Token(); !errors.Is(err, io.EOF) {
-			d.faults = append(d.faults, Fault{"", "something follows the JSON object"})
+			d.fault("", "something follows the JSON object")
 		}
 	}
 	if d.broken != nil {
-		return nil, nil, invalid([]Fault{{"", "not JSON: " + d.broken.Error()}})
+		d.unread("not JSON: %v", d.broken)
+		return d
 	}
 	if _, ok := tree.(map[string]any); !ok {
-		return nil, nil, invalid([]Fault{{"", "must be a JSON object, is " + kindOf(tree)}})
+		d.unread("must be a JSON object, is %s", kindOf(tree))
+		return d
 	}
-	spec := new(Spec)
-	d.assign(reflect.ValueOf(spec).Elem(), tree, "")
-	var warnings []string
-	for _, u := range d.unknown {
-		if mode == Strict {
-			d.faults = append(d.faults, u)
-		} else {
-			warnings = append(warnings, u.Path+": "+u.Message)
-		}
-	}
-	if n := len(warnings); n > maxFaults {
-		warnings = append(warnings[:maxFaults:maxFaults], fmt.Sprintf("and %d more", n-maxFaults))
-	}
-	faults := append(d.faults, spec.faults()...)
-	if len(faults) > 0 {
-		return nil, warnings, invalid(faults)
-	}
-	return spec, warnings, nil
+	d.assign(reflect.ValueOf(into).Elem(), tree, "")
+	return d
 }
 
 // Validate checks a spec that was made in Go; Decode has done so already.
 func (s *Spec) Validate() error {
 	if faults := s.faults(); len(faults) > 0 {
-		return invalid(faults)
+		return invalid("invalid job spec", faults)
 	}
 	_, err := s.Encode()
 	return err
@@ -94,13 +101,13 @@ func (s *Spec) Encode() ([]byte, error) {
 // maxFaults bounds what an error carries: past it a client has enough to do.
 const maxFaults = 50
 
-func invalid(faults []Fault) *Error {
+func invalid(what string, faults []Fault) *Error {
 	slices.SortStableFunc(faults, func(a, b Fault) int { return strings.Compare(a.Path, b.Path) })
 	n := len(faults)
 	if n > maxFaults {
 		faults = append(faults[:maxFaults:maxFaults], Fault{"", fmt.Sprintf("and %d more", n-maxFaults)})
 	}
-	return &Error{Code: CodeInvalid, Message: "invalid job spec", Faults: faults}
+	return &Error{Code: CodeInvalid, Message: what, Faults: faults}
 }
 
 func validPrefix(b []byte) (n int) {
@@ -117,10 +124,28 @@ func validPrefix(b []byte) (n int) {
 // decoder reads JSON in two passes: tokens into a tree, so that duplicate keys and depth are seen, then the tree into the struct, so
 // that every wrong type is a fault with its path instead of the end.
 type decoder struct {
-	json    *json.Decoder
-	broken  error
-	faults  []Fault
-	unknown []Fault
+	data       []byte
+	json       *json.Decoder
+	broken     error
+	unreadable bool // nothing could be made of it, and faults says why
+	faults     []Fault
+	unknown    []Fault
+}
+
+// unread says why nothing can be made of the whole.
+func (d *decoder) unread(format string, args ...any) {
+	d.unreadable, d.faults = true, []Fault{{"", fmt.Sprintf(format, args...)}}
+}
+
+// warnings are the unknown fields, as far as a reply names them.
+func (d *decoder) warnings() (l []string) {
+	for i, u := range d.unknown {
+		if i == maxFaults {
+			return append(l, fmt.Sprintf("and %d more", len(d.unknown)-maxFaults))
+		}
+		l = append(l, u.Path+": "+u.Message)
+	}
+	return l
 }
 
 func (d *decoder) fault(path, format string, args ...any) {
@@ -129,7 +154,7 @@ func (d *decoder) fault(path, format string, args ...any) {
 
 // value reads one value; null and anything after an error is nil.
 func (d *decoder) value(path string, depth int) any {
-	tok := d.token()
+	tok := d.token(path)
 	delim, ok := tok.(json.Delim)
 	if !ok {
 		return tok
@@ -143,12 +168,12 @@ func (d *decoder) value(path string, depth int) any {
 		for d.more() {
 			list = append(list, d.value(fmt.Sprintf("%s[%d]", path, len(list)), depth+1))
 		}
-		d.token()
+		d.token(path)
 		return list
 	}
 	object := map[string]any{}
 	for d.more() {
-		key, _ := d.token().(string)
+		key, _ := d.token(path).(string)
 		at := join(path, key)
 		v := d.value(at, depth+1)
 		if _, twice := object[key]; twice {
@@ -156,22 +181,58 @@ func (d *decoder) value(path string, depth int) any {
 		}
 		object[key] = v
 	}
-	d.token()
+	d.token(path)
 	return object
 }
 
 func (d *decoder) more() bool { return d.broken == nil && d.json.More() }
 
-func (d *decoder) token() json.Token {
+// token reads one token of what is at path. A string that is no text is a fault: encoding/json would make U+FFFD of half a surrogate pair.
+func (d *decoder) token(path string) json.Token {
 	if d.broken != nil {
 		return nil
 	}
+	from := d.json.InputOffset()
 	tok, err := d.json.Token()
+	if s, ok := tok.(string); ok && strings.ContainsRune(s, utf8.RuneError) && halfPair(d.data[from:d.json.InputOffset()]) {
+		d.fault(path, `must be valid Unicode, holds half of a surrogate pair (\ud800 to \udfff)`)
+	}
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	d.broken = err
 	return tok
+}
+
+// halfPair tells whether a JSON string, as it is written, escapes one half of a surrogate pair without the other.
+func halfPair(raw []byte) bool {
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		r := escaped(raw[i:])
+		switch {
+		case !utf16.IsSurrogate(r):
+			i++ // what is escaped is passed over
+		case utf16.DecodeRune(r, escaped(raw[i+6:])) == utf8.RuneError:
+			return true
+		default:
+			i += 11
+		}
+	}
+	return false
+}
+
+// escaped gives the character of a \uXXXX at the beginning of s; 0 where there is none.
+func escaped(s []byte) rune {
+	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(s[2:6]), 16, 16)
+	if err != nil {
+		return 0
+	}
+	return rune(n)
 }
 
 // join gives the path of a key; one that is no plain name is quoted.
@@ -295,16 +356,18 @@ func (d *decoder) assignStruct(v reflect.Value, tree any, path string) {
 			d.unknown = append(d.unknown, Fault{join(path, key), unknownMessage(key, fields)})
 			continue
 		}
-		d.assign(v.Field(i), x, join(path, key))
+		d.assign(v.FieldByIndex(i), x, join(path, key))
 	}
 }
 
-// fieldsOf gives a struct's fields by their JSON names.
-func fieldsOf(t reflect.Type) map[string]int {
-	m := make(map[string]int, t.NumField())
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		m[name] = i
+// fieldsOf gives the places of a struct's fields by their JSON names, those of embedded structs included.
+func fieldsOf(t reflect.Type) map[string][]int {
+	m := make(map[string][]int, t.NumField())
+	for _, f := range reflect.VisibleFields(t) {
+		if !f.Anonymous {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			m[name] = f.Index
+		}
 	}
 	return m
 }

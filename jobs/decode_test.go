@@ -34,6 +34,14 @@ func TestDecodeFaults(t *testing.T) {
 		{"twice", `{"language":"python","language":"python","source":"1"}`, jobs.CodeInvalid, []string{"language"}},
 		{"huge number", `{"language":"python","source":"1","limits":{"wall_ms":1e99}}`, jobs.CodeInvalid, []string{"limits.wall_ms"}},
 		{"fraction", `{"language":"python","source":"1","limits":{"wall_ms":1.5}}`, jobs.CodeInvalid, []string{"limits.wall_ms"}},
+		{"half a surrogate pair", `{"language":"python","source":"a\ud800b"}`, jobs.CodeInvalid, []string{"source"}},
+		{"the other half", `{"image":"base","steps":[{"cmd":"a","args":["\uD83D","\ude00\ud83d"]}]}`, jobs.CodeInvalid, []string{"steps[0].args[0]", "steps[0].args[1]"}},
+		{"half a pair in a name", `{"language":"python","source":"1","labels":{"a\udfff":"b"}}`, jobs.CodeInvalid, []string{"labels", "labels.a\uFFFD"}},
+		{"a file where the source goes", `{"language":"python","source":"1","files":[{"path":"x"},{"path":"main.py","text":"lost"}]}`, jobs.CodeInvalid, []string{"files[1].path"}},
+		{"the same, absolute", `{"language":"bash","source":"1","files":[{"path":"/work/./main.sh"}]}`, jobs.CodeInvalid, []string{"files[0].path"}},
+		{"one file by two paths", `{"image":"base","steps":[{"cmd":"a"}],"files":[{"path":"a"},{"path":"/work/a"}]}`, jobs.CodeInvalid, []string{"files[1].path"}},
+		{"a source that is too large", `{"language":"python","source":"` + strings.Repeat("x", jobs.MaxInlineBytes+1) + `"}`, jobs.CodeInvalid, []string{"source"}},
+		{"too much for one step", `{"image":"base","steps":[{"cmd":"a"},{"cmd":"b","stdin":"` + strings.Repeat("x", jobs.MaxInlineBytes+1) + `"}]}`, jobs.CodeInvalid, []string{"steps[1].stdin"}},
 		{
 			"all at once", `{"version":"v9","id":"x","image":"Base!","steps":[{"cmd":"a","shell":"b","user":"admin","env":{"A=B":"c"},"cwd":"../x","limits":{"wall_ms":-1,"disk_bytes":5}},{}],
 			"files":[{"path":"../x","text":"a"},{"path":"ok","mode":"99","text":"a","base64":"YQ=="},{"path":"o","object":{"name":"n","sha256":"zz"}}],
@@ -82,6 +90,28 @@ func TestUnknownFields(t *testing.T) {
 	}
 	if _, _, err := jobs.Decode(body, jobs.Strict); err == nil {
 		t.Error("strict took unknown fields")
+	}
+}
+
+// What is written as a whole pair, or is U+FFFD itself, is text like any other.
+func TestDecodeUnicode(t *testing.T) {
+	for body, want := range map[string]string{`\ud83d\ude00`: "\U0001F600", `\ufffd`: "\uFFFD", "\uFFFD": "\uFFFD", `\\ud800 \ufffd`: `\ud800 ` + "\uFFFD"} {
+		s, _, err := jobs.Decode([]byte(`{"language":"python","source":"`+body+`"}`), jobs.Strict)
+		if err != nil || s.Source != want {
+			t.Errorf("%s: got %+v, %v", body, s, err)
+		}
+	}
+}
+
+// A file elsewhere, or of a spec with steps, may have the name of a language's source.
+func TestSourceFileElsewhere(t *testing.T) {
+	for _, body := range []string{
+		`{"language":"python","source":"1","files":[{"path":"main.sh"},{"path":"/main.py"},{"path":"a/main.py"}]}`,
+		`{"image":"python","steps":[{"cmd":"a"}],"files":[{"path":"main.py"}]}`,
+	} {
+		if _, _, err := jobs.Decode([]byte(body), jobs.Strict); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
 	}
 }
 

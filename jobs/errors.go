@@ -8,16 +8,16 @@ import (
 // Code says what a caller can do about an Error.
 type Code string
 
-// The codes. Those that may succeed later carry RetryAfterMS.
+// The codes. Those that may succeed later carry RetryAfterMS. The contract keeps CodeNoCapacity for what is to come.
 const (
 	CodeInvalid     Code = "invalid"        // the request is wrong: Faults say where
 	CodeUnsupported Code = "unsupported"    // valid, and nothing here can do it: Faults say what
 	CodeConflict    Code = "conflict"       // the idempotency key or the id belongs to another job
-	CodeNotFound    Code = "not_found"      //
-	CodeForbidden   Code = "forbidden"      //
-	CodeTooLarge    Code = "too_large"      //
-	CodeQuota       Code = "quota_exceeded" //
-	CodeQueueFull   Code = "queue_full"     //
+	CodeNotFound    Code = "not_found"      // no such job or object
+	CodeForbidden   Code = "forbidden"      // of workers: no such session
+	CodeTooLarge    Code = "too_large"      // more than a message or a spec may have
+	CodeQuota       Code = "quota_exceeded" // the tenant's objects have no room for another
+	CodeQueueFull   Code = "queue_full"     // as many jobs wait as may
 	CodeNoCapacity  Code = "no_capacity"    //
 	CodeUnavailable Code = "unavailable"    // ours: try again
 	CodeInternal    Code = "internal"       // ours: a bug

@@ -31,7 +31,7 @@ type Event struct {
 	// Final marks the job's last event.
 	Final bool `json:"final,omitempty"`
 
-	// State is where the job stands now.
+	// State is where the job stands now: "running" when the first step starts, "queued" when another attempt will follow.
 	State State `json:"state,omitempty"`
 	// Reason is for people.
 	Reason string `json:"reason,omitempty"`

@@ -61,6 +61,8 @@ type OfferedImage struct {
 type Beat struct {
 	Worker  string `json:"worker"`
 	Session int64  `json:"session"`
+	// Instance is this worker process's own, chosen at random: it tells a worker that registers again from another of the same name.
+	Instance string `json:"instance,omitempty"`
 	// Version is the worker's build.
 	Version string `json:"version"`
 	// Capacity is the whole host's, as far as Paddock may use it.
@@ -95,8 +97,6 @@ type Report struct {
 	Result Result `json:"result"`
 	// Events is the Seq of the last event that the worker published for the attempt.
 	Events int64 `json:"events"`
-	// Refused says that the attempt never began and costs no retry: the worker was full or drained.
-	Refused bool `json:"refused,omitempty"`
 }
 
 // ReportReply answers a Report. Fenced: the attempt was not the worker's any more, and the result is dropped.

@@ -6,7 +6,7 @@ import (
 )
 
 // unknownMessage says that a field is unknown, and which known one may have been meant.
-func unknownMessage(key string, fields map[string]int) string {
+func unknownMessage(key string, fields map[string][]int) string {
 	if near := Nearest(key, slices.Sorted(maps.Keys(fields))); near != "" {
 		return "unknown field; did you mean " + near + "?"
 	}

@@ -67,7 +67,7 @@ type Result struct {
 	Reason string `json:"reason,omitempty"`
 	// Limit names the limit that ended it: "wall", "cpu", "memory", "stdout", "stderr", "pids", "disk", "file".
 	Limit string `json:"limit,omitempty"`
-	// ExitCode is of the last step that ran, where it exited.
+	// ExitCode is of the last step that ran, where it exited; Ending comes before it: "file_failed" may come with 0.
 	ExitCode *int `json:"exit_code,omitempty"`
 	// Signal is the name of the signal that ended the last step ("SIGSEGV").
 	Signal string `json:"signal,omitempty"`

@@ -12,7 +12,8 @@ type Spec struct {
 
 	// Image names the image to run in ("python"). With Language it may be empty: the language's own image is taken.
 	Image string `json:"image,omitempty"`
-	// Language and Source are the shorthand for a one-step job: Source is written to a file and run as Language is run.
+	// Language and Source are the shorthand for a one-step job: Source is written to a file (python: main.py; bash, sh: main.sh), which no
+	// entry of Files may name, and run as Language is run.
 	Language string `json:"language,omitempty"`
 	// Source is the program's text, with Language.
 	Source string `json:"source,omitempty"`
@@ -109,7 +110,7 @@ type Limits struct {
 	WallMS int64 `json:"wall_ms,omitempty"`
 	// CPUMS is processor time, user and system, of all the step's processes.
 	CPUMS int64 `json:"cpu_ms,omitempty"`
-	// MemoryBytes is the memory of all the step's processes, page cache included.
+	// MemoryBytes is the memory of all the step's processes, page cache included. It may not exceed the machine's memory less 64 MiB.
 	MemoryBytes int64 `json:"memory_bytes,omitempty"`
 	// PIDs is how many processes and threads there may be at once.
 	PIDs int64 `json:"pids,omitempty"`
@@ -127,7 +128,7 @@ type Limits struct {
 type Resources struct {
 	// VCPUs is how many virtual processors.
 	VCPUs int `json:"vcpus,omitempty"`
-	// MemoryMiB is the machine's memory in MiB; the guest's kernel and agent take about 40 of it.
+	// MemoryMiB is the machine's memory in MiB; 64 of it are for the guest's kernel and agent.
 	MemoryMiB int `json:"memory_mib,omitempty"`
 }
 

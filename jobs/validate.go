@@ -78,7 +78,6 @@ func (c *checker) oneOf(at, v string, allowed ...string) {
 }
 
 const (
-	maxText  = MaxInlineBytes
 	maxArg   = 128<<10 - 1 // MAX_ARG_STRLEN of Linux
 	maxPath  = 1024
 	maxTTLMS = 7 * 24 * 3600 * 1000
@@ -137,8 +136,8 @@ func (s *Spec) whatToRun(c *checker) {
 		if len(s.Steps) > 0 {
 			c.fault("steps", "cannot be given with language: one or the other")
 		}
-		c.text("source", s.Source, maxText)
-		c.text("stdin", s.Stdin, maxText)
+		c.text("source", s.Source, MaxSpecBytes)
+		c.text("stdin", s.Stdin, MaxSpecBytes)
 		c.args("args", s.Args)
 	}
 	if len(s.Steps) > MaxSteps {
@@ -176,7 +175,7 @@ func (st *Step) check(c *checker, at string) {
 	}
 	c.text(at+".cmd", st.Cmd, maxPath)
 	c.text(at+".shell", st.Shell, maxArg) // the shell gets it as one argument; longer ones go in as files
-	c.text(at+".stdin", st.Stdin, maxText)
+	c.text(at+".stdin", st.Stdin, MaxSpecBytes)
 	c.args(at+".args", st.Args)
 	if len(st.Env) > MaxEnv {
 		c.fault(at+".env", "has %d names, at most %d are taken", len(st.Env), MaxEnv)
@@ -212,10 +211,6 @@ func (c *checker) args(at string, args []string) {
 func clean(p string) bool { return !slices.Contains(strings.Split(p, "/"), "..") }
 
 func (s *Spec) filesAndArtifacts(c *checker) {
-	inline := len(s.Source) + len(s.Stdin)
-	for _, st := range s.Steps {
-		inline += len(st.Stdin)
-	}
 	if len(s.Files) > MaxFiles {
 		c.fault("files", "has %d, at most %d are taken", len(s.Files), MaxFiles)
 		return
@@ -224,15 +219,16 @@ func (s *Spec) filesAndArtifacts(c *checker) {
 	for i, f := range s.Files {
 		at := fmt.Sprintf("files[%d]", i)
 		f.check(c, at)
-		if p := path.Join("/work", f.Path); seen[path.Clean(f.Path)] || seen[p] {
+		p := inWork(f.Path)
+		switch {
+		case seen[p]:
 			c.fault(at+".path", "%.80q is given twice", f.Path)
+		case s.Language != "" && p == inWork(languages[s.Language].file):
+			c.fault(at+".path", "%.80q is where source is written; name the file otherwise, or use steps", f.Path)
 		}
-		seen[path.Clean(f.Path)] = true
-		inline += len(f.Text) + len(f.Base64)
+		seen[p] = true
 	}
-	if inline > MaxInlineBytes {
-		c.fault(fullest(s), "inline contents have %d bytes in all, at most %d are taken; larger ones go in as objects", inline, MaxInlineBytes)
-	}
+	s.inline(c)
 	if len(s.Artifacts) > MaxArtifacts {
 		c.fault("artifacts", "has %d, at most %d are taken", len(s.Artifacts), MaxArtifacts)
 		return
@@ -250,12 +246,33 @@ func (s *Spec) filesAndArtifacts(c *checker) {
 	}
 }
 
-// fullest names the field that too much inline content is to be blamed on.
-func fullest(s *Spec) string {
-	if len(s.Source) > MaxInlineBytes/2 {
-		return "source"
+// inWork is where a path of a file is in the machine.
+func inWork(p string) string {
+	if path.IsAbs(p) {
+		return path.Clean(p)
 	}
-	return "files"
+	return path.Join("/work", p)
+}
+
+// inline checks that inline contents are not too large; what is largest is to be blamed.
+func (s *Spec) inline(c *checker) {
+	sum, most, fullest := 0, 0, ""
+	add := func(at string, n int) {
+		if sum += n; n > most {
+			most, fullest = n, at
+		}
+	}
+	add("source", len(s.Source))
+	add("stdin", len(s.Stdin))
+	for i, st := range s.Steps {
+		add(fmt.Sprintf("steps[%d].stdin", i), len(st.Stdin))
+	}
+	for i, f := range s.Files {
+		add(fmt.Sprintf("files[%d]", i), len(f.Text)+len(f.Base64))
+	}
+	if sum > MaxInlineBytes {
+		c.fault(fullest, "inline contents have %d bytes in all, at most %d are taken; larger ones go in as objects", sum, MaxInlineBytes)
+	}
 }
 
 func (f *File) check(c *checker, at string) {

@@ -157,7 +157,7 @@ func (b *Brain) Jobs() (l []jobs.Job) {
 
 // Lease implements bus.Brain.
 func (b *Brain) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error) {
-	if b.OnLease == nil || r.Worker == probe {
+	if b.OnLease == nil {
 		return jobs.LeaseReply{}, nil
 	}
 	return b.OnLease(ctx, r)
@@ -165,7 +165,7 @@ func (b *Brain) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply
 
 // Beat implements bus.Brain.
 func (b *Brain) Beat(ctx context.Context, r jobs.Beat) (jobs.BeatReply, error) {
-	if b.OnBeat == nil || r.Worker == probe {
+	if b.OnBeat == nil {
 		return jobs.BeatReply{}, nil
 	}
 	return b.OnBeat(ctx, r)
@@ -173,7 +173,7 @@ func (b *Brain) Beat(ctx context.Context, r jobs.Beat) (jobs.BeatReply, error) {
 
 // Report implements bus.Brain.
 func (b *Brain) Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, error) {
-	if b.OnReport == nil || r.Worker == probe {
+	if b.OnReport == nil {
 		return jobs.ReportReply{}, nil
 	}
 	return b.OnReport(ctx, r)

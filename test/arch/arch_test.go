@@ -41,8 +41,9 @@ var may = map[string][]string{
 	"dispatcher/ledger/ledgertest": {"dispatcher/ledger", "jobs"},
 	"dispatcher":                   {"dispatcher/ledger", "dispatcher/match", "jobs"},
 	// level 3
-	"client":      {"jobs"},
-	"bus":         {"jobs"},
+	"objects":     {"jobs"},
+	"client":      {"jobs", "objects"},
+	"bus":         {"jobs", "objects"},
 	"bus/bustest": {"bus", "jobs"},
 	// level 4: where all is put together
 	"cmd/paddock":       {"*"},
