@@ -118,7 +118,8 @@ func (d *Dispatcher) enqueue(e *ledger.Entry) {
 const guestMiB = 64
 
 // offered refuses what no worker here could ever run: a job that would only wait is worse than an error. While no worker has ever been
-// seen, nothing is known, and everything may wait.
+// seen, nothing is known, and everything may wait: what came in then waits out its queue TTL, even when the workers that come cannot run it.
+// Others may come later that can.
 func (d *Dispatcher) offered(spec *jobs.Spec) error {
 	var faults []jobs.Fault
 	if p := spec.Network.Policy; p != "" && p != jobs.NetworkNone {

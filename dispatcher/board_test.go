@@ -59,6 +59,7 @@ type board struct {
 	known  map[string]time.Time    // what was stored, and when
 	order  []string                // the jobs of all events, as they were stored
 	large  map[string]bool         // jobs whose results are more than a message carries
+	mute   string                  // the job of whose last event the board does not tell
 	hooks
 }
 
@@ -111,7 +112,14 @@ func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
 }
 
 // LastSeq looks at the job's last event, as the broker does.
-func (b *board) LastSeq(_ context.Context, _, job string, attempt int) (last int64, err error) {
+func (b *board) LastSeq(ctx context.Context, _, job string, attempt int) (last int64, err error) {
+	b.mu.Lock()
+	mute := b.mute == job
+	b.mu.Unlock()
+	if mute {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
 	err = b.do("last seq", func() {
 		if all := b.events[job]; len(all) > 0 && all[len(all)-1].Attempt == attempt {
 			last = all[len(all)-1].Seq
@@ -126,6 +134,13 @@ func (b *board) DeadLetter(_ context.Context, j jobs.Job, reason string) error {
 			b.dead[j.ID] = append(b.dead[j.ID], reason)
 		}
 	})
+}
+
+// silence has the board not tell of a job's last event; of none where it is empty.
+func (b *board) silence(job string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mute = job
 }
 
 // of gives a job's events.

@@ -90,7 +90,7 @@ func (m *machinist) attempt(l jobs.Lease, stop <-chan struct{}) {
 	case 0, 1, 2:
 		r.Result.Ending = jobs.VMFailed
 	case 3:
-		r.Refused, r.Result.Ending = true, jobs.HostResources
+		r.Result.Ending = jobs.HostResources
 	case 4: // it dies, and starts anew at once, or later than anybody waits
 		m.session = 0
 		time.Sleep(time.Duration(m.roll(2)) * time.Minute)

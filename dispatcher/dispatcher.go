@@ -41,7 +41,10 @@ type Config struct {
 	// RetryBase is the pause before the first infra retry; it doubles with each. 0 means 1 s.
 	RetryBase time.Duration
 	// MaxQueued bounds the queue; 0 means 100,000.
-	MaxQueued  int
+	MaxQueued int
+	// KeepEnded is how long a job can be asked for after its end; 0 means 7 days. It is a day at least, because for so long an
+	// idempotency key names its job.
+	KeepEnded  time.Duration
 	Registerer prometheus.Registerer // nil: no metrics
 }
 
@@ -73,10 +76,13 @@ func New(cfg Config) (*Dispatcher, error) {
 	if cfg.Store == nil || cfg.Events == nil {
 		return nil, errors.New("dispatcher: Store and Events are required")
 	}
-	for d, v := range map[*time.Duration]time.Duration{&cfg.LeaseTTL: 15 * time.Second, &cfg.Grace: 5 * time.Second, &cfg.RetryBase: time.Second} {
+	for d, v := range map[*time.Duration]time.Duration{&cfg.LeaseTTL: 15 * time.Second, &cfg.Grace: 5 * time.Second, &cfg.RetryBase: time.Second, &cfg.KeepEnded: 7 * 24 * time.Hour} {
 		if *d == 0 {
 			*d = v
 		}
+	}
+	if cfg.KeepEnded < keyRemembered {
+		return nil, fmt.Errorf("dispatcher: ended jobs are kept for %v, and must be for %v at least: for so long idempotency keys name them", cfg.KeepEnded, keyRemembered)
 	}
 	if cfg.MaxQueued == 0 {
 		cfg.MaxQueued = 100_000
@@ -99,6 +105,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.drainOutbox(ctx) })
 	g.Go(func() error { return d.reconcile(ctx) })
+	g.Go(func() error { return d.forget(ctx) })
 	return g.Wait()
 }
 
@@ -125,7 +132,7 @@ func (d *Dispatcher) load(ctx context.Context) error {
 			continue
 		}
 		if d.workers[e.Worker] == nil {
-			d.workers[e.Worker] = &worker{name: e.Worker, session: sessions[e.Worker], seen: now, waiting: true}
+			d.workers[e.Worker] = &worker{name: e.Worker, session: max(sessions[e.Worker], e.Session), seen: now, waiting: true}
 		}
 	}
 	close(d.loaded)
@@ -159,10 +166,13 @@ func (d *Dispatcher) broken(ctx context.Context, what string, err error) error {
 func item(e *ledger.Entry) match.Item {
 	i := match.Item{ID: e.ID, Image: e.Image, Priority: e.Priority, Resources: e.Resources, NotBefore: e.NotBefore}
 	if e.Attempt > 0 {
-		i.Avoid = e.Worker
+		i.Avoid, i.AvoidUntil = e.Worker, e.NotBefore.Add(avoidFor)
 	}
 	return i
 }
+
+// avoidFor is how long a job that may be tried again waits for a worker other than its last: those may all be busy for hours.
+const avoidFor = 30 * time.Second
 
 // Get gives a job of a tenant, with its spec.
 func (d *Dispatcher) Get(ctx context.Context, tenant, id string) (jobs.Job, error) {

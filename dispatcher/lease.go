@@ -61,8 +61,21 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 		session: r.Session, matched: make(chan []*ledger.Entry, 1),
 	}
 	d.polls = append(d.polls, p)
+	d.dismiss()
 	d.match()
 	return p, nil
+}
+
+// dismiss answers the polls of workers that take no more, with nothing: what they got nobody would run. d.mu is held.
+func (d *Dispatcher) dismiss() {
+	d.polls = slices.DeleteFunc(d.polls, func(p *poll) bool {
+		w := d.workers[p.worker.Name]
+		gone := w == nil || w.lost || w.draining || w.session != p.session
+		if gone {
+			p.matched <- []*ledger.Entry{}
+		}
+		return gone
+	})
 }
 
 // match answers the polls that wait with what is queued; d.mu is held.
@@ -73,9 +86,6 @@ func (d *Dispatcher) match() {
 	workers := make([]match.Worker, len(d.polls))
 	for i, p := range d.polls {
 		workers[i] = p.worker
-		if w := d.workers[p.worker.Name]; w == nil || w.lost || w.draining || w.session != p.session {
-			workers[i].Slots = 0 // it waited for its answer when that came about
-		}
 	}
 	out, next := d.queue.Match(time.Now(), workers, d.others)
 	got := make([][]*ledger.Entry, len(d.polls))

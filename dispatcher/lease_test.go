@@ -141,24 +141,22 @@ func TestLeaseWithdrawn(t *testing.T) {
 	})
 }
 
-// A request that stood when its worker was started anew, or began to drain, is not answered with jobs: nobody would run them.
+// A request that stands when its worker is started anew, or begins to drain, is answered at once, and not with jobs: nobody would run them.
 func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
 	for name, leave := range map[string]func(a *hand){
 		"started anew": func(a *hand) { a.worker("a") },
-		"draining": func(a *hand) {
-			_, err := a.Beat(a.Context(), jobs.Beat{Worker: "a", Session: a.session, Capacity: size, Images: []jobs.OfferedImage{{Name: "base"}}, Draining: true})
-			a.wantCode("beat", "", err)
-		},
+		"draining":     func(a *hand) { a.drain() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				poll := a.ask(r.Context(), a.request(8, 20*time.Second))
+				start := time.Now()
 				leave(a)
-				j := r.admit(spec())
-				if got := poll.leases(t); len(got) != 0 {
-					r.Errorf("leased %v", names(got))
+				if got := poll.leases(t); len(got) != 0 || time.Since(start) > 0 {
+					r.Errorf("leased %v after %v, want nothing at once", names(got), time.Since(start))
 				}
+				j := r.admit(spec())
 				r.stands(j.ID, jobs.StateQueued)
 				b := r.worker("b")
 				b.report(b.one(), jobs.Exited)
@@ -166,6 +164,23 @@ func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A worker that drains may ask, and gets nothing.
+func TestLeaseDraining(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		r.admit(spec())
+		a.drain()
+		start := time.Now()
+		if got := a.lease(8, 20*time.Second); len(got) != 0 || time.Since(start) > 0 {
+			r.Errorf("leased %v after %v, want nothing at once", names(got), time.Since(start))
+		}
+		a.beat()
+		if got := a.lease(8, 20*time.Second); len(got) != 1 {
+			r.Errorf("leased %v when it takes jobs again", names(got))
+		}
+	})
 }
 
 func TestLeasePrefersWarm(t *testing.T) {
@@ -215,17 +230,15 @@ func TestExpiresNotBetweenAttempts(t *testing.T) {
 		a := r.worker("a")
 		s := spec()
 		s.QueueTTLMS = 60_000
-		failed, refused, runs := r.admit(s), r.admit(s), r.admit(s)
+		failed, runs := r.admit(s), r.admit(s)
 		l := map[string]jobs.Lease{}
-		for _, x := range a.lease(3, 0) {
+		for _, x := range a.lease(2, 0) {
 			l[x.Job] = x
 		}
-		a.live(55*time.Second, l[failed.ID].Held, l[refused.ID].Held, l[runs.ID].Held)
+		a.live(55*time.Second, l[failed.ID].Held, l[runs.ID].Held)
 		a.report(l[failed.ID], jobs.VMFailed)
-		a.send(l[refused.ID], jobs.Report{Refused: true, Result: jobs.Result{Ending: jobs.HostResources}})
 		a.live(20*time.Second, l[runs.ID].Held)
 		r.stands(failed.ID, jobs.StateQueued)
-		r.stands(refused.ID, jobs.StateQueued)
 		r.stands(runs.ID, jobs.StateLeased)
 	})
 }

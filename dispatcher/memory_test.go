@@ -184,7 +184,7 @@ func (m *memory) Finish(_ context.Context, h jobs.Held, state jobs.State, result
 	return ok, err
 }
 
-func (m *memory) Requeue(_ context.Context, h jobs.Held, notBefore time.Time, refund bool, event jobs.Event) (ok bool, err error) {
+func (m *memory) Requeue(_ context.Context, h jobs.Held, notBefore time.Time, event jobs.Event) (ok bool, err error) {
 	err = m.do("requeue", func() {
 		r := m.held(h)
 		if r == nil {
@@ -192,9 +192,7 @@ func (m *memory) Requeue(_ context.Context, h jobs.Held, notBefore time.Time, re
 		}
 		ok = true
 		r.State, r.NotBefore = jobs.StateQueued, notBefore
-		if !refund {
-			r.InfraLeft--
-		}
+		r.InfraLeft--
 		m.tell(event, false)
 	})
 	return ok, err
@@ -273,6 +271,35 @@ func (m *memory) Register(_ context.Context, worker string) (session int64, err 
 func (m *memory) Sessions(context.Context) (all map[string]int64, err error) {
 	err = m.do("sessions", func() { all = maps.Clone(m.sessions) })
 	return all, err
+}
+
+func (m *memory) Forget(_ context.Context, before time.Time, limit int) (n int, err error) {
+	err = m.do("forget", func() {
+		busy := map[string]bool{}
+		var old []*row
+		for _, r := range m.rows {
+			if !r.State.Terminal() {
+				busy[r.Worker] = true
+			} else if r.job.EndedAt.Before(before) {
+				old = append(old, r)
+			}
+		}
+		slices.SortFunc(old, func(a, b *row) int { return a.job.EndedAt.Compare(b.job.EndedAt) })
+		n = min(limit, len(old))
+		for _, r := range old[:n] {
+			delete(m.rows, r.ID)
+			maps.DeleteFunc(m.keys, func(_ [2]string, k key) bool { return k.job == r.ID })
+		}
+		left := limit
+		maps.DeleteFunc(m.sessions, func(worker string, session int64) bool {
+			idle := session < m.session && !busy[worker] && left > 0
+			if idle {
+				left--
+			}
+			return idle
+		})
+	})
+	return n, err
 }
 
 func (m *memory) Outbox(_ context.Context, limit int) (list []ledger.Outgoing, err error) {

@@ -121,8 +121,17 @@ func tooLarge(err error) bool {
 
 // published tells whether viewers can see an event already.
 func (d *Dispatcher) published(ctx context.Context, e jobs.Event) (bool, error) {
-	last, err := d.cfg.Events.LastSeq(ctx, e.Tenant, e.Job, e.Attempt)
+	last, err := d.lastSeq(ctx, e.Tenant, e.Job, e.Attempt)
 	return last >= e.Seq, err
+}
+
+// lastSeqWithin bounds each question to the broker: what it does not answer holds up one job, not everybody's.
+const lastSeqWithin = 2 * time.Second
+
+func (d *Dispatcher) lastSeq(ctx context.Context, tenant, job string, attempt int) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, lastSeqWithin)
+	defer cancel()
+	return d.cfg.Events.LastSeq(ctx, tenant, job, attempt)
 }
 
 // bury puts a job that will not be tried again into the dead-letter queue.

@@ -31,7 +31,7 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 		d.metrics.fenced.WithLabelValues("report").Inc()
 		return jobs.ReportReply{Fenced: true}, nil
 	}
-	done, err := d.settle(ctx, entry, r.Result, r.Events, r.Refused)
+	done, err := d.settle(ctx, entry, r.Result, r.Events)
 	if err != nil {
 		return jobs.ReportReply{}, d.broken(ctx, "finish attempt", err)
 	}
@@ -43,25 +43,25 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 }
 
 // settle decides what an attempt's result means for its job: its end, or another attempt. events is the last Seq of the attempt.
-func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, events int64, refused bool) (bool, error) {
+func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, events int64) (bool, error) {
 	if r.Ending.Class() == "" { // a worker's that is newer, or broken: a result that nobody can read is none
 		r.Ending, r.Reason = jobs.WorkerLost, fmt.Sprintf("the worker reported the unknown ending %.40q", r.Ending)
 	}
 	r.Class = r.Ending.Class()
 	r.Attempt = e.Attempt
-	if r.EndedAt.IsZero() {
+	if r.EndedAt.Before(e.LeasedAt) { // unknown, or of a clock that is wrong: the ledger keeps the job by it
 		r.EndedAt = time.Now().UTC()
 	}
 	switch {
-	case r.Class != jobs.ClassInfra && !refused:
+	case r.Class != jobs.ClassInfra:
 		return d.finish(ctx, e, jobs.StateEnded, r, events)
 	case d.cancelRequested(e.ID):
 		r.Ending, r.Class, r.Reason = jobs.Canceled, jobs.ClassPolicy, "canceled"
 		return d.finish(ctx, e, jobs.StateEnded, r, events)
-	case !refused && e.InfraLeft <= 0:
+	case e.InfraLeft <= 0:
 		return d.finish(ctx, e, jobs.StateDead, r, events)
 	}
-	return d.requeue(ctx, e, r, events, refused)
+	return d.requeue(ctx, e, r, events)
 }
 
 func (d *Dispatcher) cancelRequested(id string) bool {
@@ -106,7 +106,7 @@ func (d *Dispatcher) nudge() {
 const maxRetryPause = 30 * time.Second
 
 // requeue gives a job another attempt, after a pause that doubles with each that our own failures have cost.
-func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result, events int64, refused bool) (bool, error) {
+func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result, events int64) (bool, error) {
 	pause := min(d.cfg.RetryBase<<min(e.Attempt-1, 10), maxRetryPause)
 	pause += rand.N(pause/4 + 1) // jitter: not all that one failure ended come back at once
 	notBefore := time.Now().Add(pause).UTC().Truncate(time.Microsecond)
@@ -117,7 +117,7 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 	event := jobs.Event{
 		Type: jobs.EventState, Job: e.ID, Tenant: e.Tenant, Attempt: e.Attempt, Seq: events + 1, Time: time.Now().UTC(), State: jobs.StateQueued, Reason: reason,
 	}
-	ok, err := d.cfg.Store.Requeue(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, notBefore, refused, event)
+	ok, err := d.cfg.Store.Requeue(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, notBefore, event)
 	if err != nil || !ok {
 		return ok, err
 	}
@@ -127,9 +127,7 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 	defer d.mu.Unlock()
 	if now := d.entries[e.ID]; now != nil {
 		now.State, now.NotBefore = jobs.StateQueued, notBefore
-		if !refused {
-			now.InfraLeft--
-		}
+		now.InfraLeft--
 		if !now.Cancel { // else it was canceled since we looked, and reconcile ends it
 			d.queue.PushFront(item(now))
 			d.match()
@@ -141,11 +139,11 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 
 // lose ends an attempt whose worker has lost it.
 func (d *Dispatcher) lose(ctx context.Context, e ledger.Entry, why string) {
-	seq, err := d.cfg.Events.LastSeq(ctx, e.Tenant, e.ID, e.Attempt)
+	seq, err := d.lastSeq(ctx, e.Tenant, e.ID, e.Attempt)
 	if err == nil {
 		r := jobs.Result{Ending: jobs.WorkerLost, Reason: why, Worker: e.Worker}
 		var done bool
-		if done, err = d.settle(ctx, e, r, seq, false); done {
+		if done, err = d.settle(ctx, e, r, seq); done {
 			d.metrics.leasesExpired.Inc()
 		} else if err == nil {
 			d.doubt(e.ID)
@@ -165,7 +163,7 @@ func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.
 	}
 	var seq int64
 	if err == nil {
-		seq, err = d.cfg.Events.LastSeq(ctx, e.Tenant, e.ID, e.Attempt)
+		seq, err = d.lastSeq(ctx, e.Tenant, e.ID, e.Attempt)
 	}
 	var ok bool
 	if err == nil {

@@ -179,25 +179,6 @@ func TestReportInfraManyWait(t *testing.T) {
 	})
 }
 
-// A worker that could not even begin costs no retry.
-func TestReportRefused(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
-		a := r.worker("a")
-		j := r.admit(retries(0))
-		for range 4 {
-			a.send(a.one(), jobs.Report{Refused: true, Result: jobs.Result{Ending: jobs.HostResources, Reason: "draining"}})
-			r.stands(j.ID, jobs.StateQueued)
-		}
-		r.restart()
-		a.report(a.one(), jobs.Exited)
-		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
-
-		j = r.admit(retries(0))
-		a.report(a.one(), jobs.HostResources)
-		r.ended(j.ID, jobs.StateDead, jobs.HostResources)
-	})
-}
-
 // A retry goes to another worker where there is one.
 func TestReportInfraElsewhere(t *testing.T) {
 	bubble(t, dispatcher.Config{}, func(r *rig) {
@@ -210,6 +191,39 @@ func TestReportInfraElsewhere(t *testing.T) {
 		}
 		if got := mine.leases(t); len(got) != 0 {
 			r.Errorf("the same worker got %v", names(got))
+		}
+	})
+}
+
+// Where the others do not ask for it, a retry comes back to its last worker, after a while: those may all be busy for hours.
+func TestReportInfraElsewhereForAWhile(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a, b := r.worker("a"), r.worker("b")
+		j := r.admit(spec())
+		a.report(a.one(), jobs.VMFailed)
+		start := time.Now()
+		var got []jobs.Lease
+		for len(got) == 0 && time.Since(start) < time.Hour {
+			a.beat()
+			b.beat()
+			got = a.lease(1, 2*time.Second)
+		}
+		if waited := time.Since(start); len(got) != 1 || got[0].Job != j.ID || waited < 31*time.Second || waited > 32*time.Second {
+			r.Errorf("leased %v after %v, want it 30 s after its pause", names(got), waited)
+		}
+	})
+}
+
+// The ledger keeps jobs by when they ended: a worker whose clock is wrong does not have its results deleted.
+func TestReportOfAWrongClock(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(spec())
+		a.send(a.one(), jobs.Report{Result: jobs.Result{Ending: jobs.Exited, EndedAt: time.Unix(0, 0)}})
+		time.Sleep(2 * time.Minute)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+		if got := r.job(j.ID); got.EndedAt.Before(got.LeasedAt) {
+			r.Errorf("ended at %v, leased at %v", got.EndedAt, got.LeasedAt)
 		}
 	})
 }

@@ -79,6 +79,29 @@ func TestRestartGivesWorkersTime(t *testing.T) {
 	})
 }
 
+// A worker that had no jobs for a while is not in the ledger; what it leases then is its own all the same when the dispatcher restarts.
+func TestRestartOfAnIdleWorkersDispatcher(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		r.worker("b")
+		a.live(2 * time.Minute)
+		synctest.Wait()
+		if _, kept := r.disk.sessions["a"]; kept {
+			r.Fatal("the ledger still has the session: this test shows nothing")
+		}
+		j := r.admit(spec())
+		l := a.one()
+		r.restart()
+		time.Sleep(2 * time.Second)
+		session := a.session
+		a.live(time.Minute, l.Held)
+		if a.session != session || a.report(l, jobs.Exited).Fenced {
+			r.Errorf("session %d became %d", session, a.session)
+		}
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+	})
+}
+
 // A worker that lives on reports to a dispatcher that it has not beaten to yet: the attempt is its own all the same.
 func TestRestartThenReport(t *testing.T) {
 	bubble(t, dispatcher.Config{}, func(r *rig) {

@@ -179,9 +179,10 @@ func (r *rig) stands(id string, want jobs.State) {
 // hand is a worker in the test's hand.
 type hand struct {
 	*rig
-	name    string
-	session int64
-	images  []string
+	name     string
+	instance string
+	session  int64
+	images   []string
 }
 
 var size = jobs.Resources{VCPUs: 8, MemoryMiB: 8192}
@@ -199,16 +200,30 @@ func (r *rig) worker(name string, images ...string) *hand {
 
 func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 	h.Helper()
-	b := jobs.Beat{Worker: h.name, Session: h.session, Capacity: size, Running: running}
-	for _, i := range h.images {
-		b.Images = append(b.Images, jobs.OfferedImage{Name: i, NoRoot: i == "rootless", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
-	}
-	reply, err := h.Beat(h.Context(), b)
+	reply, err := h.Beat(h.Context(), h.heartbeat(running...))
 	if err != nil {
 		h.Fatal("beat:", err)
 	}
 	h.session = reply.Session
 	return reply
+}
+
+func (h *hand) heartbeat(running ...jobs.Held) jobs.Beat {
+	b := jobs.Beat{Worker: h.name, Instance: h.instance, Session: h.session, Capacity: size, Running: running}
+	for _, i := range h.images {
+		b.Images = append(b.Images, jobs.OfferedImage{Name: i, NoRoot: i == "rootless", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
+	}
+	return b
+}
+
+// drain beats as a worker that takes no more.
+func (h *hand) drain(running ...jobs.Held) {
+	h.Helper()
+	b := h.heartbeat(running...)
+	b.Draining = true
+	if _, err := h.Beat(h.Context(), b); err != nil {
+		h.Fatal("beat:", err)
+	}
 }
 
 // live beats every 2 s for so long.

@@ -2,11 +2,11 @@ package dispatcher
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/rs/zerolog"
 
-	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/dispatcher/match"
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -29,6 +29,10 @@ const forgetAfter = time.Hour
 // reportWithin is how long an attempt may be leased without its worker naming it in a heartbeat: the lease was lost on its way.
 const reportWithin = 10 * time.Second
 
+// takenFor is how long after its last heartbeat, two and a bit of them, a worker's name is its own: another process that registers
+// under it would take its attempts, and it take them back, and so on.
+const takenFor = 5 * time.Second
+
 // offers gives the images and the largest capacity of all workers that are known; nil where none is. d.mu is held.
 func (d *Dispatcher) offers() (images map[string]jobs.OfferedImage, largest jobs.Resources) {
 	for _, w := range d.workers {
@@ -48,7 +52,8 @@ func (d *Dispatcher) offers() (images map[string]jobs.OfferedImage, largest jobs
 }
 
 // Beat takes a worker's heartbeat. A worker without a session of its own gets one, and reconcile takes back what an earlier session of
-// its name had, and what this heartbeat should have named: a worker that waited for that would hold itself lost.
+// its name had, and what this heartbeat should have named: a worker that waited for that would hold itself lost. It gets none, and an
+// error with the attempts that it shall end, while another process of its name lives.
 func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, error) {
 	if err := d.ready(ctx); err != nil {
 		return jobs.BeatReply{}, err
@@ -56,8 +61,14 @@ func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, err
 	if err := jobs.ValidTenant(b.Worker); err != nil { // the same rule: one token
 		return jobs.BeatReply{}, invalid(jobs.Fault{Path: "worker", Message: "must be 1 to 63 letters, digits, _ or -"})
 	}
-	session, known := d.sessionOf(b)
-	if !known {
+	session, taken := d.sessionOf(b)
+	if taken {
+		return jobs.BeatReply{Drop: b.Running}, &jobs.Error{
+			Code: jobs.CodeUnavailable, RetryAfterMS: takenFor.Milliseconds(),
+			Message: fmt.Sprintf("another process is the worker %q and alive: end it, or give this one a name of its own with --name", b.Worker),
+		}
+	}
+	if session == 0 {
 		var err error
 		if session, err = d.cfg.Store.Register(ctx, b.Worker); err != nil {
 			return jobs.BeatReply{}, d.broken(ctx, "register worker", err)
@@ -86,14 +97,29 @@ func (d *Dispatcher) started(running []jobs.Held) {
 	}
 }
 
-func (d *Dispatcher) sessionOf(b jobs.Beat) (int64, bool) {
+// sessionOf gives the session that a heartbeat is of, 0 where its worker is to get one; taken says that it must not yet.
+func (d *Dispatcher) sessionOf(b jobs.Beat) (session int64, taken bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.workers[b.Worker]
-	if w == nil || w.lost || b.Session == 0 || w.session != b.Session {
+	switch {
+	case w == nil || w.lost:
 		return 0, false
+	case b.Session != 0 && w.session == b.Session:
+		return w.session, false
 	}
-	return w.session, true
+	alive := !w.waiting && time.Since(w.seen) < takenFor && (!w.draining || d.busy(w))
+	return 0, alive && w.beat.Instance != b.Instance
+}
+
+// busy tells whether a worker has attempts; d.mu is held.
+func (d *Dispatcher) busy(w *worker) bool {
+	for _, e := range d.entries {
+		if e.State != jobs.StateQueued && e.Worker == w.name && e.Session == w.session {
+			return true
+		}
+	}
+	return false
 }
 
 // beaten notes a heartbeat and answers it; started are the attempts of which the ledger does not know yet that they run.
@@ -111,6 +137,7 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 		return r, nil
 	}
 	*w = worker{name: b.Worker, session: session, seen: time.Now(), beat: b, draining: b.Draining, holds: map[string]bool{}}
+	d.dismiss()
 	for _, h := range b.Running {
 		e := d.entries[h.Job]
 		if e == nil || e.State == jobs.StateQueued || e.Attempt != h.Attempt || e.Epoch != h.Epoch || e.Session != session {
@@ -149,81 +176,4 @@ func (w *worker) images() map[string]jobs.Resources {
 		m[i.Name] = i.Resources
 	}
 	return m
-}
-
-// reconcile looks after what nobody reports: workers that have gone, jobs that have waited too long.
-func (d *Dispatcher) reconcile(ctx context.Context) error {
-	tick := time.NewTicker(min(time.Second, d.cfg.LeaseTTL/4))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if err := d.resolve(ctx); err != nil && ctx.Err() == nil {
-			zerolog.Ctx(ctx).Error().Err(err).Msg("read the ledger again") // the next tick tries again
-		}
-		due := d.due(time.Now())
-		for _, l := range due.lost {
-			d.lose(ctx, l.Entry, l.why)
-		}
-		for _, e := range due.canceled {
-			d.endQueued(ctx, e, jobs.Canceled, "canceled before it ran")
-		}
-		for _, e := range due.expired {
-			d.endQueued(ctx, e, jobs.Expired, "waited longer than its queue TTL")
-		}
-	}
-}
-
-// overdue is what reconcile has to do.
-type overdue struct {
-	lost              []lostAttempt
-	canceled, expired []ledger.Entry // queued jobs
-}
-
-type lostAttempt struct {
-	ledger.Entry
-	why string
-}
-
-// due finds the attempts that their workers have lost, and the queued jobs that are to end.
-func (d *Dispatcher) due(now time.Time) (r overdue) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, w := range d.workers {
-		silent := now.Sub(w.seen)
-		w.lost = w.lost || silent > d.cfg.LeaseTTL+d.cfg.Grace
-		if silent > forgetAfter {
-			delete(d.workers, w.name)
-		}
-	}
-	for _, e := range d.entries {
-		switch {
-		case e.State != jobs.StateQueued:
-			if why := d.lostBy(e); why != "" {
-				r.lost = append(r.lost, lostAttempt{*e, why})
-			}
-		case e.Cancel:
-			r.canceled = append(r.canceled, *e)
-		case e.Attempt == 0 && now.After(e.ExpiresAt):
-			r.expired = append(r.expired, *e)
-		}
-	}
-	return r
-}
-
-// lostBy says how an attempt's worker has lost it; empty where it has not. d.mu is held.
-func (d *Dispatcher) lostBy(e *ledger.Entry) string {
-	w := d.workers[e.Worker]
-	switch {
-	case w == nil || w.lost:
-		return "the worker has not been heard of for longer than its lease"
-	case w.session != e.Session:
-		return "the worker was started anew"
-	case !w.waiting && !w.holds[e.ID] && w.seen.Sub(e.LeasedAt) > reportWithin:
-		return "the lease was lost on its way to the worker"
-	}
-	return ""
 }

@@ -24,8 +24,8 @@ type Store interface {
 	// Finish ends a leased job for good, with its final event. Where the job is to be canceled and the result is a success, it ends
 	// all the same as it ended: the cancel came too late.
 	Finish(ctx context.Context, h jobs.Held, state jobs.State, r jobs.Result, final jobs.Event) (bool, error)
-	// Requeue gives a leased job back to the queue; refund takes the attempt off the job's infra retries again.
-	Requeue(ctx context.Context, h jobs.Held, notBefore time.Time, refund bool, event jobs.Event) (bool, error)
+	// Requeue gives a leased job back to the queue, for one of its infra retries.
+	Requeue(ctx context.Context, h jobs.Held, notBefore time.Time, event jobs.Event) (bool, error)
 	// EndQueued ends a queued job for good: canceled, expired, dead.
 	EndQueued(ctx context.Context, id string, attempt int, state jobs.State, r jobs.Result, final jobs.Event) (bool, error)
 	// RequestCancel notes that a job is to be canceled, and gives it. ErrNotFound if there is none.
@@ -37,12 +37,16 @@ type Store interface {
 
 	// Register gives a worker a new session, larger than all before.
 	Register(ctx context.Context, worker string) (session int64, err error)
-	// Sessions are all workers' current sessions.
+	// Sessions are workers' current sessions, of those that have jobs at least.
 	Sessions(ctx context.Context) (map[string]int64, error)
 
 	// Outbox gives events that were committed and may not have been published, the oldest first. Published forgets them.
 	Outbox(ctx context.Context, limit int) ([]Outgoing, error)
 	Published(ctx context.Context, ids []int64) error
+
+	// Forget deletes jobs that ended before a time, with their idempotency keys, and workers that have no jobs: at most limit of each.
+	// It gives how many jobs it deleted; where that is limit, there may be more.
+	Forget(ctx context.Context, before time.Time, limit int) (int, error)
 
 	Close() error
 }
@@ -73,7 +77,7 @@ type Entry struct {
 	Priority          int
 	Resources         jobs.Resources
 	AcceptedAt        time.Time
-	ExpiresAt         time.Time // of the queue TTL; a job that was leased once does not expire any more
+	ExpiresAt         time.Time // of the queue TTL, which is for the first attempt
 	NotBefore         time.Time
 	Attempt           int
 	Epoch             int64

@@ -3,7 +3,6 @@
 package match
 
 import (
-	"container/list"
 	"time"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -14,10 +13,11 @@ type Item struct {
 	ID, Image string
 	Priority  int // 0 to 9, 9 first
 	Resources jobs.Resources
-	// Avoid is a worker that should not get it while others can.
-	Avoid string
 	// NotBefore is the earliest time for it.
 	NotBefore time.Time
+	// Avoid is a worker that should not get it before AvoidUntil while others could.
+	Avoid      string
+	AvoidUntil time.Time
 }
 
 // Worker is a worker that waits for jobs.
@@ -36,83 +36,45 @@ type Assignment struct {
 	Worker int
 }
 
-const priorities = 10
-
-// Queue holds items in their order. It is not safe for concurrent use.
-type Queue struct {
-	bands [priorities]list.List
-	at    map[string]*list.Element
-}
-
-// New gives an empty queue.
-func New() *Queue { return &Queue{at: map[string]*list.Element{}} }
-
-// Len is how many items wait.
-func (q *Queue) Len() int { return len(q.at) }
-
-// Push adds an item behind those of its priority.
-func (q *Queue) Push(i Item) { q.at[i.ID] = q.bands[band(i)].PushBack(i) }
-
-// PushFront adds an item before those of its priority: one that has waited its time already.
-func (q *Queue) PushFront(i Item) { q.at[i.ID] = q.bands[band(i)].PushFront(i) }
-
-// Remove takes an item out and tells whether it was in.
-func (q *Queue) Remove(id string) bool {
-	e := q.at[id]
-	if e == nil {
-		return false
-	}
-	q.bands[band(e.Value.(Item))].Remove(e)
-	delete(q.at, id)
-	return true
-}
-
-func band(i Item) int { return priorities - 1 - min(max(i.Priority, 0), priorities-1) }
-
-// maxPassedOver bounds how many items that nobody can take now are looked at: a long queue of large jobs must not make each match slow.
-const maxPassedOver = 2000
-
 // Match takes out of the queue what the workers can take, and reduces their slots and resources by it. others tells whether a worker
-// besides the named one is alive and could run the item, free or not. next is when the earliest item that was too early may be matched;
-// zero for none.
+// besides the named one is alive and could run the item, free or not; it may look at the item's image and resources only. next is when
+// time changes what may be matched; zero for never.
 func (q *Queue) Match(now time.Time, workers []Worker, others func(besides string, i Item) bool) (out []Assignment, next time.Time) {
+	q.advance(now)
 	slots := 0
 	for _, w := range workers {
 		slots += max(w.Slots, 0)
 	}
-	passed := 0
-	for b := range q.bands {
-		for e := q.bands[b].Front(); e != nil && slots > 0 && passed < maxPassedOver; {
-			item, here := e.Value.(Item), e
-			e = e.Next()
-			if now.Before(item.NotBefore) {
-				if next.IsZero() || item.NotBefore.Before(next) {
-					next = item.NotBefore
-				}
-				continue
-			}
-			w := best(item, workers, others)
-			if w < 0 {
-				passed++
-				continue
-			}
-			size := sizeOf(item, &workers[w])
-			workers[w].take(item.Image, size)
-			slots--
-			q.bands[b].Remove(here)
-			delete(q.at, item.ID)
-			out = append(out, Assignment{item, w})
+	var passed []*line // nobody can take these; workers have only less and less while they are matched
+	for slots > 0 && q.heads.Len() > 0 {
+		l := q.heads.list[0]
+		p := l.items.list[0]
+		w := best(p.Item, l.avoid, workers, others)
+		if w < 0 {
+			q.heads.remove(l)
+			passed = append(passed, l)
+			continue
 		}
+		workers[w].take(p.Image, sizeOf(p.Item, &workers[w]))
+		slots--
+		q.Remove(p.ID)
+		out = append(out, Assignment{p.Item, w})
+	}
+	for _, l := range passed {
+		q.heads.add(l)
+	}
+	if q.later.Len() > 0 {
+		next = q.later.list[0].until
 	}
 	return out, next
 }
 
 // best gives the worker for an item: one with a warm machine, else the one with most room; -1 for none.
-func best(i Item, workers []Worker, others func(string, Item) bool) int {
+func best(i Item, avoid string, workers []Worker, others func(string, Item) bool) int {
 	found := -1
 	for n := range workers {
 		w := &workers[n]
-		if !w.Fits(i) || w.Name == i.Avoid && others(w.Name, i) {
+		if !w.Fits(i) || w.Name == avoid && others(w.Name, i) {
 			continue
 		}
 		if found < 0 || better(i.Image, w, &workers[found]) {

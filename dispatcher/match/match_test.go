@@ -42,7 +42,8 @@ func TestMatch(t *testing.T) {
 	python := match.Item{ID: "1", Image: "python"}
 	large := match.Item{ID: "large", Image: "python", Resources: jobs.Resources{VCPUs: 8, MemoryMiB: 4096}}
 	small := match.Item{ID: "small", Image: "python", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}}
-	avoidsA := match.Item{ID: "1", Image: "python", Avoid: "a"}
+	avoidsA := match.Item{ID: "1", Image: "python", Avoid: "a", AvoidUntil: now.Add(time.Second)}
+	avoidedA := match.Item{ID: "1", Image: "python", Avoid: "a", AvoidUntil: now}
 	for _, tt := range []struct {
 		name    string
 		items   []match.Item
@@ -161,10 +162,17 @@ func TestMatch(t *testing.T) {
 			want:    []string{"1>b"},
 		},
 		{
-			name:    "not to the last worker while others live, though these do not ask",
+			name:    "to the last worker after a while",
+			items:   []match.Item{avoidedA},
+			workers: []match.Worker{idle("a", 9)},
+			want:    []string{"1>a"},
+		},
+		{
+			name:    "not to the last worker while others live, though these do not ask, and when it may go there",
 			items:   []match.Item{avoidsA},
 			workers: []match.Worker{idle("a", 9)},
 			want:    []string{},
+			next:    now.Add(time.Second),
 		},
 		{
 			name:    "to the last worker where there is no other",
@@ -192,7 +200,8 @@ func TestMatch(t *testing.T) {
 
 // TestOthersAreAskedOfTheItem: whether somebody else could take an item depends on the item.
 func TestOthersAreAskedOfTheItem(t *testing.T) {
-	q := queued(match.Item{ID: "1", Image: "python", Avoid: "a"}, match.Item{ID: "2", Image: "base", Avoid: "a"})
+	soon := now.Add(time.Second)
+	q := queued(match.Item{ID: "1", Image: "python", Avoid: "a", AvoidUntil: soon}, match.Item{ID: "2", Image: "base", Avoid: "a", AvoidUntil: soon})
 	workers := []match.Worker{idle("a", 2)}
 	out, _ := q.Match(now, workers, func(besides string, i match.Item) bool {
 		if besides != "a" {
@@ -244,19 +253,54 @@ func drain(q *match.Queue) []string {
 	return ids
 }
 
-// TestLongQueueOfLargeJobs: looking ends somewhere, and what is behind is neither lost nor taken out of turn.
-func TestLongQueueOfLargeJobs(t *testing.T) {
-	q := match.New()
-	var want []string
-	for n := range 5000 {
-		i := match.Item{ID: fmt.Sprint(n), Resources: jobs.Resources{VCPUs: 1000}}
-		q.Push(i)
-		want = append(want, i.ID)
+// TestLongQueueOfWhatNobodyTakes: however much waits that nobody can take now, what can be taken is, at whatever priority; and the
+// others keep their turn.
+func TestLongQueueOfWhatNobodyTakes(t *testing.T) {
+	for name, blocked := range map[string]match.Item{
+		"too large":     {Resources: jobs.Resources{VCPUs: 1000}},
+		"no such image": {Image: "windows"},
+		"avoids":        {Avoid: "a", AvoidUntil: now.Add(time.Hour)},
+		"too early":     {NotBefore: now.Add(time.Hour)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := match.New()
+			var want []string
+			for n := range 5000 {
+				i := blocked
+				i.ID, i.Priority = fmt.Sprint(n), 5
+				q.Push(i)
+				want = append(want, i.ID)
+			}
+			q.Push(match.Item{ID: "same", Image: "python", Priority: 5})
+			q.Push(match.Item{ID: "low", Image: "python"})
+			workers := []match.Worker{{Name: "a", Slots: 4, Free: room, Images: map[string]jobs.Resources{"python": {}, "": {}}}}
+			out, _ := q.Match(now, workers, func(string, match.Item) bool { return true })
+			if diff := cmp.Diff([]string{"same>a", "low>a"}, told(out, workers)); diff != "" {
+				t.Errorf("assignments (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(want, drain(q)); diff != "" {
+				t.Errorf("what is left (-want +got):\n%s", diff)
+			}
+		})
 	}
-	if out, _ := q.Match(now, []match.Worker{idle("a", 4)}, nobody); len(out) > 0 {
-		t.Errorf("%v matched, and none fits", out)
-	}
-	if diff := cmp.Diff(want, drain(q)); diff != "" {
-		t.Errorf("order (-want +got):\n%s", diff)
+}
+
+// BenchmarkMatch is a match that gives one job, before a long queue: of what nobody can take, and of what anybody can.
+func BenchmarkMatch(b *testing.B) {
+	for name, image := range map[string]string{"blocked": "windows", "free": "python"} {
+		b.Run(name, func(b *testing.B) {
+			q := match.New()
+			for n := range 100_000 {
+				q.Push(match.Item{ID: fmt.Sprint(n), Image: image, Priority: 5})
+			}
+			workers := []match.Worker{{Name: "a", Images: map[string]jobs.Resources{"python": {}}}}
+			for n := 0; b.Loop(); n++ {
+				q.Push(match.Item{ID: fmt.Sprint("new ", n), Image: "python"})
+				workers[0].Slots, workers[0].Free = 1, room
+				if out, _ := q.Match(now, workers, nobody); len(out) != 1 {
+					b.Fatalf("%d jobs were matched, want one", len(out))
+				}
+			}
+		})
 	}
 }

@@ -93,7 +93,7 @@ func (m *model) push() {
 		p.Resources = jobs.Resources{VCPUs: m.r.IntN(5), MemoryMiB: m.r.IntN(4) * 256}
 	}
 	if m.r.IntN(4) == 0 {
-		p.Avoid = one(m.r, names)
+		p.Avoid, p.AvoidUntil = one(m.r, names), m.now.Add(time.Duration(m.r.IntN(12))*time.Second)
 	}
 	if m.r.IntN(4) == 0 {
 		p.NotBefore = m.now.Add(time.Duration(m.r.IntN(8)) * time.Second)
@@ -143,7 +143,7 @@ func (m *model) match() {
 	out, next := m.q.Match(m.now, workers, others)
 	m.sort()
 	can := func(i match.Item, w *match.Worker) bool {
-		return !m.now.Before(i.NotBefore) && w.Slots > 0 && (w.Name != i.Avoid || lonely) && m.fits(i, w)
+		return !m.now.Before(i.NotBefore) && w.Slots > 0 && (w.Name != i.Avoid || lonely || !m.now.Before(i.AvoidUntil)) && m.fits(i, w)
 	}
 	var after placed
 	for _, a := range out {
@@ -175,7 +175,7 @@ func (m *model) match() {
 	if diff := gocmp.Diff(left, workers); diff != "" {
 		m.t.Errorf("what the workers have left (-want +got):\n%s", diff)
 	}
-	m.checkNext(next, left)
+	m.checkNext(next)
 }
 
 // overtaken checks that none of those before could be taken by anybody.
@@ -189,19 +189,16 @@ func (m *model) overtaken(before []placed, left []match.Worker, can func(match.I
 	}
 }
 
-// checkNext: while slots are left, the earliest item that is too early is known.
-func (m *model) checkNext(next time.Time, left []match.Worker) {
-	slots := 0
-	for _, w := range left {
-		slots += w.Slots
-	}
-	if slots == 0 {
-		return
-	}
+// checkNext: it is known when the first item will not be too early any more, or will avoid nobody any more.
+func (m *model) checkNext(next time.Time) {
 	var want time.Time
 	for _, p := range m.waiting {
-		if m.now.Before(p.NotBefore) && (want.IsZero() || p.NotBefore.Before(want)) {
-			want = p.NotBefore
+		at := p.NotBefore
+		if !m.now.Before(at) {
+			at = p.AvoidUntil
+		}
+		if m.now.Before(at) && (want.IsZero() || at.Before(want)) {
+			want = at
 		}
 	}
 	if !next.Equal(want) {

@@ -40,6 +40,8 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"fence":            fence,
 		"sessions":         sessions,
 		"outbox":           outbox,
+		"forget":           forget,
+		"forget workers":   forgetWorkers,
 		"reopen":           reopen,
 		"race admit":       raceAdmit,
 		"race lease":       raceLease,
@@ -171,10 +173,10 @@ func (s *suite) finishAs(h jobs.Held, state jobs.State, r jobs.Result, want bool
 	return r
 }
 
-func (s *suite) requeue(h jobs.Held, refund, want bool) time.Time {
+func (s *suite) requeue(h jobs.Held, want bool) time.Time {
 	s.Helper()
 	notBefore := s.now.Add(time.Minute)
-	ok, err := s.Requeue(s.ctx(), h, notBefore, refund, again(h.Job, h.Attempt))
+	ok, err := s.Requeue(s.ctx(), h, notBefore, again(h.Job, h.Attempt))
 	if err != nil || ok != want {
 		s.Errorf("requeue of %+v: %v, %v, want %v", h, ok, err, want)
 	}

@@ -132,7 +132,7 @@ func raceEnd(s *suite) {
 				s.count(&ended, job, ok, err)
 				s.count(&finished, job, ok, nil)
 			} else {
-				ok, err := s.Requeue(s.ctx(), h, s.now, n%4 == 1, again(id, 1))
+				ok, err := s.Requeue(s.ctx(), h, s.now, again(id, 1))
 				s.count(&ended, job, ok, err)
 			}
 		}

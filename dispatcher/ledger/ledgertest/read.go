@@ -156,7 +156,7 @@ func outbox(s *suite) {
 	for n := range 5 {
 		_, h := s.leased("t")
 		if n%2 == 0 {
-			s.requeue(h, false, true)
+			s.requeue(h, true)
 			want = append(want, again(h.Job, 1))
 		} else {
 			want = append(want, final(h.Job, 1, s.finish(h, true)))
@@ -205,7 +205,7 @@ func reopen(s *suite) {
 		s.Fatal(err)
 	}
 	_, again := s.leased("t")
-	s.requeue(again, false, true)
+	s.requeue(again, true)
 	_, ended := s.leased("t")
 	s.cancel("t", ended.Job)
 	s.finish(ended, true)

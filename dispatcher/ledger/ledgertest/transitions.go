@@ -33,7 +33,7 @@ func lease(s *suite) {
 		s.Errorf("lease of nothing: %v, %v", ok, err)
 	}
 
-	s.requeue(first, false, true)
+	s.requeue(first, true)
 	e = *s.entry(e.ID)
 	for _, h := range []jobs.Held{
 		{Job: j.ID, Attempt: 1, Epoch: 20}, // the attempt was
@@ -58,7 +58,7 @@ func leaseCanceled(s *suite) {
 
 	_, h := s.leased("t")
 	s.cancel("t", h.Job)
-	s.requeue(h, false, true)
+	s.requeue(h, true)
 	s.lease(jobs.Held{Job: h.Job, Attempt: 2, Epoch: 20}, false)
 	s.endQueued(h.Job, 1, true)
 }
@@ -94,7 +94,7 @@ func running(s *suite) {
 	s.finish(h, true)
 	run(h)
 	state(a.Job.ID, jobs.StateEnded)
-	s.requeue(other, false, true)
+	s.requeue(other, true)
 	run(other)
 	state(b.Job.ID, jobs.StateQueued)
 }
@@ -120,7 +120,7 @@ func finish(s *suite) {
 			s.Errorf("outbox %+v, want one event", out)
 		}
 		s.finish(h, false)
-		s.requeue(h, false, false)
+		s.requeue(h, false)
 		s.same("job: as before", want, s.job("t", h.Job))
 		s.same("outbox: as before", out, s.outgoing(100))
 	}
@@ -148,14 +148,12 @@ func finishCanceled(s *suite) {
 func requeue(s *suite) {
 	a, h := s.leased("t")
 	want := *s.entry(h.Job)
-	for _, refund := range []bool{false, true, false} {
-		want.NotBefore = s.requeue(h, refund, true)
+	for range 3 {
+		want.NotBefore = s.requeue(h, true)
 		want.State = jobs.StateQueued
-		if !refund {
-			want.InfraLeft--
-		}
-		s.same(fmt.Sprintf("entry, refund %v", refund), &want, s.entry(h.Job))
-		s.requeue(h, refund, false)
+		want.InfraLeft--
+		s.same("entry", &want, s.entry(h.Job))
+		s.requeue(h, false)
 		s.same("entry: as before", &want, s.entry(h.Job))
 		if j := s.job("t", h.Job); j.State != jobs.StateQueued || j.Attempt != h.Attempt || j.Result != nil || !j.EndedAt.IsZero() {
 			s.Errorf("job %+v", j)
@@ -168,8 +166,8 @@ func requeue(s *suite) {
 			s.Fatal(err)
 		}
 	}
-	if want.InfraLeft != 1 {
-		s.Errorf("%d retries left, want 1", want.InfraLeft)
+	if want.InfraLeft != 0 {
+		s.Errorf("%d retries left, want none", want.InfraLeft)
 	}
 	s.same("outbox", []jobs.Event{again(a.Job.ID, 1), again(a.Job.ID, 2), again(a.Job.ID, 3)}, s.told())
 }
@@ -190,7 +188,7 @@ func endQueued(s *suite) {
 	_, h := s.leased("t")
 	s.endQueued(h.Job, 0, false)
 	s.endQueued(h.Job, 1, false)
-	s.requeue(h, true, true)
+	s.requeue(h, true)
 	s.endQueued(h.Job, 0, false)
 	s.endQueued(h.Job, 1, true)
 
@@ -245,7 +243,7 @@ func requestCancel(s *suite) {
 // fence: an attempt that is not the current one changes nothing, whatever it tries.
 func fence(s *suite) {
 	_, old := s.leased("t")
-	s.requeue(old, false, true)
+	s.requeue(old, true)
 	current := jobs.Held{Job: old.Job, Attempt: 2, Epoch: 20}
 	queued := s.everything()
 	s.stale(old, queued)
@@ -272,8 +270,7 @@ func fence(s *suite) {
 func (s *suite) stale(h jobs.Held, before everything) {
 	s.Helper()
 	s.finish(h, false)
-	s.requeue(h, false, false)
-	s.requeue(h, true, false)
+	s.requeue(h, false)
 	if err := s.Running(s.ctx(), []jobs.Held{h}); err != nil {
 		s.Error("running:", err)
 	}

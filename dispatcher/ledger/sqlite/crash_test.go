@@ -254,7 +254,7 @@ func oneJob(ctx context.Context, s ledger.Store, path int, worker string) error 
 				return len(ok) == 1 && ok[0], err
 			})
 			if attempt < path-1 {
-				_ = step("requeue", int64(attempt), func() (bool, error) { return s.Requeue(ctx, h, now, true, event) })
+				_ = step("requeue", int64(attempt), func() (bool, error) { return s.Requeue(ctx, h, now, event) })
 				continue
 			}
 			return step("finish", 0, func() (bool, error) { return s.Finish(ctx, h, jobs.StateEnded, r, final) })

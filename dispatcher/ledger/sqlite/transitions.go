@@ -52,13 +52,9 @@ func (s *Store) Finish(ctx context.Context, h jobs.Held, state jobs.State, r job
 }
 
 // Requeue implements ledger.Store.
-func (s *Store) Requeue(ctx context.Context, h jobs.Held, notBefore time.Time, refund bool, event jobs.Event) (bool, error) {
-	cost := 1
-	if refund {
-		cost = 0
-	}
+func (s *Store) Requeue(ctx context.Context, h jobs.Held, notBefore time.Time, event jobs.Event) (bool, error) {
 	return s.transition(ctx, event, false, nil, func(ctx context.Context, tx transaction, _ []byte) (int64, error) {
-		return tx.exec(ctx, `UPDATE jobs SET state = 'queued', not_before = ?, infra_left = infra_left - ? WHERE `+held, micros(notBefore), cost, h.Job, h.Attempt, h.Epoch)
+		return tx.exec(ctx, `UPDATE jobs SET state = 'queued', not_before = ?, infra_left = infra_left - 1 WHERE `+held, micros(notBefore), h.Job, h.Attempt, h.Epoch)
 	})
 }
 
@@ -139,4 +135,23 @@ func (s *Store) Published(ctx context.Context, ids []int64) error {
 		}
 		return nil
 	})
+}
+
+// Forget implements ledger.Store. The largest session stays: the next is larger than it.
+func (s *Store) Forget(ctx context.Context, before time.Time, limit int) (forgotten int, err error) {
+	err = s.write.write(ctx, func(ctx context.Context, tx transaction) error {
+		const old = `SELECT id FROM jobs WHERE state IN ('ended', 'dead') AND ended_at < ? ORDER BY ended_at, id LIMIT ?`
+		if _, err := tx.exec(ctx, `DELETE FROM idempotency WHERE job IN (`+old+`)`, micros(before), limit); err != nil {
+			return err
+		}
+		n, err := tx.exec(ctx, `DELETE FROM jobs WHERE id IN (`+old+`)`, micros(before), limit)
+		if err != nil {
+			return err
+		}
+		forgotten = int(n)
+		_, err = tx.exec(ctx, `DELETE FROM workers WHERE name IN (SELECT name FROM workers WHERE session < (SELECT max(session) FROM workers)
+			AND name NOT IN (SELECT worker FROM jobs WHERE state NOT IN ('ended', 'dead')) LIMIT ?)`, limit)
+		return err
+	})
+	return forgotten, err
 }
