@@ -2,7 +2,6 @@ package guestagent
 
 import (
 	"os"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,7 +9,6 @@ import (
 // disk is the machine's scratch disk. Its size is every clone's; a job's smaller limit is what a ballast file leaves of it.
 type disk struct {
 	root   *os.File // the disk's top directory, above the overlay's
-	seen   atomic.Bool
 	limit0 int64
 }
 
@@ -49,21 +47,11 @@ func (d *disk) free() (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// look notes whether the disk is full now.
-func (d *disk) look() {
-	if d == nil {
-		return
-	}
-	if free, err := d.free(); err == nil && free < fullBelow {
-		d.seen.Store(true)
-	}
-}
-
-// full tells whether the disk was full whenever somebody looked.
+// full tells whether the disk is full now.
 func (d *disk) full() bool {
 	if d == nil {
 		return false
 	}
-	d.look()
-	return d.seen.Load()
+	free, err := d.free()
+	return err == nil && free < fullBelow
 }

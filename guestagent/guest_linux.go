@@ -82,7 +82,7 @@ func (g *guest) boot() error {
 	if err := overlay("/warm", "/warm-rw"); err != nil {
 		return err
 	}
-	if err := enter("/warm", false); err != nil {
+	if err := enter("/warm"); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0); err != nil {
@@ -130,8 +130,37 @@ func overlay(target, writable string) error {
 	return mount{"overlay", target, "overlay", 0, "lowerdir=" + lowerDir + ",upperdir=" + upper + ",workdir=" + work}.mount()
 }
 
-// enter gives a new root the kernel's file systems and becomes it: for good by moving it over the root, else only by chroot.
-func enter(root string, forGood bool) error {
+// enter goes into a new root, with a way back.
+func enter(root string) error {
+	if err := furnish(root); err != nil {
+		return err
+	}
+	return chroot(root)
+}
+
+// become goes into a new root for good: it is moved over the old one.
+func become(root string) error {
+	if err := furnish(root); err != nil {
+		return err
+	}
+	if err := unix.Chdir(root); err != nil {
+		return fmt.Errorf("enter %s: %w", root, err)
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move %s over the root: %w", root, err)
+	}
+	return chroot(".")
+}
+
+func chroot(dir string) error {
+	if err := unix.Chroot(dir); err != nil {
+		return fmt.Errorf("change the root to %s: %w", dir, err)
+	}
+	return unix.Chdir("/")
+}
+
+// furnish gives a new root the kernel's file systems.
+func furnish(root string) error {
 	for _, m := range []mount{
 		{"proc", root + "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 		{"sysfs", root + "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
@@ -150,18 +179,7 @@ func enter(root string, forGood bool) error {
 			return err
 		}
 	}
-	if err := unix.Chdir(root); err != nil {
-		return fmt.Errorf("enter %s: %w", root, err)
-	}
-	if forGood {
-		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
-			return fmt.Errorf("move %s over the root: %w", root, err)
-		}
-	}
-	if err := unix.Chroot("."); err != nil {
-		return fmt.Errorf("enter %s: %w", root, err)
-	}
-	return unix.Chdir("/")
+	return nil
 }
 
 // useConsole makes the kernel's console the agent's standard streams.

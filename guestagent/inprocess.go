@@ -84,7 +84,7 @@ func (p *pretence) power() error {
 
 func (p *pretence) start(e *wire.Exec) (run, error) {
 	name := path.Base(e.Argv[0])
-	if !slices.Contains([]string{"true", "false", "echo", "cat", "sleep", "exit", "spew"}, name) {
+	if !slices.Contains([]string{"true", "false", "echo", "cat", "sleep", "exit", "spew", "env"}, name) {
 		return nil, &wire.Error{Kind: wire.ErrStart, Message: e.Argv[0] + ": no such program"}
 	}
 	r, w := io.Pipe()
@@ -149,6 +149,8 @@ func (r *pretended) program(ctx context.Context, send func(wire.Channel, []byte)
 		e.Code = int(number() / 1000)
 	case "echo":
 		write([]byte(strings.Join(argv[1:], " ") + "\n"))
+	case "env":
+		write([]byte(strings.Join(r.exec.Env, "\n") + "\n"))
 	case "spew":
 		chunk := bytes.Repeat([]byte("x"), 32<<10)
 		for left := number() / 1000; left > 0; left -= int64(len(chunk)) {

@@ -46,6 +46,8 @@ type program struct {
 	exited  <-chan exitStatus
 	began   time.Time
 
+	diskFull bool // whenever somebody looked
+
 	mu    sync.Mutex
 	limit string // the first limit that ended it
 }
@@ -166,14 +168,14 @@ func (p *program) wait(ctx context.Context, send func(wire.Channel, []byte) erro
 	// The main process is over: so is the step. Whatever else it started dies now, and with it the last writer of the pipes.
 	killErr := p.confine.kill()
 	p.pumps.running.Wait()
-	full := p.disk.full()
+	p.look()
 	memory, pids := p.confine.peaks()
 	e := wire.Exit{
 		Code: status.code(), Signal: status.signal(), WallMS: milliseconds(took), CPUMS: milliseconds(max(p.confine.cpu(), status.cpu)),
 		MemoryPeakBytes: max(memory, status.maxRSS), PIDsPeak: pids,
 	}
 	p.pumps.counts(&e)
-	e.Limit = p.verdict(e, full)
+	e.Limit = p.verdict(e)
 	_ = p.pumps.stdout.from.(io.Closer).Close()
 	_ = p.pumps.stderr.from.(io.Closer).Close()
 	if err := errors.Join(killErr, p.confine.close()); err != nil {
@@ -181,6 +183,9 @@ func (p *program) wait(ctx context.Context, send func(wire.Channel, []byte) erro
 	}
 	return e, nil
 }
+
+// look notes whether the program has a full disk.
+func (p *program) look() { p.diskFull = p.diskFull || p.disk.full() }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
@@ -206,7 +211,7 @@ func (p *program) watch(ctx context.Context) exitStatus {
 			done = nil
 			_ = p.confine.signal(syscall.SIGKILL)
 		case <-sample.C:
-			p.disk.look()
+			p.look()
 			cpu := p.confine.cpu()
 			if l.CPUMS > 0 && cpu >= time.Duration(l.CPUMS)*time.Millisecond {
 				p.end(wire.LimitCPU)
@@ -229,7 +234,7 @@ func (p *program) nextSample(used time.Duration) time.Duration {
 
 // verdict names the limit that ended the program. One that the kernel enforced by refusing counts only where the program failed over it,
 // and before the time that it then wasted.
-func (p *program) verdict(e wire.Exit, full bool) string {
+func (p *program) verdict(e wire.Exit) string {
 	p.mu.Lock()
 	limit := p.limit
 	p.mu.Unlock()
@@ -242,7 +247,7 @@ func (p *program) verdict(e wire.Exit, full bool) string {
 		return wire.LimitMemory
 	case pids > 0:
 		return wire.LimitPIDs
-	case full:
+	case p.diskFull:
 		return wire.LimitDisk
 	case e.Signal == "SIGXFSZ":
 		return wire.LimitFile

@@ -78,7 +78,7 @@ func (g *guest) freshRoot(m *machine, scratch bool) error {
 	if err := g.initramfs.Chdir(); err != nil {
 		return err
 	}
-	if err := unix.Chroot("."); err != nil {
+	if err := chroot("."); err != nil {
 		return err
 	}
 	layer := mount{"tmpfs", "/scratch", "tmpfs", 0, ""}
@@ -96,7 +96,7 @@ func (g *guest) freshRoot(m *machine, scratch bool) error {
 	if err := overlay("/new", "/scratch"); err != nil {
 		return err
 	}
-	return enter("/new", true)
+	return become("/new")
 }
 
 // identify gives the machine its names.

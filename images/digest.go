@@ -25,7 +25,16 @@ type Part struct {
 const blockSize = 4096
 
 // PartOf hashes a file.
-func PartOf(name string, sparse bool) (Part, error) {
+func PartOf(name string) (Part, error) { return partOf(name, hashBytes) }
+
+// SparsePartOf hashes a file of which only the blocks that are not zero count.
+func SparsePartOf(name string) (Part, error) {
+	p, err := partOf(name, hashBlocks)
+	p.Sparse = true
+	return p, err
+}
+
+func partOf(name string, hash func(h io.Writer, f *os.File, size int64) error) (Part, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return Part{}, err
@@ -35,18 +44,16 @@ func PartOf(name string, sparse bool) (Part, error) {
 	if err != nil {
 		return Part{}, err
 	}
-	p := Part{Size: st.Size(), Sparse: sparse}
 	h := sha256.New()
-	if sparse {
-		err = hashBlocks(h, f, st.Size())
-	} else {
-		_, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
-	}
-	if err != nil {
+	if err := hash(h, f, st.Size()); err != nil {
 		return Part{}, fmt.Errorf("hash %s: %w", name, err)
 	}
-	p.SHA256 = hex.EncodeToString(h.Sum(nil))
-	return p, nil
+	return Part{SHA256: hex.EncodeToString(h.Sum(nil)), Size: st.Size()}, nil
+}
+
+func hashBytes(h io.Writer, f *os.File, _ int64) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	return err
 }
 
 var zeroBlock [blockSize]byte
@@ -97,7 +104,11 @@ func hashChunk(h io.Writer, b []byte, off int64) {
 
 // Check tells whether a file still is what it was.
 func (p Part) Check(name string) error {
-	got, err := PartOf(name, p.Sparse)
+	hash := PartOf
+	if p.Sparse {
+		hash = SparsePartOf
+	}
+	got, err := hash(name)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func open(t testing.TB) *images.Store {
 }
 
 // adopt puts content into the store.
-func adopt(s *images.Store, content string, sparse bool) (images.Part, error) {
+func adopt(s *images.Store, content string, how func(*images.Store, string) (images.Part, error)) (images.Part, error) {
 	dir, err := s.Temp("part-")
 	if err != nil {
 		return images.Part{}, err
@@ -59,7 +59,7 @@ func adopt(s *images.Store, content string, sparse bool) (images.Part, error) {
 	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		return images.Part{}, err
 	}
-	return s.Adopt(file, sparse)
+	return how(s, file)
 }
 
 // manifest is an image whose parts are made of small files. All images have their kernel and scratch disk in common.
@@ -70,13 +70,14 @@ func manifest(s *images.Store, name, version string) (images.Manifest, error) {
 	for _, p := range []struct {
 		part    *images.Part
 		content string
-		sparse  bool
+		how     func(*images.Store, string) (images.Part, error)
 	}{
-		{&m.Kernel, "the kernel", false}, {&m.Initrd, "initrd of " + name + version, false}, {&m.Root, "root of " + name + version, false},
-		{&m.Scratch, strings.Repeat("\x00", 3*4096) + "scratch" + strings.Repeat("\x00", 4096), true},
+		{&m.Kernel, "the kernel", (*images.Store).Adopt}, {&m.Initrd, "initrd of " + name + version, (*images.Store).Adopt},
+		{&m.Root, "root of " + name + version, (*images.Store).Adopt},
+		{&m.Scratch, strings.Repeat("\x00", 3*4096) + "scratch" + strings.Repeat("\x00", 4096), (*images.Store).AdoptSparse},
 	} {
 		var err error
-		if *p.part, err = adopt(s, p.content, p.sparse); err != nil {
+		if *p.part, err = adopt(s, p.content, p.how); err != nil {
 			return m, err
 		}
 	}

@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -37,16 +35,6 @@ type Host struct {
 
 // templateFormat changes when older templates cannot be used any more.
 const templateFormat = 1
-
-// templateManifest stands beside a template's files.
-type templateManifest struct {
-	Key      string          `json:"key"`
-	Image    string          `json:"image"` // the image manifest's digest
-	Name     string          `json:"name"`
-	Template vmm.Template    `json:"template"`
-	Files    map[string]Part `json:"files"`
-	BuiltAt  time.Time       `json:"built_at"`
-}
 
 // Offered lists the images that this host can run.
 func (h *Host) Offered() []jobs.OfferedImage {
@@ -76,18 +64,9 @@ func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vm
 	if err != nil {
 		return vmm.Template{}, "", err
 	}
-	boot := vmm.Boot{
-		Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, Cmdline: img.Manifest.Cmdline,
-		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB,
-	}
-	if r.VCPUs == 0 {
-		boot.VCPUs = img.Resources().VCPUs
-	}
-	if r.MemoryMiB == 0 {
-		boot.MemoryMiB = img.Resources().MemoryMiB
-	}
+	boot := bootOf(img, r)
 	key := h.key(img, boot)
-	release, err := h.Store.Lock(ctx, "template-"+key)
+	release, err := h.Store.Lock(ctx, templateLock(key))
 	if err != nil {
 		return vmm.Template{}, "", err
 	}
@@ -108,22 +87,26 @@ func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vm
 	return t, key, nil
 }
 
+// bootOf is a machine of an image in a size, the image's own where r leaves it out.
+func bootOf(img Image, r jobs.Resources) vmm.Boot {
+	own := img.Resources()
+	if r.VCPUs == 0 {
+		r.VCPUs = own.VCPUs
+	}
+	if r.MemoryMiB == 0 {
+		r.MemoryMiB = own.MemoryMiB
+	}
+	return vmm.Boot{
+		Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, Cmdline: img.Manifest.Cmdline,
+		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB,
+	}
+}
+
 // key is all that a template depends on.
 func (h *Host) key(img Image, b vmm.Boot) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB))
 	return hex.EncodeToString(sum[:])
 }
-
-func (s *Store) templateDir(key string) string { return filepath.Join(s.dir, "templates", key) }
-
-const (
-	templateManifestName = "paddock-template.json"
-	// templateTmp ends the directory of a template that is being built.
-	templateTmp = ".tmp"
-)
-
-// errNotWhole is a template that cannot be used any more. It is no loss: it is built again.
-var errNotWhole = errors.New("template is not whole")
 
 // open gives a template that is there and whole: os.ErrNotExist where there is none, errNotWhole with the file that is to blame.
 func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
@@ -150,6 +133,9 @@ func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
 		}
 		h.note(key)
 	}
+	if err := touchTemplate(dir); err != nil {
+		return vmm.Template{}, err
+	}
 	// The paths are those of the store as it lies here: it may have been moved since.
 	return vmm.Template{Dir: dir, Driver: m.Template.Driver, Boot: b}, nil
 }
@@ -161,18 +147,6 @@ func (h *Host) note(key string) {
 		h.opened = map[string]bool{}
 	}
 	h.opened[key] = true
-}
-
-func readTemplate(dir string) (templateManifest, error) {
-	var m templateManifest
-	b, err := os.ReadFile(filepath.Join(dir, templateManifestName))
-	if err != nil {
-		return m, err
-	}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return m, fmt.Errorf("%w: %s: %w", errNotWhole, filepath.Join(dir, templateManifestName), err)
-	}
-	return m, nil
 }
 
 // build boots the image, warms it, and snapshots it.
@@ -223,7 +197,8 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 	h.note(key)
 	zerolog.Ctx(ctx).Info().Str("image", img.Name).Dur("took", time.Since(start)).Msg("template built")
 	t.Dir = dir
-	return t, h.Store.removeStale(img.Name, img.Digest)
+	own := h.key(img, bootOf(img, jobs.Resources{}))
+	return t, errors.Join(h.Store.removeStale(img.Name, img.Digest), h.Store.removeLeastUsed(ctx, img.Digest, own))
 }
 
 func (h *Host) tell(image, stage string) {
@@ -279,49 +254,4 @@ func settle(ctx context.Context) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-}
-
-// publishTemplate hashes a finished template and gives it its place.
-func (s *Store) publishTemplate(tmp, dir string, m templateManifest) error {
-	entries, err := os.ReadDir(tmp)
-	if err != nil {
-		return err
-	}
-	m.Files = map[string]Part{}
-	for _, e := range entries {
-		if m.Files[e.Name()], err = PartOf(filepath.Join(tmp, e.Name()), true); err != nil {
-			return err
-		}
-	}
-	b, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := s.writeFile(filepath.Join(tmp, templateManifestName), append(b, '\n')); err != nil {
-		return err
-	}
-	if err := errors.Join(os.RemoveAll(dir), os.Rename(tmp, dir)); err != nil {
-		return err
-	}
-	return syncFile(filepath.Dir(dir))
-}
-
-// removeStale removes the templates of other builds of an image.
-func (s *Store) removeStale(name, digest string) error {
-	return s.removeTemplates(func(t templateManifest) bool { return t.Name == name && t.Image != digest })
-}
-
-// removeTemplates removes those that are not wanted. A machine that still runs from one keeps what it has open.
-func (s *Store) removeTemplates(unwanted func(templateManifest) bool) error {
-	dirs, err := filepath.Glob(filepath.Join(s.dir, "templates", "*"))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, d := range dirs {
-		if m, err := readTemplate(d); err == nil && unwanted(m) && !strings.HasSuffix(d, templateTmp) {
-			errs = append(errs, os.RemoveAll(d))
-		}
-	}
-	return errors.Join(errs...)
 }

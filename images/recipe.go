@@ -153,55 +153,79 @@ var suites = []string{"bookworm", "trixie"}
 
 // check gives all that is wrong at once.
 func (r *Recipe) check() error {
-	var errs []error
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf("recipe: "+format, args...)) }
+	var f faults
+	r.checkBase(&f)
+	r.checkFiles(&f)
+	r.checkCommands(&f)
+	r.checkMachine(&f)
+	return errors.Join(f...)
+}
+
+// faults collects what is wrong with a recipe.
+type faults []error
+
+func (f *faults) add(format string, args ...any) {
+	*f = append(*f, fmt.Errorf("recipe: "+format, args...))
+}
+
+func (r *Recipe) checkBase(f *faults) {
 	if !nameRE.MatchString(r.Name) {
-		wrong("name: %q must be 1 to 63 lower-case letters, digits, '.', '_' or '-'", r.Name)
+		f.add("name: %q must be 1 to 63 lower-case letters, digits, '.', '_' or '-'", r.Name)
 	}
 	if r.Base.Distribution != "debian" {
-		wrong("base.distribution: %q, only debian can be built", r.Base.Distribution)
+		f.add("base.distribution: %q, only debian can be built", r.Base.Distribution)
 	}
 	if !slices.Contains(suites, r.Base.Suite) {
-		wrong("base.suite: %q cannot be built%s", r.Base.Suite, didYouMean(r.Base.Suite, suites))
+		f.add("base.suite: %q cannot be built%s", r.Base.Suite, didYouMean(r.Base.Suite, suites))
 	}
 	for i, p := range r.Packages {
 		if !packageRE.MatchString(p) {
-			wrong("packages[%d]: %q is no package's name", i, p)
+			f.add("packages[%d]: %q is no package's name", i, p)
 		}
 	}
-	for i, f := range r.Files {
-		if !path.IsAbs(f.Path) || slices.Contains(strings.Split(f.Path, "/"), "..") || path.Clean(f.Path) != f.Path || f.Path == "/" || hasNUL(f.Path) {
-			wrong("files[%d].path: %q must be a clean absolute path", i, f.Path)
+}
+
+func (r *Recipe) checkFiles(f *faults) {
+	for i, file := range r.Files {
+		p := file.Path
+		if !path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") || path.Clean(p) != p || p == "/" || hasNUL(p) {
+			f.add("files[%d].path: %q must be a clean absolute path", i, p)
 		}
-		if f.Mode != "" && !modeRE.MatchString(f.Mode) {
-			wrong("files[%d].mode: %q must be octal, like 0644", i, f.Mode)
+		if file.Mode != "" && !modeRE.MatchString(file.Mode) {
+			f.add("files[%d].mode: %q must be octal, like 0644", i, file.Mode)
 		}
 	}
+}
+
+func (r *Recipe) checkCommands(f *faults) {
 	for i, line := range r.Run {
 		if hasNUL(line) {
-			wrong("run[%d]: %q has a zero byte, which no command line can hold", i, line)
+			f.add("run[%d]: %q has a zero byte, which no command line can hold", i, line)
 		}
 	}
 	for i, w := range r.Warm {
 		if (w.Cmd == "") == (w.Shell == "") {
-			wrong("warm[%d]: give cmd or shell", i)
+			f.add("warm[%d]: give cmd or shell", i)
 		}
 		if w.Shell != "" && len(w.Args) > 0 {
-			wrong("warm[%d].args: they belong to cmd, a shell line has its own", i)
+			f.add("warm[%d].args: they belong to cmd, a shell line has its own", i)
 		}
 		if hasNUL(append([]string{w.Cmd, w.Shell}, w.Args...)...) {
-			wrong("warm[%d]: it has a zero byte, which no command line can hold", i)
+			f.add("warm[%d]: it has a zero byte, which no command line can hold", i)
 		}
 		if w.User != "" && w.User != "sandbox" && w.User != "root" {
-			wrong("warm[%d].user: %q must be sandbox or root", i, w.User)
+			f.add("warm[%d].user: %q must be sandbox or root", i, w.User)
 		}
 	}
+}
+
+func (r *Recipe) checkMachine(f *faults) {
 	for _, k := range slices.Sorted(maps.Keys(r.Env)) {
 		if !envRE.MatchString(k) {
-			wrong("env: %q is no variable's name", k)
+			f.add("env: %q is no variable's name", k)
 		}
 		if hasNUL(r.Env[k]) {
-			wrong("env.%s: it has a zero byte, which no environment can hold", k)
+			f.add("env.%s: it has a zero byte, which no environment can hold", k)
 		}
 	}
 	for _, x := range []struct {
@@ -209,10 +233,9 @@ func (r *Recipe) check() error {
 		v, least, most int
 	}{{"vcpus", r.Resources.VCPUs, 1, 64}, {"memory_mib", r.Resources.MemoryMiB, 96, 1 << 20}, {"scratch_mib", r.Resources.ScratchMiB, 16, 1 << 20}} {
 		if x.v < x.least || x.v > x.most {
-			wrong("resources.%s: %d must be %d to %d", x.name, x.v, x.least, x.most)
+			f.add("resources.%s: %d must be %d to %d", x.name, x.v, x.least, x.most)
 		}
 	}
-	return errors.Join(errs...)
 }
 
 func hasNUL(words ...string) bool {

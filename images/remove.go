@@ -49,7 +49,7 @@ func (s *Store) collect() error {
 			used[p.SHA256] = true
 		}
 	}
-	errs := []error{s.sweep(), s.removeTemplates(func(t templateManifest) bool { return !images[t.Image] })}
+	errs := []error{s.sweep(), s.removeTemplates(func(t storedTemplate) bool { return !images[t.Image] })}
 	stages, _ := filepath.Glob(filepath.Join(s.dir, "stages", "*.json"))
 	for _, f := range stages {
 		var parts map[string]Part

@@ -303,21 +303,34 @@ func (s *Store) Publish(m Manifest) (Image, error) {
 }
 
 // Adopt moves a finished file into the store under its content's name. The file must be in the store's Temp.
-func (s *Store) Adopt(file string, sparse bool) (Part, error) {
-	p, err := PartOf(file, sparse)
+func (s *Store) Adopt(file string) (Part, error) {
+	p, err := PartOf(file)
 	if err != nil {
 		return p, err
 	}
-	if err := os.Chmod(file, 0o444); err != nil {
+	return p, s.adopt(file, p)
+}
+
+// AdoptSparse is Adopt for a disk that is mostly holes.
+func (s *Store) AdoptSparse(file string) (Part, error) {
+	p, err := SparsePartOf(file)
+	if err != nil {
 		return p, err
+	}
+	return p, s.adopt(file, p)
+}
+
+func (s *Store) adopt(file string, p Part) error {
+	if err := os.Chmod(file, 0o444); err != nil {
+		return err
 	}
 	if err := syncFile(file); err != nil {
-		return p, err
+		return err
 	}
 	if err := os.Rename(file, s.Blob(p)); err != nil {
-		return p, err
+		return err
 	}
-	return p, syncFile(filepath.Join(s.dir, "blobs"))
+	return syncFile(filepath.Join(s.dir, "blobs"))
 }
 
 // Has tells whether the part's file is there, and whole: a build does not go on from a corrupt one.

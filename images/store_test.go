@@ -162,7 +162,7 @@ func TestSparseDigestIsOfContent(t *testing.T) {
 			_, err := f.WriteAt([]byte(s), off)
 			must(t, err)
 		}
-		p, err := images.PartOf(f.Name(), true)
+		p, err := images.SparsePartOf(f.Name())
 		must(t, err)
 		return p
 	}
@@ -322,7 +322,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	m.Recipe.Description = strings.Repeat("long ", 2000)
 	for what, err := range map[string]error{
-		"publish": second(s.Publish(m)), "adopt": second(adopt(s, strings.Repeat("x", 10_000), false)), "stage": s.PutStage("key", strings.Repeat("x", 10_000)),
+		"publish": second(s.Publish(m)), "adopt": second(adopt(s, strings.Repeat("x", 10_000), (*images.Store).Adopt)), "stage": s.PutStage("key", strings.Repeat("x", 10_000)),
 	} {
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("%s: %v", what, err)
@@ -351,7 +351,7 @@ func TestReadOnlyDisk(t *testing.T) {
 		t.Errorf("open: %v", err)
 	}
 	for what, err := range map[string]error{
-		"publish": second(s.Publish(img.Manifest)), "adopt": second(adopt(s, "x", false)), "stage": s.PutStage("k", 1), "remove": s.Remove(t.Context(), "x"),
+		"publish": second(s.Publish(img.Manifest)), "adopt": second(adopt(s, "x", (*images.Store).Adopt)), "stage": s.PutStage("k", 1), "remove": s.Remove(t.Context(), "x"),
 	} {
 		if !errors.Is(err, syscall.EROFS) {
 			t.Errorf("%s: %v", what, err)

@@ -24,6 +24,13 @@ type Driver interface {
 	Prepare(ctx context.Context, t Template) (Prepared, error)
 }
 
+// Releaser is a Driver that keeps templates in memory for their clones.
+type Releaser interface {
+	// Release gives up what the driver keeps in memory for clones of the template in dir. Machines that run, and VMMs that are prepared,
+	// are not touched; who prepares another has it loaded again.
+	Release(dir string) error
+}
+
 // Prepared is a VMM process without a machine in it. It is used once.
 type Prepared interface {
 	// Restore clones the template into the VMM and resumes it. On success the machine owns the VMM; on error it is gone.
@@ -52,6 +59,14 @@ type Machine interface {
 	// Close ends the machine at once, waits until its process is gone, and leaves no process, socket, file or mount behind.
 	// It is idempotent and may be called from several goroutines; all return when it is done.
 	Close() error
+}
+
+// HostFault is a Machine that knows when its host let it down while it ran on: what the guest then says of its programs is the host's
+// doing, not theirs.
+type HostFault interface {
+	// HostFault gives the first fault that the machine has met; nil for none until now. It does not block, and may be asked after Close.
+	// The VMM tells of a fault before it tells the guest. What a guest asks of its devices against their rules is no fault.
+	HostFault() error
 }
 
 // Exit tells how a machine ended.

@@ -119,7 +119,7 @@ func makeImages(dir string, names ...string) error {
 			if err := os.WriteFile(f, fmt.Appendf(nil, "part %d of %s", i, name), 0o600); err != nil {
 				return err
 			}
-			if *part, err = s.Adopt(f, false); err != nil {
+			if *part, err = s.Adopt(f); err != nil {
 				return err
 			}
 		}

@@ -135,7 +135,7 @@ func rootOf(ctx context.Context, s *images.Store, r images.Recipe, o Options) (r
 		return st, err
 	}
 	for file, part := range map[string]*images.Part{b.rootFile(): &st.Root, b.kernelFile(): &st.Kernel, b.modulesFile(): &st.Modules} {
-		if *part, err = s.Adopt(file, false); err != nil {
+		if *part, err = s.Adopt(file); err != nil {
 			return st, err
 		}
 	}
@@ -171,7 +171,7 @@ func scratchOf(ctx context.Context, s *images.Store, mib int) (images.Part, erro
 	if err != nil {
 		return images.Part{}, err
 	}
-	p, err := s.Adopt(file, true)
+	p, err := s.AdoptSparse(file)
 	if err != nil {
 		return p, err
 	}

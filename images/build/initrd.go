@@ -141,5 +141,5 @@ func initrdOf(s *images.Store, modules images.Part, agent []byte) (images.Part, 
 	if err := f.Close(); err != nil {
 		return images.Part{}, err
 	}
-	return s.Adopt(file, false)
+	return s.Adopt(file)
 }

@@ -11,6 +11,12 @@ import (
 // agentPort is the virtio-serial port on which the guest's agent serves.
 const agentPort = "org.paddock.agent.0"
 
+// Names of the disks in QEMU.
+const (
+	rootNode    = "root"
+	scratchNode = "scratch"
+)
+
 // commandLine collects QEMU's arguments and the descriptors that go with them.
 type commandLine struct {
 	args  []string
@@ -67,11 +73,11 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, f machineFiles) {
 		// Threads that do I/O: by default up to 64.
 		"-object", "main-loop,id=main-loop,thread-pool-max=8")
 	if f.root != nil {
-		c.disk("root", f.root, "read-only=on,auto-read-only=off")
+		c.disk(rootNode, f.root, "read-only=on,auto-read-only=off")
 	}
 	if f.scratch != nil {
 		// The copy dies with the machine: nothing of it need ever reach the disk, and what the guest discards is given back.
-		c.disk("scratch", f.scratch, "cache.no-flush=on,discard=unmap")
+		c.disk(scratchNode, f.scratch, "cache.no-flush=on,discard=unmap")
 	}
 }
 
@@ -80,7 +86,7 @@ func (c *commandLine) disk(name string, f *os.File, options string) {
 	fd := c.file(f)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
 		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", name, fd, options),
-		// A full host disk is the guest's I/O error; by default QEMU would pause the machine and wait for an operator.
+		// A full host disk is the guest's I/O error, and noted (event.go); by default QEMU would pause the machine and wait for an operator.
 		"-device", "virtio-blk-pci,rerror=report,werror=report,drive="+name)
 }
 

@@ -56,7 +56,10 @@ type Driver struct {
 	prober   prober
 }
 
-var _ vmm.Driver = (*Driver)(nil)
+var (
+	_ vmm.Driver   = (*Driver)(nil)
+	_ vmm.Releaser = (*Driver)(nil)
+)
 
 // New checks what can be checked without running anything.
 func New(cfg Config) (*Driver, error) {
@@ -98,7 +101,7 @@ func New(cfg Config) (*Driver, error) {
 // Name is "qemu".
 func (*Driver) Name() string { return "qemu" }
 
-// Release gives up what the driver keeps in memory for clones of the template in dir. Machines that run are not touched.
+// Release gives up the memory of the template in dir.
 func (d *Driver) Release(dir string) error { return d.memories.release(dir) }
 
 // Close releases all templates. It ends no machine.

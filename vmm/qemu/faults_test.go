@@ -36,6 +36,8 @@ const (
 	migFailed  fault = "migration fails" // says so in the event
 )
 
+// Any other fault is an event, which QEMU tells before it obeys.
+
 // saboteur is a launcher of real QEMUs that stands between them and their QMP client, and does what is wrong with one command.
 type saboteur struct {
 	vmm.Launcher
@@ -166,7 +168,8 @@ func (r *relay) command(line, rights []byte) {
 		}
 		_, _ = r.qemu.Write(line)
 	}
-	switch r.s.hit(c.Execute) {
+	f := r.s.hit(c.Execute)
+	switch f {
 	case killBefore:
 		_ = syscall.Kill(r.PID(), syscall.SIGKILL)
 		<-r.Done()
@@ -183,6 +186,7 @@ func (r *relay) command(line, rights []byte) {
 	case hangUp:
 		_ = r.host.CloseWrite()
 	default:
+		_, _ = io.WriteString(r.host, string(f)) // an event
 		forward()
 	}
 }

@@ -26,7 +26,10 @@ type machine struct {
 	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
 }
 
-var _ vmm.Machine = (*machine)(nil)
+var (
+	_ vmm.Machine   = (*machine)(nil)
+	_ vmm.HostFault = (*machine)(nil)
+)
 
 // Boot starts a machine from its kernel. What it writes to its memory ends in a file that Snapshot keeps.
 func (d *Driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
@@ -209,6 +212,9 @@ func (p *prepared) Close() error {
 func (m *machine) ID() string            { return m.id }
 func (m *machine) Done() <-chan struct{} { return m.done }
 func (m *machine) Console() string       { return m.console.String() }
+
+// HostFault gives the first failure of a disk's file.
+func (m *machine) HostFault() error { return m.faulted() }
 
 // Exit waits for the machine's end.
 func (m *machine) Exit() vmm.Exit {

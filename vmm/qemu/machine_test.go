@@ -352,19 +352,6 @@ func testMissingFiles(t *testing.T, l *lab) {
 	}
 }
 
-// What is released is loaded anew; machines that have it keep it.
-func testRelease(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Set(within(t), m, "kept"))
-	must(t, l.driver.Release(l.Template.Dir))
-	if got := l.ask(t, m, "get"); got != "kept" {
-		t.Errorf("value: %q", got)
-	}
-	if got := l.ask(t, l.Machine(t), "get"); got != "" {
-		t.Errorf("value of a new one: %q", got)
-	}
-}
-
 func testNoSnapshotOfClone(t *testing.T, l *lab) {
 	m := l.Machine(t)
 	if _, err := m.Snapshot(within(t), t.TempDir()); !errors.Is(err, vmm.ErrUnsupported) {

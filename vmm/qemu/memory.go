@@ -51,14 +51,28 @@ func (ms *memories) get(dir string, size int64) (*os.File, error) {
 	if info.Size() != size {
 		return nil, fmt.Errorf("%s has %d bytes, want %d", path, info.Size(), size)
 	}
-	stale, m := ms.entry(dir, path, info.ModTime())
-	if stale != nil {
-		_ = stale.close()
+	for {
+		stale, m := ms.entry(dir, path, info.ModTime())
+		if stale != nil {
+			_ = stale.close()
+		}
+		sealed, err := m.load()
+		if err != nil {
+			ms.forget(dir, m)
+			return nil, fmt.Errorf("load memory: %w", err)
+		}
+		if f, err := ms.duplicate(dir, m, sealed); f != nil || err != nil {
+			return f, err
+		}
 	}
-	sealed, err := m.load()
-	if err != nil {
-		ms.forget(dir, m)
-		return nil, fmt.Errorf("load memory: %w", err)
+}
+
+// duplicate gives a descriptor of its own for what m has loaded; nil where m was released meanwhile.
+func (ms *memories) duplicate(dir string, m *memory, sealed *os.File) (*os.File, error) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if ms.byDir[dir] != m {
+		return nil, nil
 	}
 	f, err := duplicate(sealed)
 	if err != nil {
@@ -76,19 +90,11 @@ func (ms *memories) forget(dir string, m *memory) {
 	}
 }
 
-// duplicate is dup(2), safe against a Close of f at the same time.
+// duplicate is dup(2).
 func duplicate(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
-	}
-	var fd int
-	var dupErr error
-	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
-	}
-	if dupErr != nil {
-		return nil, dupErr
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -34,6 +33,7 @@ type process struct {
 
 	mu     sync.Mutex
 	reason string // why the guest ended itself, empty: it did not
+	fault  error  // the first failure of a disk's file
 }
 
 // start launches QEMU and waits until it obeys. It takes the files of c and output over, also when it fails.
@@ -143,43 +143,6 @@ func (p *process) cause(stopped bool) vmm.Exit {
 		err = errors.New("exit status 0")
 	}
 	return vmm.Exit{Err: p.said(fmt.Errorf("qemu ended by itself: %w", err))}
-}
-
-// event is called by the QMP reader.
-func (p *process) event(e qmpEvent) {
-	var data struct {
-		Status string `json:"status"`
-		Guest  bool   `json:"guest"`
-		Reason string `json:"reason"`
-	}
-	if len(e.Data) > 0 && json.Unmarshal(e.Data, &data) != nil {
-		return
-	}
-	switch e.Name {
-	case "MIGRATION":
-		switch data.Status {
-		case "completed", "failed", "cancelled":
-			select {
-			case p.migrated <- data.Status:
-			default:
-			}
-		}
-	case "GUEST_PANICKED":
-		p.guestEnded("panic")
-	case "SHUTDOWN":
-		if data.Guest {
-			p.guestEnded(strings.TrimPrefix(data.Reason, "guest-"))
-		}
-	}
-}
-
-func (p *process) guestEnded(reason string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.reason == "" {
-		p.reason = reason
-		close(p.over)
-	}
 }
 
 // migration waits for the end of a migration.

@@ -1,7 +1,6 @@
 package vmmtest
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"sort"
@@ -80,7 +79,7 @@ func descriptors(t testing.TB) (all []string) {
 		if err != nil || strings.HasPrefix(target, "/proc/") {
 			continue // the directory that is being read
 		}
-		all = append(all, fmt.Sprintf("%3s %s", e.Name(), target))
+		all = append(all, target) // without its number: what is closed and opened again may get another
 	}
 	sort.Strings(all)
 	return all

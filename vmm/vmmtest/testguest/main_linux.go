@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -142,6 +143,10 @@ func serve(p *port) error {
 			answer = diskPut(arg)
 		case "disk-get":
 			answer = diskGet()
+		case "disk-fill":
+			answer = diskFill()
+		case "disk-beyond":
+			answer = diskBeyond()
 		case "poweroff":
 			_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 		case "reboot":
@@ -237,4 +242,54 @@ func diskGet() string {
 		return err.Error()
 	}
 	return string(bytes.TrimRight(sector, "\x00"))
+}
+
+// diskFill writes all of the second disk.
+func diskFill() string {
+	err := disk(func(f *os.File) error {
+		size, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			return err
+		}
+		chunk := bytes.Repeat([]byte("fill"), 64<<10)
+		for off := int64(0); off < size; off += int64(len(chunk)) {
+			if _, err := f.WriteAt(chunk, off); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+// diskBeyond uses both disks against their rules: the second past its end, the first, which is read-only, to write to.
+func diskBeyond() string {
+	sector := make([]byte, 512)
+	err := disk(func(f *os.File) error {
+		if _, err := f.Seek(0, io.SeekEnd); err != nil {
+			return err
+		}
+		if _, err := f.Write(sector); err == nil {
+			return errors.New("written past the end")
+		}
+		if n, err := f.Read(sector); err == nil {
+			return fmt.Errorf("%d bytes read past the end", n)
+		}
+		root, err := os.OpenFile("/dev/vda", os.O_RDWR|syscall.O_SYNC, 0)
+		if err != nil {
+			return nil
+		}
+		defer root.Close()
+		if _, err := root.Write(sector); err == nil {
+			return errors.New("written to the root")
+		}
+		return nil
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
 }
