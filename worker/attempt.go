@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,24 +31,16 @@ type attempt struct {
 	gone   bool          // the machine has ended, or does not answer: nothing can be brought out of it
 }
 
-// attempt runs a lease to its end. It gives false where the attempt is not this worker's any more: then nothing is to be reported.
-func (w *Worker) attempt(ctx context.Context, l jobs.Lease) (jobs.Report, bool) {
+// attempt runs a lease to its end. It gives false where lost ends first, before all its events are stored: then nothing is to be reported.
+func (w *Worker) attempt(ctx, lost context.Context, l jobs.Lease) (jobs.Report, bool) {
 	a := &attempt{w: w, lease: l, spec: l.Spec.Expand(), events: newStream(w.cfg.Events, l), start: time.Now()}
 	a.result.Phases.QueuedMS = l.QueuedMS
-	// Events go out until they are all stored; only an attempt that is not ours any more stops that.
-	publishing, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stop(nil)
-	context.AfterFunc(ctx, func() {
-		if errors.Is(context.Cause(ctx), errDropped) {
-			stop(errDropped)
-		}
-	})
-	go a.events.run(publishing) // ends with end, or with publishing
+	go a.events.run(lost) // ends with end, or with lost
 
 	a.run(ctx)
 	last, err := a.events.end()
-	if err != nil || errors.Is(context.Cause(ctx), errDropped) {
-		zerolog.Ctx(ctx).Warn().Msg("attempt given up: not this worker's any more")
+	if err != nil || lost.Err() != nil {
+		zerolog.Ctx(ctx).Warn().Err(err).Msg("attempt given up")
 		return jobs.Report{}, false
 	}
 	a.finish()
@@ -55,12 +49,15 @@ func (w *Worker) attempt(ctx context.Context, l jobs.Lease) (jobs.Report, bool) 
 
 // run is the attempt itself: a machine from the pool, files in, steps, artifacts out, and the machine's end.
 func (a *attempt) run(ctx context.Context) {
+	if a.rootRefused() {
+		return
+	}
 	m, err := a.claim(ctx)
 	if err != nil {
 		a.fail(ctx, nil, err)
 		return
 	}
-	if err := a.inside(ctx, m); err != nil {
+	if err := m.blame(ctx, a.inside(ctx, m)); err != nil {
 		a.fail(ctx, m, err)
 	}
 	start := time.Now()
@@ -99,20 +96,32 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 	return a.copyOut(ctx, m)
 }
 
+// rootRefused ends a job whose image lets no step run as root. Admission says so to clients, where it knows the image.
+func (a *attempt) rootRefused() bool {
+	image, _ := a.w.pools.offered(a.lease.Image)
+	for _, s := range a.spec.Steps {
+		if image.NoRoot && s.User == "root" {
+			a.result.Ending, a.result.Reason = jobs.StartFailed, "the image lets no step run as root"
+			return true
+		}
+	}
+	return false
+}
+
 // claim takes a machine; the pool makes one where none is ready.
 func (a *attempt) claim(ctx context.Context) (*machine, error) {
-	pool, err := a.w.pools.of(ctx, a.lease.Image, a.spec.Resources)
+	c, err := a.w.pools.take(ctx, a.lease.Image, a.spec.Resources)
 	if err != nil {
-		return nil, ended(ctx, jobs.ImageFailed, err)
-	}
-	m, fromPool, err := pool.take(ctx)
-	if err != nil {
+		var f *failure
+		if errors.As(err, &f) {
+			return nil, ended(ctx, f.ending, f.err)
+		}
 		return nil, ended(ctx, jobs.VMFailed, err)
 	}
-	a.result.Machine, a.result.Template = m.ID(), pool.digest
+	a.result.Machine, a.result.Template = c.ID(), c.template
 	p := &a.result.Phases
-	p.ClaimMS, p.RestoreMS, p.ReadyMS, p.FromPool = ms(time.Since(a.start)), ms(m.restored), ms(m.ready), fromPool
-	return m, nil
+	p.ClaimMS, p.RestoreMS, p.ReadyMS, p.FromPool = ms(time.Since(a.start)), ms(c.restored), ms(c.ready), c.fromPool
+	return c.machine, nil
 }
 
 // steps runs the steps in order until one does not exit with 0.
@@ -239,18 +248,32 @@ func (a *attempt) exec(i int, l jobs.Limits, stdin bool) wire.Exec {
 	if user == "" {
 		user = "sandbox"
 	}
-	env := append(a.w.cfg.Images.Env(a.lease.Image),
-		"PADDOCK_JOB="+a.lease.Job, "PADDOCK_ATTEMPT="+strconv.Itoa(a.lease.Attempt), "HOME=/work", "USER="+user)
-	for k, v := range s.Env {
-		env = append(env, k+"="+v)
-	}
 	return wire.Exec{
-		ID: execID(i), Argv: argv, Env: env, Cwd: s.Cwd, User: user, StdinOpen: stdin,
+		ID: execID(i), Argv: argv, Env: a.env(user, s.Env), Cwd: s.Cwd, User: user, StdinOpen: stdin,
 		Limits: wire.ExecLimits{
 			WallMS: l.WallMS, CPUMS: l.CPUMS, MemoryBytes: l.MemoryBytes, PIDs: l.PIDs, OutputBytes: l.OutputBytes,
 			FileBytes: l.FileBytes, DiskBytes: l.DiskBytes, OpenFiles: l.OpenFiles,
 		},
 	}
+}
+
+// env is a step's environment: the image's, ours, its own, each over the one before. No name is in it twice: of two, programs take one each.
+func (a *attempt) env(user string, own map[string]string) []string {
+	vars := map[string]string{}
+	for _, kv := range a.w.cfg.Images.Env(a.lease.Image) {
+		k, v, _ := strings.Cut(kv, "=")
+		vars[k] = v
+	}
+	maps.Copy(vars, map[string]string{
+		"PADDOCK_JOB": a.lease.Job, "PADDOCK_ATTEMPT": strconv.Itoa(a.lease.Attempt), "HOME": "/work", "USER": user,
+	})
+	maps.Copy(vars, own)
+	env := make([]string, 0, len(vars))
+	for k, v := range vars {
+		env = append(env, k+"="+v)
+	}
+	slices.Sort(env)
+	return env
 }
 
 func execID(i int) string { return "step-" + strconv.Itoa(i) }

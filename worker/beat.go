@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -66,7 +69,7 @@ func (w *Worker) register(ctx context.Context) error {
 		if errors.As(err, &refused) && refused.Code != jobs.CodeUnavailable {
 			return fmt.Errorf("register worker %s: %w", w.cfg.Name, err)
 		}
-		zerolog.Ctx(ctx).Info().Err(err).Msg("no dispatcher answers yet")
+		zerolog.Ctx(ctx).Info().Err(err).Msg("not registered yet")
 		sleep(ctx, w.cfg.BeatEvery)
 		if ctx.Err() != nil {
 			return fmt.Errorf("register worker %s: %w", w.cfg.Name, context.Cause(ctx))
@@ -75,30 +78,46 @@ func (w *Worker) register(ctx context.Context) error {
 }
 
 // beat sends heartbeats until ctx ends, and ends this worker's attempts itself when nobody has answered for a whole TTL: by then
-// they may run elsewhere.
+// they may run elsewhere. The last one after drain says that the worker takes no more: nobody gives anything to a worker that has left.
 func (w *Worker) beat(ctx context.Context, drain <-chan struct{}) error {
 	tick := time.NewTicker(w.cfg.BeatEvery)
 	defer tick.Stop()
-	draining := false
-	for {
+	for told := drain; ; {
 		select {
 		case <-ctx.Done():
+			if !closed(drain) {
+				return nil
+			}
+			if err := w.beatOnce(context.WithoutCancel(ctx), true); err != nil {
+				zerolog.Ctx(ctx).Warn().Err(err).Msg("last heartbeat")
+			}
 			return nil
-		case <-drain:
-			drain, draining = nil, true
+		case <-told:
+			told = nil // at once, and then as usual
 		case <-tick.C:
 		}
-		err := w.beatOnce(ctx, draining)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		err := w.beatOnce(ctx, closed(drain))
+		if err != nil && ctx.Err() == nil {
 			zerolog.Ctx(ctx).Warn().Err(err).Msg("heartbeat")
 			if w.session.expired() {
-				w.metrics.selfFenced.Add(float64(w.held.endAll(errDropped)))
+				w.metrics.selfFenced.Add(float64(w.held.dropAll()))
 			}
 		}
 	}
+}
+
+// instanceOf names the process behind a state directory: one that comes back has the name that it had, and its place in the fleet at once.
+func instanceOf(dir string) (string, error) {
+	name := filepath.Join(dir, "instance")
+	b, err := os.ReadFile(name)
+	if err == nil && len(b) > 0 {
+		return string(b), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	id := jobs.NewID()
+	return id, os.WriteFile(name, []byte(id), 0o600)
 }
 
 func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
@@ -107,22 +126,22 @@ func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
 	sentAt, sent := time.Now(), w.session.id()
 	r, err := w.cfg.Dispatcher.Beat(ctx, jobs.Beat{
 		Worker: w.cfg.Name, Session: sent, Version: w.cfg.Version, Capacity: w.cfg.Capacity, Images: w.cfg.Images.Offered(),
-		Driver: w.cfg.Driver.Name(), Degraded: w.cfg.Caps.Degraded, Running: w.held.list(), Draining: draining,
+		Driver: w.cfg.Driver.Name(), Degraded: w.cfg.Caps.Degraded, Running: w.held.list(), Draining: draining, Instance: w.instance,
 	})
 	if err != nil {
 		return err
+	}
+	for _, h := range r.Drop {
+		w.held.drop(h)
 	}
 	if r.Error != nil {
 		return r.Error
 	}
 	if w.session.answered(sentAt, sent, r) {
-		w.metrics.selfFenced.Add(float64(w.held.endAll(errDropped)))
-	}
-	for _, h := range r.Drop {
-		w.held.end(h, errDropped)
+		w.metrics.selfFenced.Add(float64(w.held.dropAll()))
 	}
 	for _, h := range r.Cancel {
-		w.held.end(h, errCanceled)
+		w.held.cancel(h)
 	}
 	return nil
 }
@@ -135,24 +154,37 @@ type heldSet struct {
 
 type heldAttempt struct {
 	jobs.Held
-	cancel context.CancelCauseFunc
+	cancel, drop context.CancelCauseFunc
 }
 
-// add notes the attempt; the context ends when the attempt is cancelled or dropped. end forgets it.
-func (s *heldSet) add(ctx context.Context, h jobs.Held) (_ context.Context, end func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	a := &heldAttempt{Held: h, cancel: cancel}
+// abortGrace is how long a worker that must end waits for the broker to take what an attempt has said.
+const abortGrace = 3 * time.Second
+
+// add notes the attempt. work ends when it is cancelled or dropped, and with ctx; lost when it is dropped, and a moment after ctx: until
+// then what the attempt has done is still to be told. end forgets it.
+func (s *heldSet) add(ctx context.Context, h jobs.Held) (work, lost context.Context, end func()) {
+	work, cancel := context.WithCancelCause(ctx)
+	lost, drop := context.WithCancelCause(context.WithoutCancel(ctx))
+	a := &heldAttempt{Held: h, cancel: cancel, drop: func(cause error) {
+		cancel(cause)
+		drop(cause)
+	}}
+	stop := context.AfterFunc(ctx, func() {
+		sleep(lost, abortGrace)
+		drop(context.Cause(ctx))
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
 		s.m = map[string]*heldAttempt{}
 	}
 	if old := s.m[h.Job]; old != nil { // the dispatcher gave the job anew: the old attempt is fenced
-		old.cancel(errDropped)
+		old.drop(errDropped)
 	}
 	s.m[h.Job] = a
-	return ctx, func() {
-		cancel(nil)
+	return work, lost, func() {
+		stop()
+		a.drop(nil)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.m[h.Job] == a {
@@ -180,19 +212,24 @@ func (s *heldSet) list() []jobs.Held {
 	return l
 }
 
-func (s *heldSet) end(h jobs.Held, cause error) {
+// cancel ends an attempt's work; drop ends the attempt.
+func (s *heldSet) cancel(h jobs.Held) { s.each(h, func(a *heldAttempt) { a.cancel(errCanceled) }) }
+func (s *heldSet) drop(h jobs.Held)   { s.each(h, func(a *heldAttempt) { a.drop(errDropped) }) }
+
+func (s *heldSet) each(h jobs.Held, do func(*heldAttempt)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.m[h.Job]; a != nil && a.Attempt == h.Attempt && a.Epoch == h.Epoch {
-		a.cancel(cause)
+		do(a)
 	}
 }
 
-func (s *heldSet) endAll(cause error) int {
+// dropAll drops all and gives how many there were.
+func (s *heldSet) dropAll() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range s.m {
-		a.cancel(cause)
+		a.drop(errDropped)
 	}
 	return len(s.m)
 }

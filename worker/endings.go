@@ -47,7 +47,7 @@ func (a *attempt) fail(ctx context.Context, m *machine, err error) {
 	}
 	log := zerolog.Ctx(ctx).Error().Err(err).Str("ending", string(r.Ending))
 	if m != nil {
-		log = log.Str("machine", m.ID()).Str("console", m.Console())
+		log = log.Str("machine", m.ID())
 	}
 	log.Msg("attempt failed")
 }

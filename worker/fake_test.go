@@ -27,6 +27,7 @@ type fleet struct {
 	away     bool // every call fails
 	deaf     bool // reports fail
 	drain    bool
+	leaving  bool // the worker has said that it takes no more
 	ttl      time.Duration
 	requests []jobs.LeaseRequest
 }
@@ -75,7 +76,7 @@ func (f *fleet) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply
 				f.holds[l.Job] = l.Held
 			}
 			return jobs.LeaseReply{Leases: leases}, nil
-		case time.Now().After(end):
+		case f.leaving, time.Now().After(end):
 			return jobs.LeaseReply{}, nil
 		}
 		f.changed.Wait()
@@ -92,6 +93,7 @@ func (f *fleet) Beat(_ context.Context, b jobs.Beat) (jobs.BeatReply, error) {
 		f.session++
 	}
 	f.beats = append(f.beats, b)
+	f.leaving = b.Draining
 	f.changed.Broadcast()
 	r := jobs.BeatReply{Session: f.session, TTLMS: f.ttl.Milliseconds(), Drain: f.drain}
 	for _, h := range b.Running {

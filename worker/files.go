@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 
+	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -58,7 +59,7 @@ func (a *attempt) put(ctx context.Context, m *machine, f jobs.File) error {
 	if err != nil {
 		return err
 	}
-	defer removeTemp(object)
+	defer object.Close()
 	st, err := object.Stat()
 	if err != nil {
 		return err
@@ -74,27 +75,40 @@ func (a *attempt) fetch(ctx context.Context, ref jobs.ObjectRef) (_ *os.File, er
 	}
 	r, err := a.w.cfg.Objects.GetObject(ctx, a.lease.Tenant, ref)
 	if err != nil {
-		return nil, err
+		return nil, ours(err)
 	}
 	defer r.Close()
 	f, err := os.CreateTemp(tempDir(a.w.cfg.Dir), "object-")
 	if err != nil {
-		return nil, err
+		return nil, ours(err)
 	}
+	_ = os.Remove(f.Name()) // it lives as long as it is open, and no longer than this process
 	defer func() {
 		if err != nil {
-			removeTemp(f)
+			_ = f.Close()
 		}
 	}()
-	h := sha256.New()
-	if _, err = io.Copy(io.MultiWriter(f, h), r); err != nil {
-		return nil, err
+	h, most := sha256.New(), a.spec.StepLimits(jobs.Step{}).DiskBytes
+	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(r, most+1))
+	if err != nil {
+		return nil, ours(err)
+	}
+	if n > most {
+		return nil, &wire.Error{Kind: wire.ErrTooLarge, Message: fmt.Sprintf("object %s is larger than the job's disk limit of %d bytes", ref.Name, most)}
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != ref.SHA256 {
 		return nil, &wire.Error{Kind: wire.ErrPath, Message: fmt.Sprintf("object %s has the digest %s, not %s", ref.Name, got, ref.SHA256)}
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return f, err
+}
+
+// ours is an error of the host or the object store, unless that says that it has no such object, or no room for more of the tenant's.
+func ours(err error) error {
+	if e, ok := errors.AsType[*jobs.Error](err); ok && (e.Code == jobs.CodeNotFound || e.Code == jobs.CodeQuota) {
+		return &wire.Error{Kind: wire.ErrPath, Message: e.Message}
+	}
+	return &failure{jobs.HostResources, err}
 }
 
 // copyOut brings the artifacts out. It runs after a failed step too; what is missing then does not hide how the step ended.
@@ -168,8 +182,12 @@ func (a *attempt) carry(ctx context.Context, res *jobs.ArtifactResult, r io.Read
 		return &wire.Error{Kind: wire.ErrTooLarge, Message: "too large for the result, and this worker has no object store"}
 	}
 	ref, err := a.w.cfg.Objects.PutObject(ctx, a.lease.Tenant, r)
-	if err != nil {
-		return fmt.Errorf("store artifact: %w", err)
+	var said *wire.Error
+	switch {
+	case errors.As(err, &said) || errors.Is(err, client.ErrLost): // the guest's end, while its file was read
+		return err
+	case err != nil:
+		return ours(fmt.Errorf("store artifact: %w", err))
 	}
 	res.Object = &ref
 	return nil
@@ -182,17 +200,13 @@ func isKind(err error, kind string) bool {
 
 // fileFailed writes a file's failure into the result where it is the job's own, and gives it back where it is ours.
 func (a *attempt) fileFailed(ctx context.Context, what string, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	var host *failure
+	if cause := context.Cause(ctx); cause != nil && !(errors.Is(cause, context.DeadlineExceeded) && errors.As(err, &host)) {
+		return cause // but where it took too long, whoever is to blame for that is
 	}
 	var e *wire.Error
 	if errors.As(err, &e) && e.Kind != wire.ErrAgent && e.Kind != wire.ErrRequest {
 		a.result.Ending, a.result.Reason = jobs.FileFailed, what+": "+e.Message
-		return nil
-	}
-	var refused *jobs.Error
-	if errors.As(err, &refused) && refused.Code == jobs.CodeNotFound {
-		a.result.Ending, a.result.Reason = jobs.FileFailed, what+": "+refused.Message
 		return nil
 	}
 	return err

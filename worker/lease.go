@@ -17,23 +17,17 @@ const (
 )
 
 // leases asks for attempts while there is room and yields what comes, with the resources of each already taken. It ends when ctx
-// ends, when drain is closed, or when live does: the worker has lost its ground.
+// ends, when drain is closed, or when live does: the worker has lost its ground. A request that stands when drain is closed is left to be
+// answered, which the dispatcher does when it hears of the drain: what it gave before that is not lost on its way.
 func (w *Worker) leases(ctx, live context.Context, drain <-chan struct{}) iter.Seq[[]jobs.Lease] {
 	ctx, stop := context.WithCancel(ctx)
-	context.AfterFunc(live, stop)
 	return func(yield func([]jobs.Lease) bool) {
 		defer stop()
-		go func() { // ends with ctx, which the return cancels
-			select {
-			case <-drain:
-				stop()
-			case <-ctx.Done():
-			}
-		}()
-		for backoff := leaseBackoff; ctx.Err() == nil; {
+		defer context.AfterFunc(live, stop)()
+		for backoff := leaseBackoff; ctx.Err() == nil && !closed(drain); {
 			free, freed := w.cap.free()
 			if free.VCPUs < 1 || free.MemoryMiB < 1 || !w.session.mayLease() {
-				w.waitForRoom(ctx, freed)
+				pause(ctx, time.Second, freed, drain) // a session may come back by itself
 				continue
 			}
 			reply, err := w.askLease(ctx, free)
@@ -41,7 +35,7 @@ func (w *Worker) leases(ctx, live context.Context, drain <-chan struct{}) iter.S
 				if ctx.Err() == nil {
 					zerolog.Ctx(ctx).Warn().Err(err).Dur("backoff", backoff).Msg("lease request")
 				}
-				sleep(ctx, backoff)
+				pause(ctx, backoff, nil, drain)
 				backoff = min(2*backoff, maxBackoff)
 				continue
 			}
@@ -74,22 +68,16 @@ func (w *Worker) askLease(ctx context.Context, free jobs.Resources) ([]jobs.Leas
 	return reply.Leases, nil
 }
 
-// waitForRoom waits for an attempt to end, or for a moment: a session may come back by itself.
-func (w *Worker) waitForRoom(ctx context.Context, freed <-chan struct{}) {
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-freed:
-	case <-t.C:
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
+// pause waits, at most so long, for the first of what may come.
+func pause(ctx context.Context, d time.Duration, freed, drain <-chan struct{}) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
+	case <-freed:
+	case <-drain:
 	case <-t.C:
 	}
 }
+
+func sleep(ctx context.Context, d time.Duration) { pause(ctx, d, nil, nil) }

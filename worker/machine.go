@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/paddockvm/paddock/guestagent/client"
@@ -25,18 +24,18 @@ type machine struct {
 }
 
 // restore turns a prepared VMM into a machine. On error nothing is left of it.
-func restore(ctx context.Context, p vmm.Prepared, within time.Duration, scratch, rehearsed bool) (_ *machine, err error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
+func (p *pool) restore(v vmm.Prepared) (_ *machine, err error) {
+	ctx, cancel := context.WithTimeout(p.ps.ctx, p.ps.cfg.ReadyWithin)
 	defer cancel()
 	start := time.Now()
-	m, err := p.Restore(ctx)
+	m, err := v.Restore(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	restored := time.Now()
-	agent, err := introduce(ctx, m, scratch)
+	agent, err := introduce(ctx, m, p.tmpl.Boot.Scratch != "")
 	ready := time.Since(restored)
-	if err == nil && rehearsed {
+	if err == nil && p.ps.cfg.Caps.Accel == "tcg" {
 		if err = rehearse(ctx, agent); err != nil {
 			_ = agent.Close()
 		}
@@ -114,8 +113,15 @@ func (m *machine) over() bool {
 	}
 }
 
-// removeTemp is for files that carried a guest's data through this host.
-func removeTemp(f *os.File) {
-	_ = f.Close()
-	_ = os.Remove(f.Name())
+// blame gives the host's fault in place of what came of an attempt on it, where the host let the machine down: whatever the guest says then,
+// success included, cannot be trusted.
+func (m *machine) blame(ctx context.Context, err error) error {
+	h, ok := m.Machine.(vmm.HostFault)
+	if !ok || ctx.Err() != nil {
+		return err
+	}
+	if fault := h.HostFault(); fault != nil {
+		return &failure{jobs.HostResources, fmt.Errorf("the host failed the machine: %w", fault)}
+	}
+	return err
 }

@@ -50,7 +50,9 @@ func (m *metrics) ended(r jobs.Result) {
 	if r.Phases.FromPool {
 		from = "pool"
 	}
-	m.claims.WithLabelValues(from).Inc()
+	if r.Machine != "" {
+		m.claims.WithLabelValues(from).Inc()
+	}
 	p := r.Phases
 	for name, ms := range map[string]float64{
 		"queued": p.QueuedMS, "claim": p.ClaimMS, "copy_in": p.CopyInMS, "run": p.RunMS, "copy_out": p.CopyOutMS, "destroy": p.DestroyMS,

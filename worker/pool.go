@@ -21,8 +21,10 @@ type pool struct {
 	digest string
 	tmpl   vmm.Template
 	ps     *pools
+	stock  bool // machines are kept ready
 
 	mu        sync.Mutex // guards what follows
+	asked     time.Time  // when somebody took or gave up last
 	ready     []*machine
 	waiters   []chan made
 	making    int
@@ -47,6 +49,7 @@ func (p *pool) take(ctx context.Context) (_ *machine, fromPool bool, _ error) {
 		p.mu.Unlock()
 		return nil, false, errPoolClosed
 	}
+	p.asked = time.Now()
 	if m := p.popReady(); m != nil {
 		p.fill()
 		p.mu.Unlock()
@@ -98,30 +101,37 @@ func (p *pool) fill() {
 	if p.closed {
 		return
 	}
-	target := p.ps.cfg.Ready
-	if p.failures > 0 {
-		target = 0
+	ready, prepared := 0, 0
+	if p.stock && p.failures == 0 {
+		ready, prepared = p.ps.cfg.Ready, p.ps.cfg.Prepared
 	}
-	for len(p.ready)+p.making < target+len(p.waiters) {
-		if len(p.waiters) <= p.making && !p.ps.hasRoom(p.size) {
+	for len(p.ready)+p.making < ready+len(p.waiters) {
+		var giveBack func()
+		if p.making < len(p.waiters) {
+			giveBack = p.ps.demand(p.size.MemoryMiB)
+		} else if room, ok := p.ps.reserve(p.size.MemoryMiB); ok {
+			giveBack = room
+		} else {
 			break // one more would only push another's out
 		}
 		p.making++
-		p.ps.makers.Go(p.make)
+		p.ps.makers.Go(func() { p.make(giveBack) })
 	}
-	for len(p.prepared)+p.preparing < p.ps.cfg.Prepared && p.failures == 0 {
+	for len(p.prepared)+p.preparing < prepared {
 		p.preparing++
 		p.ps.makers.Go(p.prepare)
 	}
 }
 
 // make makes one machine and hands it on. A pool whose template has been removed is over.
-func (p *pool) make() {
-	m, err := p.restoreOne()
+func (p *pool) make(giveBack func()) {
+	m, err := p.restoreOne(giveBack)
+	if err != nil {
+		giveBack()
+	}
 	p.took(m, err)
 	if gone(err) {
 		p.ps.drop(p)
-		p.close()
 	}
 }
 
@@ -140,6 +150,7 @@ func (p *pool) took(m *machine, err error) {
 	}
 	p.hand(made{m, err})
 	p.fill()
+	p.letGo()
 }
 
 // hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
@@ -161,18 +172,13 @@ func (p *pool) hand(r made) {
 }
 
 // restoreOne takes a turn among the makers and restores a machine into a prepared VMM, or into one made now.
-func (p *pool) restoreOne() (_ *machine, err error) {
+func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 	release, err := p.ps.turn()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	giveBack := p.ps.makeRoom(p)
-	defer func() {
-		if err != nil {
-			giveBack()
-		}
-	}()
+	p.ps.makeRoom(p)
 	for {
 		v := p.popPrepared()
 		waited := v != nil
@@ -181,7 +187,7 @@ func (p *pool) restoreOne() (_ *machine, err error) {
 				return nil, err
 			}
 		}
-		m, err := restore(p.ps.ctx, v, p.ps.cfg.ReadyWithin, p.tmpl.Boot.Scratch != "", p.ps.cfg.Caps.Accel == "tcg")
+		m, err := p.restore(v)
 		if err == nil {
 			m.closed = giveBack
 			return m, nil
@@ -223,6 +229,7 @@ func (p *pool) prepare() {
 	default:
 		p.prepared = append(p.prepared, v)
 	}
+	p.letGo()
 }
 
 func (p *pool) prepareOne() (vmm.Prepared, error) {
@@ -267,6 +274,21 @@ func (p *pool) close() {
 		p.ps.disposeOf(v.Close)
 	}
 	p.waiters, p.ready, p.prepared = nil, nil, nil
+	p.letGo()
+}
+
+// letGo has the template released when the pool is closed and its last maker has returned; p.mu is held.
+func (p *pool) letGo() {
+	if p.closed && p.making+p.preparing == 0 {
+		p.ps.makers.Go(func() { p.ps.release(p.tmpl) })
+	}
+}
+
+// idleSince tells whether nobody has asked for a machine since then, of a pool that keeps no stock and has nobody who waits.
+func (p *pool) idleSince(then time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.stock && p.asked.Before(then) && len(p.waiters) == 0 && p.making == 0
 }
 
 // evict ends one ready machine to make room and tells whether there was one.
@@ -285,23 +307,4 @@ func (p *pool) readyCount() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.ready)
-}
-
-// tendEvery is how often pools look after themselves; a failed template is tried again this often.
-const tendEvery = 2 * time.Second
-
-// tendAll tends the pools that exist until ctx ends.
-func (ps *pools) tendAll(ctx context.Context) {
-	tick := time.NewTicker(tendEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			for _, p := range ps.all() {
-				p.tend()
-			}
-		}
-	}
 }

@@ -2,18 +2,21 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
 )
 
-// pools are the pools of all templates, and the makers that they share.
+// pools are the pools of all templates, and the makers that they share. Machines of an image's own size are kept in stock. Other sizes, of
+// which clients may name as many as they like, are made when they are asked for, from templates that go when nobody has asked for a while.
 type pools struct {
 	cfg     Config
-	cap     *capacity
 	metrics *metrics
 	ctx     context.Context //nolint:containedctx // of the makers, which outlive every call: set by run, before any pool exists
 	sem     chan struct{}
@@ -22,7 +25,7 @@ type pools struct {
 
 	mu     sync.Mutex
 	pools  map[poolKey]*poolOnce
-	memory int // MiB of all machines that live
+	memory int // MiB of all machines that live or are being made
 }
 
 // poolKey names a pool: an image that is built anew is another one.
@@ -38,12 +41,12 @@ type poolOnce struct {
 	err  error
 }
 
-func newPools(cfg Config, c *capacity, m *metrics) *pools {
+func newPools(cfg Config, m *metrics) *pools {
 	n := cfg.Makers
 	if n == 0 {
 		n = max(1, runtime.GOMAXPROCS(0)/2)
 	}
-	return &pools{cfg: cfg, cap: c, metrics: m, sem: make(chan struct{}, n), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
+	return &pools{cfg: cfg, metrics: m, sem: make(chan struct{}, n), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
 }
 
 // run keeps the pools until ctx ends, then ends every machine that waits and returns when nothing is left of them.
@@ -61,30 +64,89 @@ func (ps *pools) run(ctx context.Context) error {
 	ps.tendAll(ctx)
 	warm.Wait()
 	for _, p := range ps.all() {
-		p.close()
+		ps.drop(p)
 	}
 	ps.makers.Wait()
-	for _, p := range ps.all() { // what the last makers handed in
-		p.close()
+	for _, p := range ps.all() { // whose template came last
+		ps.drop(p)
 	}
 	ps.makers.Wait()
 	return nil
 }
 
+const (
+	// tendEvery is how often pools look after themselves; a failed template is tried again this often.
+	tendEvery = 2 * time.Second
+	// keepIdle is how long a pool of an unusual size stays that nobody asks for.
+	keepIdle = 5 * time.Minute
+)
+
+// tendAll tends the pools that exist until ctx ends.
+func (ps *pools) tendAll(ctx context.Context) {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, p := range ps.all() {
+			if p.idleSince(time.Now().Add(-keepIdle)) {
+				ps.drop(p)
+				continue
+			}
+			p.tend()
+		}
+	}
+}
+
+// claimed is a machine in an attempt's hand.
+type claimed struct {
+	*machine
+	template string // the digest of what it was cloned from
+	fromPool bool   // it was there before it was asked for
+}
+
+// take gives a machine of an image in a size. A pool that is closed meanwhile, because its image was built anew, is not the last word.
+func (ps *pools) take(ctx context.Context, image string, size jobs.Resources) (claimed, error) {
+	for {
+		p, err := ps.of(ctx, image, size)
+		if err != nil {
+			return claimed{}, &failure{jobs.ImageFailed, err}
+		}
+		m, fromPool, err := p.take(ctx)
+		if err == nil {
+			return claimed{m, p.digest, fromPool}, nil
+		}
+		if !errors.Is(err, errPoolClosed) || ctx.Err() != nil || ps.ctx.Err() != nil {
+			return claimed{}, err
+		}
+	}
+}
+
 // of gives the pool of an image in a size; the first to ask waits for its template, which may have to be built.
 func (ps *pools) of(ctx context.Context, image string, size jobs.Resources) (*pool, error) {
 	<-ps.started
-	o, stale := ps.find(poolKey{image, ps.digest(image), size})
-	for _, p := range stale {
-		p.close()
-	}
-	select {
-	case <-o.done:
-		return o.pool, o.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	for {
+		offered, _ := ps.offered(image)
+		o, stale := ps.find(poolKey{image, offered.Digest, size})
+		for _, p := range stale {
+			p.close()
+		}
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if !errors.Is(o.err, errRebuilt) {
+			return o.pool, o.err
+		}
 	}
 }
+
+// errRebuilt is why there is no pool of an image as it was: it was built anew meanwhile.
+var errRebuilt = errors.New("the image was built anew")
 
 // find gives a pool, opening it where there is none, and takes out those of other builds of its image.
 func (ps *pools) find(key poolKey) (o *poolOnce, stale []*pool) {
@@ -105,45 +167,56 @@ func (ps *pools) find(key poolKey) (o *poolOnce, stale []*pool) {
 	return o, stale
 }
 
-// drop forgets a pool: the next to ask has its template made again.
+// open gets the template of a new pool. A failure is told to those who wait and forgotten: the next to ask tries again.
+func (ps *pools) open(key poolKey, o *poolOnce) {
+	defer close(o.done)
+	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.size)
+	offered, _ := ps.offered(key.image)
+	if err == nil && offered.Digest != key.digest {
+		err = errRebuilt
+	}
+	p := &pool{image: key.image, size: key.size, digest: digest, tmpl: t, ps: ps, stock: key.size == ps.size(key.image, jobs.Resources{}), asked: time.Now()}
+	ps.mu.Lock()
+	if o.err = err; err != nil {
+		delete(ps.pools, key)
+	} else {
+		o.pool = p
+	}
+	ps.mu.Unlock()
+	if err != nil {
+		return
+	}
+	p.mu.Lock() // never while ps.mu is held: a pool that fills asks for room
+	defer p.mu.Unlock()
+	p.fill()
+}
+
+// drop forgets a pool, ends what waits in it, and gives up what the driver keeps for its template: the next to ask begins anew.
 func (ps *pools) drop(p *pool) {
 	ps.mu.Lock()
-	defer ps.mu.Unlock()
 	for k, o := range ps.pools {
 		if o.pool == p {
 			delete(ps.pools, k)
 		}
 	}
+	ps.mu.Unlock()
+	p.close()
 }
 
-// digest is the image's now; empty for one that is not offered.
-func (ps *pools) digest(image string) string {
-	for _, o := range ps.cfg.Images.Offered() {
-		if o.Name == image {
-			return o.Digest
-		}
-	}
-	return ""
-}
-
-// open gets the template of a new pool. A failure is told to those who wait and forgotten: the next to ask tries again.
-func (ps *pools) open(key poolKey, o *poolOnce) {
-	defer close(o.done)
-	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.size)
-	if err != nil {
-		o.err = err
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		delete(ps.pools, key)
+// release lets the driver forget a template that no pool clones any more.
+func (ps *pools) release(t vmm.Template) {
+	r, ok := ps.cfg.Driver.(vmm.Releaser)
+	if !ok {
 		return
 	}
-	p := &pool{image: key.image, size: key.size, digest: digest, tmpl: t, ps: ps}
-	ps.mu.Lock()
-	o.pool = p
-	ps.mu.Unlock()
-	p.mu.Lock() // never while ps.mu is held: a pool that fills asks for room
-	defer p.mu.Unlock()
-	p.fill()
+	for _, p := range ps.all() {
+		if p.tmpl.Dir == t.Dir {
+			return
+		}
+	}
+	if err := r.Release(t.Dir); err != nil {
+		zerolog.Ctx(ps.ctx).Error().Err(err).Msg("release template")
+	}
 }
 
 // all are the pools whose templates are there.
@@ -159,17 +232,29 @@ func (ps *pools) all() []*pool {
 	return l
 }
 
-// size gives r with what it leaves out taken from the image.
-func (ps *pools) size(image string, r jobs.Resources) jobs.Resources {
+// offered is an image as it is now.
+func (ps *pools) offered(image string) (jobs.OfferedImage, bool) {
 	for _, o := range ps.cfg.Images.Offered() {
 		if o.Name == image {
-			if r.VCPUs == 0 {
-				r.VCPUs = o.Resources.VCPUs
-			}
-			if r.MemoryMiB == 0 {
-				r.MemoryMiB = o.Resources.MemoryMiB
-			}
+			return o, true
 		}
+	}
+	return jobs.OfferedImage{}, false
+}
+
+// memoryStep is what machines' memory is rounded up to, in MiB, where it is not the image's own: every size has a template of its own.
+const memoryStep = 64
+
+// size gives r with what it leaves out taken from the image.
+func (ps *pools) size(image string, r jobs.Resources) jobs.Resources {
+	own, _ := ps.offered(image)
+	if r.VCPUs == 0 {
+		r.VCPUs = own.Resources.VCPUs
+	}
+	if r.MemoryMiB == 0 || r.MemoryMiB == own.Resources.MemoryMiB {
+		r.MemoryMiB = own.Resources.MemoryMiB
+	} else {
+		r.MemoryMiB = (r.MemoryMiB + memoryStep - 1) / memoryStep * memoryStep
 	}
 	return jobs.Resources{VCPUs: max(r.VCPUs, 1), MemoryMiB: max(r.MemoryMiB, 1)}
 }
@@ -185,27 +270,53 @@ func (ps *pools) warm() map[string]int {
 	return m
 }
 
-// hasRoom tells whether another machine of the size fits beside those that live.
-func (ps *pools) hasRoom(size jobs.Resources) bool {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	return ps.memory+size.MemoryMiB <= ps.cfg.Capacity.MemoryMiB
+// readyCount counts ready machines.
+func (ps *pools) readyCount() (n int) {
+	for _, p := range ps.all() {
+		n += p.readyCount()
+	}
+	return n
 }
 
-// makeRoom counts a machine about to be made in, ending ready ones of other pools where they are in its way.
-func (ps *pools) makeRoom(p *pool) (giveBack func()) {
-	ps.count(p.size.MemoryMiB)
+// reserve counts a machine in that is made for the pool's stock; false where there is no room for it.
+func (ps *pools) reserve(mib int) (giveBack func(), ok bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.memory+mib > ps.cfg.Capacity.MemoryMiB {
+		return nil, false
+	}
+	return ps.count(mib), true
+}
+
+// demand counts a machine in that somebody waits for.
+func (ps *pools) demand(mib int) (giveBack func()) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.count(mib)
+}
+
+// count changes the memory in use; ps.mu is held.
+func (ps *pools) count(mib int) (giveBack func()) {
+	ps.memory += mib
+	return sync.OnceFunc(func() {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		ps.memory -= mib
+	})
+}
+
+// makeRoom ends ready machines of other pools while more memory is counted than there is.
+func (ps *pools) makeRoom(p *pool) {
 	for _, other := range ps.all() {
-		for other != p && !ps.hasRoom(jobs.Resources{}) && other.evict() {
+		for other != p && ps.over() && other.evict() {
 		}
 	}
-	return sync.OnceFunc(func() { ps.count(-p.size.MemoryMiB) })
 }
 
-func (ps *pools) count(mib int) {
+func (ps *pools) over() bool {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	ps.memory += mib
+	return ps.memory > ps.cfg.Capacity.MemoryMiB
 }
 
 // turn waits for a place among the makers.

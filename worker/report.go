@@ -21,8 +21,8 @@ const reportTimeout = 5 * time.Second
 func spoolDir(dir string) string { return filepath.Join(dir, "spool") }
 
 // report sends a result until it is answered, however long that takes: a dispatcher that was away may still want it. From the second
-// try on it also lies on disk. A worker that is to end, and whom no dispatcher has answered for a lease's length or who may not wait,
-// leaves it there for its next life.
+// try on it also lies on disk. A worker that is to end, and whom no dispatcher has answered for a lease's length, or who may not wait
+// because ctx has ended, leaves it there for its next life.
 func (w *Worker) report(ctx context.Context, drain <-chan struct{}, r jobs.Report) {
 	r.Worker, r.Session = w.cfg.Name, w.session.id()
 	sending := context.WithoutCancel(ctx)
@@ -39,23 +39,36 @@ func (w *Worker) report(ctx context.Context, drain <-chan struct{}, r jobs.Repor
 			return
 		}
 		zerolog.Ctx(ctx).Warn().Err(err).Msg("report result")
+		if refused(err) {
+			if spooled != "" {
+				_ = os.Remove(spooled)
+			}
+			if r.Result.Ending == jobs.HostResources {
+				return // not even that: the dispatcher takes the attempt back when no heartbeat names it
+			}
+			r.Result = jobs.Result{
+				Ending: jobs.HostResources, Class: jobs.ClassInfra, Reason: said("the result could not be reported: " + err.Error()),
+				Attempt: r.Result.Attempt, Worker: r.Result.Worker, EndedAt: r.Result.EndedAt,
+			}
+			continue
+		}
 		if spooled == "" {
 			w.metrics.reportsLate.Inc()
 			if spooled, err = w.spool(r); err != nil {
 				zerolog.Ctx(ctx).Error().Err(err).Msg("spool result")
 			}
 		}
-		if spooled != "" && (aborted(ctx) || closed(drain) && w.session.expired()) {
+		if ctx.Err() != nil || spooled != "" && closed(drain) && w.session.expired() {
 			return
 		}
 		sleep(sending, backoff)
 	}
 }
 
-// aborted tells a worker that must end from one attempt that was ended.
-func aborted(ctx context.Context) bool {
-	cause := context.Cause(ctx)
-	return cause != nil && !errors.Is(cause, errCanceled) && !errors.Is(cause, errDropped)
+// refused tells an error that stays from one that another try may be without.
+func refused(err error) bool {
+	e, ok := errors.AsType[*jobs.Error](err)
+	return ok && e.Code != jobs.CodeUnavailable && e.Code != jobs.CodeInternal && e.RetryAfterMS == 0
 }
 
 func closed(c <-chan struct{}) bool {
@@ -95,7 +108,19 @@ func (w *Worker) spool(r jobs.Report) (string, error) {
 		return "", errors.Join(err, os.Remove(f.Name()))
 	}
 	name := filepath.Join(spoolDir(w.cfg.Dir), fmt.Sprintf("%s.%d.%d.json", r.Job, r.Attempt, r.Epoch))
-	return name, os.Rename(f.Name(), name)
+	if err := os.Rename(f.Name(), name); err != nil {
+		return "", err
+	}
+	return name, syncDir(spoolDir(w.cfg.Dir))
+}
+
+// syncDir makes a directory's entries durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // resendSpooled sends what an earlier life of this worker could not. It tries each once per dispatcher that answers; a result that
@@ -128,8 +153,7 @@ func (w *Worker) resendSpooled(ctx context.Context) error {
 				_ = os.Remove(name)
 				break
 			}
-			var refused *jobs.Error
-			if errors.As(err, &refused) && refused.Code != jobs.CodeUnavailable {
+			if refused(err) {
 				zerolog.Ctx(ctx).Error().Err(err).Str("file", name).Msg("refused result set aside")
 				_ = os.Rename(name, name+".broken")
 				break

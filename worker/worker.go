@@ -91,12 +91,13 @@ type Config struct {
 
 // Worker is one host's share of the fleet.
 type Worker struct {
-	cfg     Config
-	session sessionState
-	held    heldSet
-	cap     *capacity
-	pools   *pools
-	metrics metrics
+	cfg      Config
+	instance string
+	session  sessionState
+	held     heldSet
+	cap      *capacity
+	pools    *pools
+	metrics  metrics
 
 	registered chan struct{}
 }
@@ -118,8 +119,17 @@ func New(cfg Config) (*Worker, error) {
 			return nil, fmt.Errorf("worker: %w", err)
 		}
 	}
-	w := &Worker{cfg: cfg, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer), registered: make(chan struct{})}
-	w.pools = newPools(cfg, w.cap, &w.metrics)
+	instance, err := instanceOf(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w := &Worker{cfg: cfg, instance: instance, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer), registered: make(chan struct{})}
+	w.pools = newPools(cfg, &w.metrics)
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "paddock_machines_ready", Help: "Machines that wait in the pools, restored.",
+		}, func() float64 { return float64(w.pools.readyCount()) }))
+	}
 	return w, nil
 }
 
@@ -163,10 +173,11 @@ func (w *Worker) Registered() <-chan struct{} { return w.registered }
 // runLease is one attempt from lease to report.
 func (w *Worker) runLease(ctx context.Context, drain <-chan struct{}, l jobs.Lease) {
 	log := zerolog.Ctx(ctx).With().Str("job", l.Job).Int("attempt", l.Attempt).Str("tenant", l.Tenant).Logger()
-	ctx, end := w.held.add(log.WithContext(ctx), l.Held)
+	ctx = log.WithContext(ctx)
+	work, lost, end := w.held.add(ctx, l.Held)
 	defer end()
 	defer w.cap.release(l.Spec.Resources)
-	report, ok := w.attempt(ctx, l)
+	report, ok := w.attempt(work, lost, l)
 	if !ok {
 		return // not ours any more: whoever has it now reports
 	}

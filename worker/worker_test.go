@@ -216,6 +216,7 @@ func TestResultOutlivesTheWorker(t *testing.T) {
 	if rep := next.report(t, l.Job); rep.Result.Steps[0].Stdout.Text != "kept\n" {
 		t.Errorf("report %+v", rep)
 	}
+	next.until(t, "the spool has been gone through", func() bool { return len(next.beats) > 0 })
 	left, err := os.ReadDir(filepath.Join(dir, "spool"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left in the spool: %v %v", left, err)

@@ -1,0 +1,192 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// census is a driver that knows how many of what it made live.
+type census struct {
+	vmm.Driver
+	machines, prepared, most atomic.Int64
+	released                 atomic.Int64
+}
+
+var _ vmm.Releaser = (*census)(nil)
+
+func (c *census) Release(string) error {
+	c.released.Add(1)
+	return nil
+}
+
+func (c *census) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
+	p, err := c.Driver.Prepare(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	c.prepared.Add(1)
+	return &countedPrepared{p, c, sync.OnceFunc(func() { c.prepared.Add(-1) })}, nil
+}
+
+type countedPrepared struct {
+	vmm.Prepared
+	c    *census
+	gone func()
+}
+
+func (p *countedPrepared) Close() error {
+	p.gone()
+	return p.Prepared.Close()
+}
+
+func (p *countedPrepared) Restore(ctx context.Context) (vmm.Machine, error) {
+	p.gone()
+	m, err := p.Prepared.Restore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n := p.c.machines.Add(1)
+	for most := p.c.most.Load(); n > most && !p.c.most.CompareAndSwap(most, n); most = p.c.most.Load() {
+	}
+	return &countedMachine{m, sync.OnceFunc(func() { p.c.machines.Add(-1) })}, nil
+}
+
+type countedMachine struct {
+	vmm.Machine
+	gone func()
+}
+
+func (m *countedMachine) Close() error {
+	m.gone()
+	return m.Machine.Close()
+}
+
+func newCensus(t *testing.T) (*rig, *census) {
+	r := newRig(t)
+	c := &census{Driver: r.cfg.Driver}
+	r.cfg.Driver = c
+	return r, c
+}
+
+// settled waits until the counts are what they shall be, and stay.
+func settled(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+// faulty is a driver whose machines have been let down by their host.
+type faulty struct{ vmm.Driver }
+
+func (f faulty) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
+	p, err := f.Driver.Prepare(ctx, t)
+	return faultyPrepared{p}, err
+}
+
+type faultyPrepared struct{ vmm.Prepared }
+
+func (p faultyPrepared) Restore(ctx context.Context) (vmm.Machine, error) {
+	m, err := p.Prepared.Restore(ctx)
+	return faultyMachine{m}, err
+}
+
+type faultyMachine struct{ vmm.Machine }
+
+var _ vmm.HostFault = faultyMachine{}
+
+func (faultyMachine) HostFault() error {
+	return errors.New("write of the scratch disk: no space left on device")
+}
+
+// What a program does on a machine that its host has let down is the host's doing.
+func TestHostFault(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Driver = faulty{r.cfg.Driver}
+	r.run(t)
+	for _, program := range []string{"true", "false"} {
+		if res := r.report(t, r.put(steps([]string{program})).Job).Result; res.Ending != jobs.HostResources || res.Class != jobs.ClassInfra {
+			t.Errorf("%s ended %s: %s", program, res.Ending, res.Reason)
+		}
+	}
+}
+
+// The stock takes no more memory than there is.
+func TestStockKeepsToTheMemory(t *testing.T) {
+	r, c := newCensus(t)
+	r.cfg.Capacity = jobs.Resources{VCPUs: 8, MemoryMiB: 128} // two machines of 64
+	r.cfg.Ready, r.cfg.Prepared, r.cfg.Makers = 8, 0, 8
+	r.run(t)
+	settled(t, "two machines", func() bool { return c.machines.Load() == 2 })
+	for range 4 {
+		r.report(t, r.put(steps([]string{"true"})).Job)
+	}
+	settled(t, "two machines", func() bool { return c.machines.Load() == 2 })
+	if most := c.most.Load(); most > 3 { // an attempt that finds none ready gets one all the same
+		t.Errorf("%d machines lived at once in the room for two", most)
+	}
+}
+
+// Clients may name as many sizes as they like: nothing is kept in stock of those.
+func TestUnusualSizesAreNotStocked(t *testing.T) {
+	r, c := newCensus(t)
+	r.run(t)
+	for i := range 40 {
+		s := steps([]string{"true"})
+		s.Resources = jobs.Resources{VCPUs: 1, MemoryMiB: 100 + 7*i}
+		if res := r.report(t, r.put(s).Job).Result; !res.Success() {
+			t.Fatalf("ended %s: %s", res.Ending, res.Reason)
+		}
+	}
+	settled(t, "the stock of the image's own size alone", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
+}
+
+// An image that is built anew while the template of the old build is being made leaves no pool of that behind.
+func TestRebuiltWhileItsTemplateIsMade(t *testing.T) {
+	r, c := newCensus(t)
+	images := &slow{changing: changing{catalog: catalog{driver: c.Name()}, digest: "old"}, gate: make(chan struct{}), asked: make(chan struct{})}
+	r.cfg.Images = images
+	r.run(t)
+	<-images.asked
+	images.mu.Lock()
+	images.digest = "new"
+	images.mu.Unlock()
+	if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; res.Template != "template of new" {
+		t.Errorf("ran on the %s", res.Template)
+	}
+	close(images.gate)
+	settled(t, "one stock", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := c.released.Load(); n == 0 {
+		t.Error("no template was released")
+	}
+}
+
+// slow makes the first template only when it is let.
+type slow struct {
+	changing
+	once        sync.Once
+	gate, asked chan struct{}
+}
+
+func (s *slow) Template(ctx context.Context, image string, r jobs.Resources) (vmm.Template, string, error) {
+	first := false
+	s.once.Do(func() { first = true })
+	if first {
+		close(s.asked)
+		<-s.gate
+		return vmm.Template{Driver: s.driver}, "template of old", nil
+	}
+	return s.changing.Template(ctx, image, r)
+}
