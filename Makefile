@@ -19,10 +19,10 @@ build: ## build bin/paddock and bin/paddock-agent
 	go build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/paddock-agent ./cmd/paddock-agent  # the same code, the same image
 
 run: deps build ## start Paddock, run a Python job in a real machine, show its output live, stop
-	@deploy/demo.sh
+	@deploy/as-root.sh deploy/demo.sh
 
 test: deps-test build ## install what the tests need and run them all
-	@deploy/test.sh
+	@deploy/as-root.sh deploy/test.sh
 
 lint: ## golangci-lint (pinned in tools/go.mod), go mod tidy, import directions
 	go tool -modfile=tools/go.mod golangci-lint run ./...
@@ -33,12 +33,12 @@ fmt: ## format the tree
 	go tool -modfile=tools/go.mod golangci-lint fmt ./...
 
 bench: deps build ## measure: latency, restore, throughput, density
-	@deploy/bench.sh
+	@deploy/as-root.sh deploy/bench.sh
 
 humaneval: deps build ## run the HumanEval tasks, right and broken, through the running system
-	go run ./test/humaneval
+	@deploy/as-root.sh go run ./test/humaneval
 
-clean: ## remove what was built here (images and templates stay in the state directory)
+clean: ## remove bin (images and templates stay: in /var/lib/paddock, and in ~/.cache/paddock for tests and measurements)
 	rm -rf $(BIN)
 
 deps: ## install what running needs, saying what and why

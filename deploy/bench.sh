@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures what docs/benchmarks.md reports: one file of raw samples for each measurement, then all of them as tables.
-# Usage: bench.sh [DIRECTORY]; the directory is bin/bench by default.
+# As root, by as-root.sh. Usage: bench.sh [DIRECTORY]; the directory is bin/bench by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin:/sbin

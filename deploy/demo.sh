@@ -1,22 +1,20 @@
 #!/usr/bin/env bash
 # What `make run` shows: Paddock starts, a Python program runs in a machine of its own, its output arrives while it runs, all ends.
-# The state directory is PADDOCK_STATE_DIR, else paddock's default; a second run reuses the images and templates in it.
+# As root, by as-root.sh. The state directory is PADDOCK_STATE_DIR, else paddock's default; a second run reuses the images and templates in it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin:/sbin
 
-sudo=
-if [ "$(id -u)" -ne 0 ]; then sudo="sudo -E"; fi
-
 port=${PADDOCK_DEMO_PORT:-4222}
+metrics=$((port + 5242)) # 9464 beside 4222
 state=${PADDOCK_STATE_DIR:-/var/lib/paddock}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-$sudo bin/paddock up --state-dir "$state" --listen "127.0.0.1:$port" --metrics-listen "" --images python > >(tee "$log") 2>&1 &
+bin/paddock up --state-dir "$state" --listen "127.0.0.1:$port" --metrics-listen "127.0.0.1:$metrics" --images python > >(tee "$log") 2>&1 &
 up=$!
 stop() {
-  $sudo kill -TERM "$up" 2>/dev/null || true
+  kill -TERM "$up" 2>/dev/null || true
   wait "$up" || true
 }
 trap 'stop; rm -f "$log"' EXIT
@@ -25,6 +23,18 @@ until grep -q '^paddock: ready' "$log"; do
     wait "$up" || exit $?
     exit 1
   fi
+  sleep 0.1
+done
+
+# How many machines wait in the pool.
+machines() {
+  {
+    printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+    sed -n 's/^paddock_machines_ready \([0-9]*\).*/\1/p' <&3
+  } 3<>"/dev/tcp/127.0.0.1/$metrics"
+}
+for _ in $(seq 600); do
+  if [ "$(machines)" != 0 ]; then break; fi
   sleep 0.1
 done
 

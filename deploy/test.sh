@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, in an order that fails early. In CI nothing may skip what this machine can run.
+# All tests, in an order that fails early; as root, by as-root.sh. In CI nothing may skip what this machine can run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PATH:/usr/sbin:/sbin
@@ -18,7 +18,7 @@ cache=${PADDOCK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/paddock}
 bin/paddock image build --image-dir "$cache/images" base python
 
 step "packages without machines, with the race detector"
-CGO_ENABLED=1 go test -race ./jobs/... ./guestagent/wire/... ./guestagent/client/... ./worker ./dispatcher/... ./bus/... ./client/... ./vmm/inproc/...
+CGO_ENABLED=1 go test -race ./jobs/... ./guestagent/wire/... ./guestagent/client/... ./worker ./dispatcher/... ./objects/... ./bus/... ./client/... ./vmm/inproc/...
 
 step "everything"
 go test -p 1 -timeout 25m ./...

@@ -20,7 +20,7 @@ import (
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Measure this host: latency, restore, throughput, density",
-		Long: "Measures, and prints medians; --json prints every sample and what the host is. Each starts what it needs and ends it.\n" +
+		Long: "Measures, and prints medians; -o json and --json print every sample and what the host is. Each starts what it needs and ends it.\n" +
 			"docs/benchmarks.md says what the figures mean.",
 	}
 	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchShow())
@@ -28,24 +28,43 @@ func benchCommand() *cobra.Command {
 }
 
 func benchShow() *cobra.Command {
-	return &cobra.Command{
-		Use: "show FILE…", Short: "Print what --json has written as tables", Args: cobra.MinimumNArgs(1),
-		RunE: func(c *cobra.Command, files []string) error {
-			for _, f := range files {
-				b, err := os.ReadFile(f)
-				if err != nil {
-					return err
-				}
-				var r benchReport
-				if err := json.Unmarshal(b, &r); err != nil {
-					return fmt.Errorf("%s: %w", f, err)
-				}
-				if err := r.print(c.OutOrStdout(), false); err != nil {
+	c := &cobra.Command{Use: "show FILE…", Short: "Print what --json has written as tables", Args: arguments(1, -1)}
+	out := outputFlag(c)
+	c.RunE = func(c *cobra.Command, files []string) error {
+		var reports []*benchReport
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return err
+			}
+			r := &benchReport{}
+			if err := json.Unmarshal(b, r); err != nil {
+				return fmt.Errorf("%s: %w", f, err)
+			}
+			reports = append(reports, r)
+		}
+		return show(c.OutOrStdout(), *out, reports, func(w io.Writer) error {
+			for _, r := range reports {
+				if err := r.table(w); err != nil {
 					return err
 				}
 			}
 			return nil
-		},
+		})
+	}
+	return c
+}
+
+// benchOutput adds -o to a measurement, and --json for -o json; valid when the flags have been read.
+func benchOutput(c *cobra.Command) func() string {
+	out := outputFlag(c)
+	asJSON := c.Flags().Bool("json", false, "print every sample: -o json")
+	c.MarkFlagsMutuallyExclusive("json", "output")
+	return func() string {
+		if *asJSON {
+			return "json"
+		}
+		return *out
 	}
 }
 
@@ -109,32 +128,30 @@ func (r *benchReport) add(name string, d time.Duration) {
 	r.Samples[name] = append(r.Samples[name], float64(d.Microseconds())/1000)
 }
 
-// print writes the report: as JSON with its samples, or as a table.
-func (r *benchReport) print(w io.Writer, asJSON bool) error {
+// print writes the report: with its samples, or as a table.
+func (r *benchReport) print(w io.Writer, format string) error {
 	for name, v := range r.Samples {
 		r.Figures[name+" p50"] = percentile(v, 50)
 		r.Figures[name+" p99"] = percentile(v, 99)
 	}
-	format := "text"
-	if asJSON {
-		format = "json"
+	return show(w, format, r, r.table)
+}
+
+func (r *benchReport) table(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "%s\t%s, %d CPUs, %d MiB, Linux %s\n", r.Name, r.Host.CPU, r.Host.CPUs, r.Host.MemoryMiB, r.Host.Kernel)
+	for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
+		fmt.Fprintf(t, "%s\t%v\n", k, r.Settings[k])
 	}
-	return show(w, format, r, func(w io.Writer) error {
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintf(t, "%s\t%s, %d CPUs, %d MiB, Linux %s\n", r.Name, r.Host.CPU, r.Host.CPUs, r.Host.MemoryMiB, r.Host.Kernel)
-		for _, k := range slices.Sorted(maps.Keys(r.Settings)) {
-			fmt.Fprintf(t, "%s\t%v\n", k, r.Settings[k])
+	for _, k := range slices.Sorted(maps.Keys(r.Figures)) {
+		if name, ok := strings.CutSuffix(k, " p50"); ok && r.Samples[name] != nil {
+			v := r.Samples[name]
+			fmt.Fprintf(t, "%s\tp50 %.2f\tp90 %.2f\tp99 %.2f\tof %d\n", name, percentile(v, 50), percentile(v, 90), percentile(v, 99), len(v))
+		} else if name, ok := strings.CutSuffix(k, " p99"); !ok || r.Samples[name] == nil {
+			fmt.Fprintf(t, "%s\t%.2f\n", k, r.Figures[k])
 		}
-		for _, k := range slices.Sorted(maps.Keys(r.Figures)) {
-			if name, ok := strings.CutSuffix(k, " p50"); ok && r.Samples[name] != nil {
-				v := r.Samples[name]
-				fmt.Fprintf(t, "%s\tp50 %.2f\tp90 %.2f\tp99 %.2f\tof %d\n", name, percentile(v, 50), percentile(v, 90), percentile(v, 99), len(v))
-			} else if name, ok := strings.CutSuffix(k, " p99"); !ok || r.Samples[name] == nil {
-				fmt.Fprintf(t, "%s\t%.2f\n", k, r.Figures[k])
-			}
-		}
-		return t.Flush()
-	})
+	}
+	return t.Flush()
 }
 
 // percentile gives the p-th percentile by the nearest rank, 0 of none.

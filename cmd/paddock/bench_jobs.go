@@ -97,7 +97,7 @@ func benchThroughput() *cobra.Command {
 	n := c.Flags().IntP("jobs", "n", 5000, "jobs")
 	width := c.Flags().IntP("concurrency", "c", 128, "jobs in flight")
 	slots := c.Flags().Int("slots", 0, "jobs that run at once (64 for inproc, 4 for hostproc, as many as processors for qemu)")
-	asJSON := c.Flags().Bool("json", false, "print every sample")
+	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *slots == 0 {
@@ -118,7 +118,7 @@ func benchThroughput() *cobra.Command {
 			return err
 		}
 		r.Figures["server cpu ms per job"] = float64(s.usage().Milliseconds()) / float64(*n)
-		return r.print(c.OutOrStdout(), *asJSON)
+		return r.print(c.OutOrStdout(), out())
 	}
 	return c
 }
@@ -236,7 +236,7 @@ func benchLatency() *cobra.Command {
 	driver := c.Flags().String("driver", "qemu", "qemu, hostproc or inproc")
 	n := c.Flags().IntP("jobs", "n", 100, "jobs")
 	pause := c.Flags().Duration("pause", 700*time.Millisecond, "between jobs, for the pool to refill: the system is idle then")
-	asJSON := c.Flags().Bool("json", false, "print every sample")
+	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := startServer(c, *driver, "--image-dir", *imageDir, "--images", "base")
@@ -253,7 +253,7 @@ func benchLatency() *cobra.Command {
 		if err = errors.Join(err, s.stop()); err != nil {
 			return err
 		}
-		return r.print(c.OutOrStdout(), *asJSON)
+		return r.print(c.OutOrStdout(), out())
 	}
 	return c
 }

@@ -80,7 +80,7 @@ func benchRestore() *cobra.Command {
 			"Answer is when the agent has greeted; ready when it has its identity, its clock, its randomness and its disk.",
 	}
 	n := c.Flags().IntP("clones", "n", 30, "clones of each kind")
-	asJSON := c.Flags().Bool("json", false, "print every sample")
+	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
@@ -100,7 +100,7 @@ func benchRestore() *cobra.Command {
 		}
 		r.Figures["ratio of answer p50s"] = percentile(r.Samples["answer ms"], 50) / percentile(r.Samples["bare answer ms"], 50)
 		r.Figures["ratio of ready p50s"] = percentile(r.Samples["ready ms"], 50) / percentile(r.Samples["bare ready ms"], 50)
-		return errors.Join(r.print(c.OutOrStdout(), *asJSON), l.close())
+		return errors.Join(r.print(c.OutOrStdout(), out()), l.close())
 	}
 	return c
 }
@@ -253,7 +253,7 @@ func benchDensity() *cobra.Command {
 		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
 	}
 	n := c.Flags().IntP("machines", "n", 50, "machines")
-	asJSON := c.Flags().Bool("json", false, "print every sample")
+	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
@@ -264,7 +264,7 @@ func benchDensity() *cobra.Command {
 		r := newReport("density")
 		r.Settings = map[string]any{"machines": *n, "accel": l.caps.Accel}
 		err = l.density(ctx, r, *n)
-		return errors.Join(err, r.print(c.OutOrStdout(), *asJSON), l.close())
+		return errors.Join(err, r.print(c.OutOrStdout(), out()), l.close())
 	}
 	return c
 }

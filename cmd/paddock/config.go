@@ -27,6 +27,7 @@ type config struct {
 	LeaseTTL      time.Duration `koanf:"lease_ttl"`
 	LeaseGrace    time.Duration `koanf:"lease_grace"`
 	MaxQueued     int           `koanf:"max_queued"`
+	KeepEnded     time.Duration `koanf:"keep_ended"`
 
 	Name      string   `koanf:"name"`
 	Driver    string   `koanf:"driver"`
@@ -53,13 +54,15 @@ type configFlags struct {
 	origin map[string]string // of flags that the file or the environment has set
 }
 
-// Which of the keys a command takes.
+// parts are what a command starts, and whose keys it takes.
+type parts int
+
 const (
-	forDispatcher = 1 << iota
+	forDispatcher parts = 1 << iota
 	forWorker
 )
 
-func addConfigFlags(c *cobra.Command, which int) *configFlags {
+func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 	f := c.Flags()
 	f.SortFlags = false
 	cf := &configFlags{cmd: c, file: f.String("config", "", "configuration file ("+defaultConfigFile+" where it exists)"), origin: map[string]string{}}
@@ -73,13 +76,14 @@ func addConfigFlags(c *cobra.Command, which int) *configFlags {
 		f.Duration("lease-ttl", 15*time.Second, "how long a worker keeps its jobs without a heartbeat")
 		f.Duration("lease-grace", 5*time.Second, "how much longer until they are given to others")
 		f.Int("max-queued", 100_000, "how many jobs may wait")
+		f.Duration("keep-ended", 7*24*time.Hour, "how long a job can be asked for after its end")
 	}
 	f.String("nats", "", "external NATS server, where none is embedded")
 	if which&forWorker != 0 {
 		host, _ := os.Hostname()
 		f.String("name", cleanName(host), "the worker's name, unique in its fleet")
 		f.String("image-dir", "", "image store (images below the state directory)")
-		f.StringSlice("images", []string{"python"}, "images to build if missing, and to keep machines ready of")
+		f.StringSlice("images", []string{"base", "python"}, "images to build if missing, and to keep machines ready of")
 		addChoice(c, "driver", "", "qemu", "what machines are", "qemu", "hostproc", "inproc")
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")

@@ -159,6 +159,16 @@ func wanted(f *pflag.Flag, err error) string {
 // least are the smallest values that make sense.
 var least = map[string]int{"vcpus": 1, "memory-mib": 96, "ready": 0, "prepared": 0, "max-queued": 1}
 
+// shortest are the shortest durations that do no harm.
+var shortest = map[string]struct {
+	least time.Duration
+	why   string
+}{
+	"lease-ttl":   {3 * time.Second, "a worker's heartbeats are 2s apart"},
+	"lease-grace": {time.Millisecond, "a worker that ends its own machines needs a moment for it"},
+	"keep-ended":  {24 * time.Hour, "for so long an idempotency key names its job"},
+}
+
 // check finds values that are of the right kind and make no sense.
 func (cf *configFlags) check() error {
 	var errs []error
@@ -175,11 +185,12 @@ func (cf *configFlags) check() error {
 				wrong(fmt.Sprintf("at least %d", n))
 			}
 		}
-		switch f.Name {
-		case "lease-ttl", "lease-grace":
-			if v, err := cf.cmd.Flags().GetDuration(f.Name); err == nil && v <= 0 {
-				wrong("more than 0")
+		if n, ok := shortest[f.Name]; ok {
+			if v, err := cf.cmd.Flags().GetDuration(f.Name); err == nil && v < n.least {
+				wrong(fmt.Sprintf("at least %s: %s", n.least, n.why))
 			}
+		}
+		switch f.Name {
 		case "listen", "metrics-listen":
 			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
 				wrong("HOST:PORT")

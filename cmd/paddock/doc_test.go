@@ -1,23 +1,23 @@
 package main
 
 import (
-	"bufio"
-	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
 
+	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -34,7 +34,7 @@ var byHost = map[string]string{
 // TestDocIsCurrent holds the generated parts of docs/cli.md, each between <!-- NAME --> and <!-- end -->, against the code.
 func TestDocIsCurrent(t *testing.T) {
 	clean(t)
-	parts := map[string]string{"commands": commandsDoc(), "exit codes": exitCodesDoc()}
+	parts := map[string]string{"commands": commandsDoc(), "exit codes": exitCodesDoc(), "metrics": metricsDoc(t)}
 	b, err := os.ReadFile(cliDoc)
 	if err != nil {
 		t.Fatal(err)
@@ -174,6 +174,52 @@ func exitCodesDoc() string {
 	return b.String()
 }
 
+// catalogue is a registry that only remembers what is registered: one of Prometheus's own does not show what has no values yet.
+type catalogue []prometheus.Collector
+
+func (c *catalogue) Register(x prometheus.Collector) error  { *c = append(*c, x); return nil }
+func (c *catalogue) MustRegister(l ...prometheus.Collector) { *c = append(*c, l...) }
+func (*catalogue) Unregister(prometheus.Collector) bool     { return false }
+
+var described = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]+)".*variableLabels: \{([^}]*)\}`)
+
+// metricsDoc lists what `paddock up` registers, but for what Prometheus's own collectors do.
+func metricsDoc(t *testing.T) string {
+	c := config{StateDir: t.TempDir(), Driver: "inproc", Insecure: true, Name: "w", VCPUs: 1, MemoryMiB: 256}
+	var all catalogue
+	_, closeStore, err := openDispatcher(t.Context(), c, &bus.Bus{}, &all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := openStore(filepath.Join(c.StateDir, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, closeDriver, err := openWorker(t.Context(), c, store, &bus.Bus{}, &all, nil)
+	if err := errors.Join(err, closeStore(), closeDriver()); err != nil {
+		t.Fatal(err)
+	}
+	descs := make(chan *prometheus.Desc, 1000)
+	for _, x := range all {
+		x.Describe(descs)
+	}
+	close(descs)
+	var rows []string
+	for d := range descs {
+		m := described.FindStringSubmatch(d.String())
+		if m == nil {
+			t.Fatal(d)
+		}
+		label := m[3]
+		if label != "" {
+			label = "`" + label + "`"
+		}
+		rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", m[1], label, strings.TrimSuffix(m[2], ".")))
+	}
+	slices.Sort(rows)
+	return "| metric | by | |\n|---|---|---|\n" + strings.Join(rows, "")
+}
+
 // TestSampleConfigs reads each file of configs/ as the command does for which it is.
 func TestSampleConfigs(t *testing.T) {
 	clean(t)
@@ -205,144 +251,4 @@ func TestSampleConfigs(t *testing.T) {
 			t.Errorf("%s has %d keys, paddock %s takes %d of them", file, len(keys), name, n)
 		}
 	}
-}
-
-var (
-	console = regexp.MustCompile("(?ms)^```console\n(.*?)^```$")
-	varies  = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+(\.[0-9]+)?|…`)
-	blanks  = regexp.MustCompile(`[ \t]+`)
-)
-
-// TestExamples runs the console examples of docs/cli.md, in order and in one directory, with a server of their own. What they print must
-// be what stands there, but for ids, numbers, and what … stands for.
-func TestExamples(t *testing.T) {
-	if _, err := exec.LookPath("/usr/bin/python3"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no /usr/bin/python3: the examples' programs are in Python")
-	}
-	b, err := os.ReadFile(cliDoc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sh := exampleShell(t)
-	n := 0
-	for _, block := range console.FindAllStringSubmatch(string(b), -1) {
-		for example := range strings.SplitSeq(strings.TrimPrefix(block[1], "$ "), "\n$ ") {
-			line, want, _ := strings.Cut(example, "\n")
-			for strings.HasPrefix(want, "> ") { // the line goes on
-				more, rest, _ := strings.Cut(want, "\n")
-				line, want = line+"\n"+strings.TrimPrefix(more, "> "), rest
-			}
-			n++
-			got := sh(line)
-			if !sameOutput(got, want) {
-				t.Errorf("$ %s\nprints\n%s\nand in %s stands\n%s", line, got, cliDoc, want)
-			}
-		}
-	}
-	if n < 10 {
-		t.Errorf("%d examples", n)
-	}
-}
-
-// exampleShell starts a server and gives what runs a line as a reader would, who has paddock in PATH and the default address.
-func exampleShell(t *testing.T) func(line string) string {
-	dir := t.TempDir()
-	agent := buildAgent(t)
-	store := filepath.Join(dir, "state", "images")
-	if err := makeImages(store, "base", "python"); err != nil {
-		t.Fatal(err)
-	}
-	self, err := exec.LookPath("paddock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, err := freeAddr()
-	if err != nil {
-		t.Fatal(err)
-	}
-	env := append(os.Environ(), "PADDOCK_NATS=nats://"+addr, "PADDOCK_LISTEN="+addr, "PADDOCK_STATE_DIR="+filepath.Join(dir, "state"), "PADDOCK_METRICS_LISTEN=",
-		"PADDOCK_AGENT="+agent, "PADDOCK_DRIVER=hostproc", "PADDOCK_INSECURE_NO_ISOLATION=true", "PADDOCK_NAME=worker-1")
-	for _, e := range []string{"PADDOCK_IMAGE_DIR", "PADDOCK_TENANT"} {
-		env = append(env, e+"=")
-	}
-	serveUp(t, self, env)
-	work := filepath.Join(dir, "work")
-	if err := os.Mkdir(work, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	last := "" // a reader copies the id of the job from the line before
-	return func(line string) string {
-		cmd := exec.CommandContext(context.Background(), "bash", "-c", strings.ReplaceAll(line, "JOB", last))
-		cmd.Dir, cmd.Env = work, env
-		out, _ := cmd.CombinedOutput() // what it prints tells
-		if id := varies.FindString(string(out)); len(id) == 36 {
-			last = id
-		}
-		return string(out)
-	}
-}
-
-// serveUp runs `paddock up` until the test ends, and returns when it takes jobs.
-func serveUp(t *testing.T, self string, env []string) {
-	cmd := exec.Command(self, "up")
-	cmd.Env = env
-	said, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ready := make(chan struct{})
-	over := make(chan struct{})
-	var log strings.Builder
-	go func() {
-		defer close(over)
-		seen := false
-		for s := bufio.NewScanner(said); s.Scan(); {
-			log.WriteString(s.Text() + "\n")
-			if !seen && strings.HasPrefix(s.Text(), "paddock: ready") {
-				seen = true
-				close(ready)
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-over
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("paddock up: %v\n%s", err, &log)
-		}
-	})
-	select {
-	case <-ready:
-	case <-over:
-		t.Fatalf("paddock up ended:\n%s", &log)
-	}
-}
-
-func sameOutput(got, want string) bool {
-	normal := func(s string) string {
-		return strings.TrimSpace(blanks.ReplaceAllString(strings.ReplaceAll(s, " \n", "\n"), " "))
-	}
-	want = normal(want)
-	var re strings.Builder
-	at := 0
-	for _, m := range varies.FindAllStringIndex(want, -1) {
-		re.WriteString(regexp.QuoteMeta(want[at:m[0]]))
-		switch v := want[m[0]:m[1]]; {
-		case v == "…":
-			re.WriteString(`(?s:.*)`)
-		case len(v) == 36:
-			re.WriteString(`[0-9a-f-]{36}`)
-		default:
-			re.WriteString(`[0-9.]+`)
-		}
-		at = m[1]
-	}
-	re.WriteString(regexp.QuoteMeta(want[at:]))
-	return regexp.MustCompile(`^` + re.String() + `$`).MatchString(normal(got))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -25,16 +26,26 @@ func logsCommand() *cobra.Command {
 	attempt := c.Flags().Int("attempt", 0, "this attempt's output; 0 means all")
 	out := addChoice(c, "output", "o", "text", "text prints the output, json an event a line, yaml an event a document", "text", "json", "yaml")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *attempt < 0 {
+			return fmt.Errorf("--attempt %d: want 1 or more, or 0 for all", *attempt)
+		}
 		cl, err := flags.connect()
 		if err != nil {
 			return err
 		}
 		defer cl.Close()
 		l := &logs{c: cl, job: args[0], format: *out, attempt: *attempt, to: c.OutOrStdout(), shown: viewer{out: c.OutOrStdout(), err: c.ErrOrStderr()}}
+		printed := l.soFar
 		if *follow {
-			return l.follow(c.Context(), func(jobs.Event) bool { return true })
+			printed = l.whole
 		}
-		return l.soFar(c.Context())
+		if err := printed(c.Context()); err != nil {
+			return err
+		}
+		if l.attempt > l.seen {
+			return fmt.Errorf("job %s has no attempt %d; there have been %d", l.job, l.attempt, l.seen)
+		}
+		return nil
 	}
 	return c
 }
@@ -45,6 +56,7 @@ type logs struct {
 	job     string
 	format  string
 	attempt int // 0: all
+	seen    int // the latest attempt that there are events of
 	to      io.Writer
 	shown   viewer
 }
@@ -58,6 +70,7 @@ func (l *logs) follow(ctx context.Context, more func(jobs.Event) bool) error {
 		if !more(e) {
 			return nil
 		}
+		l.seen = max(l.seen, e.Attempt)
 		if l.attempt != 0 && e.Attempt != l.attempt {
 			continue
 		}
@@ -66,6 +79,11 @@ func (l *logs) follow(ctx context.Context, more func(jobs.Event) bool) error {
 		}
 	}
 	return nil
+}
+
+// whole prints the events up to the job's end, which may be yet to come.
+func (l *logs) whole(ctx context.Context) error {
+	return l.follow(ctx, func(jobs.Event) bool { return true })
 }
 
 // quietEnough is how long no event comes when all that there are have come.
@@ -81,7 +99,7 @@ func (l *logs) soFar(ctx context.Context) error {
 		return hint(err)
 	}
 	if j.State.Terminal() {
-		return l.follow(ctx, func(jobs.Event) bool { return true })
+		return l.whole(ctx)
 	}
 	asked := time.Now()
 	ctx, stop := context.WithCancelCause(ctx)

@@ -96,7 +96,7 @@ func exitOf(r jobs.Result) error {
 		say("ended by %s", r.Signal)
 	default:
 		line := strings.ReplaceAll(string(r.Ending), "_", " ")
-		if r.Reason != "" {
+		if r.Reason != "" && r.Reason != line {
 			line += ": " + r.Reason
 		}
 		say("%s", line)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,6 +91,12 @@ func (o *runFlags) spec(args []string, isCommand bool) (*jobs.Spec, error) {
 		if !utf8.ValidString(a) {
 			return nil, fmt.Errorf("argument %d is not valid UTF-8; pass it in a file or by standard input", i+1)
 		}
+	}
+	if args[0] == "" {
+		return nil, errors.New("the first argument is empty: want a source file, or a command after --")
+	}
+	if o.memoryMiB != o.memoryMiB<<20>>20 {
+		return nil, fmt.Errorf("--memory %d: that many MiB are no number of bytes", o.memoryMiB)
 	}
 	s := &jobs.Spec{Image: o.image, Limits: jobs.Limits{
 		WallMS: o.wall.Milliseconds(), CPUMS: o.cpu.Milliseconds(), MemoryBytes: o.memoryMiB << 20, PIDs: o.pids,

@@ -32,26 +32,26 @@ func upCommand() *cobra.Command {
 			"SIGINT or SIGTERM lets running jobs end; a second one ends them.",
 	}
 	flags := addConfigFlags(c, forDispatcher|forWorker)
-	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "paddock", true, true) }
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, forDispatcher|forWorker) }
 	return c
 }
 
 func dispatcherCommand() *cobra.Command {
 	c := &cobra.Command{Use: "dispatcher", Short: "Start a dispatcher, with NATS or on an external one", Args: arguments(0, 0)}
 	flags := addConfigFlags(c, forDispatcher)
-	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "dispatcher", true, false) }
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, forDispatcher) }
 	return c
 }
 
 func workerCommand() *cobra.Command {
 	c := &cobra.Command{Use: "worker", Short: "Start a worker on this host", Args: arguments(0, 0), Example: "  paddock worker --nats nats://dispatcher.example:4222"}
 	flags := addConfigFlags(c, forWorker)
-	c.RunE = func(*cobra.Command, []string) error { return serve(flags, "worker", false, true) }
+	c.RunE = func(*cobra.Command, []string) error { return serve(flags, forWorker) }
 	return c
 }
 
-// serve runs what was asked for until a signal or until a part of it fails.
-func serve(flags *configFlags, role string, withDispatcher, withWorker bool) (err error) {
+// serve runs the parts until a signal or until one of them fails.
+func serve(flags *configFlags, which parts) (err error) {
 	c, printed, err := flags.load()
 	if err != nil || printed {
 		return err
@@ -66,7 +66,7 @@ func serve(flags *configFlags, role string, withDispatcher, withWorker bool) (er
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	release, err := lockState(c.StateDir, role)
+	release, err := lockState(c.StateDir, which)
 	if err != nil {
 		return err
 	}
@@ -86,11 +86,11 @@ func serve(flags *configFlags, role string, withDispatcher, withWorker bool) (er
 	}()
 	s := &server{config: c, registry: prometheus.NewRegistry(), drain: drain}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if withWorker {
+	if which&forWorker != 0 {
 		err = s.buildImages(starting)
 	}
 	if err == nil {
-		err = s.run(ctx, starting, withDispatcher, withWorker)
+		err = s.run(ctx, starting, which)
 	}
 	if errors.Is(err, errStopped) || errors.Is(context.Cause(ctx), errAborted) {
 		return nil
@@ -162,7 +162,7 @@ func (s *server) buildImages(ctx context.Context) error {
 }
 
 // run starts the parts and waits for their end: the worker first, when it is to drain, then what it needs.
-func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker bool) error {
+func (s *server) run(ctx, starting context.Context, which parts) error {
 	c := s.config
 	b, url, closeBus, err := connectBus(starting, c, c.Name)
 	if err != nil {
@@ -175,7 +175,7 @@ func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker b
 		stop()
 		return err
 	}
-	if withDispatcher {
+	if which&forDispatcher != 0 {
 		d, closeStore, err := openDispatcher(ctx, c, b, s.registry)
 		if err != nil {
 			stop()
@@ -183,12 +183,17 @@ func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker b
 		}
 		defer closeStore() //nolint:errcheck // everything is committed
 		g.Go(func() error { return d.Run(serving) })
-		g.Go(func() error { return b.ServeDispatcher(serving, d) })
+		g.Go(func() error {
+			return b.ServeDispatcher(serving, d, func() {
+				if which&forWorker == 0 { // else it is the worker that is waited for
+					say("ready: dispatcher on %s", url)
+				}
+			})
+		})
 	}
-	if withWorker {
+	if which&forWorker != 0 {
 		err = s.work(gctx, starting, g, b, stop, url)
 	} else {
-		say("ready: dispatcher on %s", url)
 		g.Go(func() error {
 			defer stop()
 			select {
@@ -199,9 +204,9 @@ func (s *server) run(ctx, starting context.Context, withDispatcher, withWorker b
 		})
 	}
 	if err != nil {
-		stop()
+		g.Go(func() error { return err }) // the group keeps the first error: what the others say when they are stopped for it is no news
 	}
-	return errors.Join(err, g.Wait())
+	return g.Wait()
 }
 
 // work starts the worker; when it ends, what it needed is stopped.

@@ -72,15 +72,46 @@ func readSpec(file string, stdin io.Reader) (*jobs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t := bytes.TrimSpace(b); len(t) > 0 && t[0] != '{' { // YAML holds JSON, but its faults would name other places
-		var tree any
-		if err := yaml.Unmarshal(b, &tree); err != nil {
-			return nil, fmt.Errorf("%s: %w", shown, err)
-		}
-		if b, err = json.Marshal(tree); err != nil {
+	if !json.Valid(b) {
+		inJSON, err := fromYAML(b)
+		if err == nil {
+			b = inJSON
+		} else if t := bytes.TrimSpace(b); len(t) > 0 && t[0] != '{' { // else it was meant as JSON, whose faults name other places
 			return nil, fmt.Errorf("%s: %w", shown, err)
 		}
 	}
 	spec, _, err := jobs.Decode(b, jobs.Strict)
 	return spec, err
+}
+
+// fromYAML gives a document as JSON.
+func fromYAML(b []byte) ([]byte, error) {
+	var n yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(&n); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("there is no spec in it")
+		}
+		return nil, err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("a second document follows after ---; a file holds one spec")
+	}
+	asText(&n)
+	var tree any
+	if err := n.Decode(&tree); err != nil {
+		return nil, err
+	}
+	return json.Marshal(tree)
+}
+
+// asText makes text of what JSON knows as nothing else: keys that look like numbers, and dates.
+func asText(n *yaml.Node) {
+	for i, c := range n.Content {
+		isKey := n.Kind == yaml.MappingNode && i%2 == 0
+		if c.Kind == yaml.ScalarNode && (isKey && c.Tag != "!!merge" || c.Tag == "!!timestamp") {
+			c.Tag = "!!str"
+		}
+		asText(c)
+	}
 }

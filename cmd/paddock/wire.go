@@ -63,7 +63,7 @@ func openDispatcher(ctx context.Context, c config, b *bus.Bus, r prometheus.Regi
 		return nil, nil, err
 	}
 	d, err := dispatcher.New(dispatcher.Config{
-		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, Registerer: r,
+		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, KeepEnded: c.KeepEnded, Registerer: r,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, store.Close())
@@ -165,12 +165,32 @@ func agentPath(named string) (string, error) {
 	return filepath.Abs(p)
 }
 
-// lockState keeps a second server off a state directory, and says who has it.
-func lockState(dir, role string) (release func(), _ error) {
+// lockState keeps a second server's same part off a state directory, and says who has it.
+func lockState(dir string, which parts) (release func(), _ error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w; another is given with --state-dir", err)
 	}
-	name := filepath.Join(dir, role+".lock")
+	var held []*os.File
+	release = func() {
+		for _, f := range held {
+			_ = f.Close()
+		}
+	}
+	for part, name := range map[parts]string{forDispatcher: "dispatcher.lock", forWorker: "worker.lock"} {
+		if which&part == 0 {
+			continue
+		}
+		f, err := lockFile(filepath.Join(dir, name))
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, f)
+	}
+	return release, nil
+}
+
+func lockFile(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w; another is given with --state-dir", err)
@@ -178,9 +198,9 @@ func lockState(dir, role string) (release func(), _ error) {
 	if err := flock(f); err != nil {
 		b, _ := os.ReadFile(name)
 		_ = f.Close()
-		return nil, fmt.Errorf("%s is in use by process %s; stop that, or choose another --state-dir", dir, strings.TrimSpace(string(b)))
+		return nil, fmt.Errorf("%s is in use by process %s; stop that, or choose another --state-dir", filepath.Dir(name), strings.TrimSpace(string(b)))
 	}
 	_ = f.Truncate(0)
 	_, _ = fmt.Fprintf(f, "%d\n", os.Getpid()) // for people only
-	return func() { _ = f.Close() }, nil
+	return f, nil
 }

@@ -235,6 +235,9 @@ func TestUnits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if unit, _, _ := strings.Cut(string(b), "\n[Service]"); !strings.Contains(unit, "\nStartLimitIntervalSec=0\n") {
+			t.Errorf("%s: systemd gives it up when what it needs comes later", file)
+		}
 		_, line, ok := strings.Cut(string(b), "\nExecStart=/usr/local/bin/paddock ")
 		if !ok {
 			t.Errorf("%s does not start /usr/local/bin/paddock", file)

@@ -20,7 +20,7 @@ import (
 	"github.com/paddockvm/paddock/images"
 )
 
-// Options say how to start Paddock. The zero value is the QEMU driver with the python image.
+// Options say how to start Paddock. The zero value is the QEMU driver with the default images.
 type Options struct {
 	// Command is "up" (the default), "worker" or "dispatcher".
 	Command string
