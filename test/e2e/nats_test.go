@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -63,4 +64,33 @@ func TestExternalNATSRestarts(t *testing.T) {
 		t.Errorf("the events hold %q", events.String())
 	}
 	wantSuccess(t, runJob(t, c, longJob(0)))
+}
+
+// A dispatcher that is killed alone, and its successor: what ran goes on, and what ended meanwhile is reported to the successor.
+func TestKillDispatcher(t *testing.T) {
+	s := embed(t, t.TempDir(), "127.0.0.1:0")
+	t.Cleanup(s.Close)
+	o := harness.Options{Command: "dispatcher", Dir: shortDir(t), Args: []string{"--listen", "", "--nats", s.URL()}}
+	d := start(t, o)
+	d.URL = s.URL()
+	start(t, harness.Options{Command: "worker", NATS: s.URL(), Driver: "hostproc", Args: []string{"--images", "base", "--vcpus", "2"}})
+	c := connect(t, d)
+	brief, lasting := submit(t, c, longJob(1)), submit(t, c, longJob(5))
+	untilOutput(t, c, brief)
+	untilOutput(t, c, lasting)
+	d.Kill()
+	if _, err := c.Submit(t.Context(), new(longJob(0))); err == nil {
+		t.Error("accepted by nobody")
+	} else if e, ok := errors.AsType[*jobs.Error](err); !ok || e.RetryAfterMS == 0 {
+		t.Errorf("an error that says nothing of trying again: %v", err)
+	}
+	time.Sleep(2 * time.Second) // the brief one ends
+	start(t, o)
+	for _, job := range []string{brief, lasting} {
+		r := wantOnce(t, c, job)
+		wantSuccess(t, r)
+		if r.Attempt != 1 {
+			t.Errorf("attempt %d", r.Attempt)
+		}
+	}
 }
