@@ -98,7 +98,7 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 
 // rootRefused ends a job whose image lets no step run as root. Admission says so to clients, where it knows the image.
 func (a *attempt) rootRefused() bool {
-	image, _ := a.w.pools.offered(a.lease.Image)
+	image := a.w.pools.offered(a.lease.Image)
 	for _, s := range a.spec.Steps {
 		if image.NoRoot && s.User == "root" {
 			a.result.Ending, a.result.Reason = jobs.StartFailed, "the image lets no step run as root"

@@ -201,7 +201,7 @@ func isKind(err error, kind string) bool {
 // fileFailed writes a file's failure into the result where it is the job's own, and gives it back where it is ours.
 func (a *attempt) fileFailed(ctx context.Context, what string, err error) error {
 	var host *failure
-	if cause := context.Cause(ctx); cause != nil && !(errors.Is(cause, context.DeadlineExceeded) && errors.As(err, &host)) {
+	if cause := context.Cause(ctx); cause != nil && (!errors.Is(cause, context.DeadlineExceeded) || !errors.As(err, &host)) {
 		return cause // but where it took too long, whoever is to blame for that is
 	}
 	var e *wire.Error

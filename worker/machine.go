@@ -24,8 +24,8 @@ type machine struct {
 }
 
 // restore turns a prepared VMM into a machine. On error nothing is left of it.
-func (p *pool) restore(v vmm.Prepared) (_ *machine, err error) {
-	ctx, cancel := context.WithTimeout(p.ps.ctx, p.ps.cfg.ReadyWithin)
+func (p *pool) restore(ctx context.Context, v vmm.Prepared) (_ *machine, err error) {
+	ctx, cancel := context.WithTimeout(ctx, p.ps.cfg.ReadyWithin)
 	defer cancel()
 	start := time.Now()
 	m, err := v.Restore(ctx)

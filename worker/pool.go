@@ -187,7 +187,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 				return nil, err
 			}
 		}
-		m, err := p.restore(v)
+		m, err := p.restore(p.ps.ctx, v)
 		if err == nil {
 			m.closed = giveBack
 			return m, nil

@@ -129,7 +129,7 @@ func (ps *pools) take(ctx context.Context, image string, size jobs.Resources) (c
 func (ps *pools) of(ctx context.Context, image string, size jobs.Resources) (*pool, error) {
 	<-ps.started
 	for {
-		offered, _ := ps.offered(image)
+		offered := ps.offered(image)
 		o, stale := ps.find(poolKey{image, offered.Digest, size})
 		for _, p := range stale {
 			p.close()
@@ -171,7 +171,7 @@ func (ps *pools) find(key poolKey) (o *poolOnce, stale []*pool) {
 func (ps *pools) open(key poolKey, o *poolOnce) {
 	defer close(o.done)
 	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.size)
-	offered, _ := ps.offered(key.image)
+	offered := ps.offered(key.image)
 	if err == nil && offered.Digest != key.digest {
 		err = errRebuilt
 	}
@@ -232,14 +232,14 @@ func (ps *pools) all() []*pool {
 	return l
 }
 
-// offered is an image as it is now.
-func (ps *pools) offered(image string) (jobs.OfferedImage, bool) {
+// offered is an image as it is now; nothing for one that is not there.
+func (ps *pools) offered(image string) jobs.OfferedImage {
 	for _, o := range ps.cfg.Images.Offered() {
 		if o.Name == image {
-			return o, true
+			return o
 		}
 	}
-	return jobs.OfferedImage{}, false
+	return jobs.OfferedImage{}
 }
 
 // memoryStep is what machines' memory is rounded up to, in MiB, where it is not the image's own: every size has a template of its own.
@@ -247,7 +247,7 @@ const memoryStep = 64
 
 // size gives r with what it leaves out taken from the image.
 func (ps *pools) size(image string, r jobs.Resources) jobs.Resources {
-	own, _ := ps.offered(image)
+	own := ps.offered(image)
 	if r.VCPUs == 0 {
 		r.VCPUs = own.Resources.VCPUs
 	}
