@@ -22,7 +22,7 @@ const (
 	// outputRate and outputBurst are how much output of one attempt goes to the broker, in bytes: per second, and at once. A program that
 	// prints faster waits in its write. A broker that syncs always keeps ten seconds of a stream that is being read in memory
 	// (nats-server 2.15, filestore's cache), so this is what bounds its memory.
-	outputRate  = 8 << 20
+	outputRate  = 4 << 20
 	outputBurst = 16 << 20
 	// publishRetry is the pause after a publish that failed.
 	publishRetry = 100 * time.Millisecond
