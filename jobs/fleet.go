@@ -84,7 +84,7 @@ type BeatReply struct {
 	Drop   []Held `json:"drop,omitempty"`
 	// Drain asks the worker to take no more.
 	Drain bool `json:"drain,omitempty"`
-	// TTLMS is after how long without a reply the worker's leases run out; it ends its machines before that.
+	// TTLMS is after how long without a reply the worker's leases run out; it ends its machines then, before others are given its attempts.
 	TTLMS int64  `json:"ttl_ms"`
 	Error *Error `json:"error,omitempty"`
 }
