@@ -120,7 +120,7 @@ func newDriver() *driver {
 
 func (d *driver) Name() string { return d.name }
 
-func (d *driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
+func (d *driver) Boot(ctx context.Context, b vmm.Boot, _ vmm.Attach) (vmm.Machine, error) {
 	d.boots()
 	if d.bootErr != nil {
 		return nil, d.bootErr
@@ -130,7 +130,7 @@ func (d *driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
 			return nil, err
 		}
 	}
-	p, err := d.Prepare(ctx, vmm.Template{})
+	p, err := d.Prepare(ctx, vmm.Template{}, vmm.Attach{})
 	if err != nil {
 		return nil, err
 	}

@@ -176,7 +176,7 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 		}
 	}()
 	start := time.Now()
-	m, err := h.Driver.Boot(ctx, b)
+	m, err := h.Driver.Boot(ctx, b, vmm.Attach{})
 	if err != nil {
 		return vmm.Template{}, err
 	}

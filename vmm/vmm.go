@@ -19,9 +19,16 @@ type Driver interface {
 	Probe(ctx context.Context) (Caps, error)
 	// Boot starts a machine from its kernel, with memory that Snapshot can turn into a template. It returns once the VMM runs;
 	// DialGuest waits for the guest.
-	Boot(ctx context.Context, b Boot) (Machine, error)
+	Boot(ctx context.Context, b Boot, a Attach) (Machine, error)
 	// Prepare spawns a VMM that needs nothing but the template's state to become a machine: all the work that can be done early.
-	Prepare(ctx context.Context, t Template) (Prepared, error)
+	Prepare(ctx context.Context, t Template, a Attach) (Prepared, error)
+}
+
+// Attach is what of the host one machine is given for itself. What is in it stays the caller's.
+type Attach struct {
+	// Tap is the host's end of the machine's network card, where it has one: a descriptor that is attached to a tap interface
+	// (TUNSETIFF with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; kernel: Documentation/networking/tuntap.rst), in whatever network namespace.
+	Tap *os.File
 }
 
 // Releaser is a Driver that keeps templates in memory for their clones.
@@ -69,6 +76,13 @@ type HostFault interface {
 	HostFault() error
 }
 
+// Resizer is a Machine whose size can be changed while it runs.
+type Resizer interface {
+	// Resize gives the machine that many processors and that much memory, within what it was booted for; the guest's agent brings into
+	// use what comes and gives up what goes. The error says what is not possible, and the machine is then as it was before.
+	Resize(ctx context.Context, vcpus, memoryMiB int) error
+}
+
 // Exit tells how a machine ended.
 type Exit struct {
 	// Guest says that the guest ended it: it powered off, rebooted or panicked; Reason tells which ("shutdown", "reset", "panic").
@@ -89,7 +103,13 @@ type Boot struct {
 	VCPUs   int
 	// MemoryMiB is the guest's memory.
 	MemoryMiB int
+	// NIC is whether the machine has a network card: virtio, with the hardware address GuestMAC. Whoever boots or prepares one attaches a Tap.
+	NIC bool
 }
+
+// GuestMAC is the hardware address of every machine's network card: clones of a template must have the same. It is a locally administered
+// one (IEEE 802, bit 2 of the first octet).
+const GuestMAC = "02:fc:00:00:00:05"
 
 // Template is a snapshotted machine on this host: a directory of immutable files. It can be cloned by the driver and version that made it only.
 type Template struct {
@@ -140,8 +160,23 @@ type Command struct {
 	Devices []string
 	// MemoryBytes is the most that it may map and lock beyond reason: guest memory plus the VMM's own.
 	MemoryBytes int64
+	// Share is what it may use of the host.
+	Share Share
 	// Stderr takes what the process says, bounded by whoever reads it.
 	Stderr *os.File
+}
+
+// Share bounds what a VMM process, its guest included, uses of its host; a zero field does not. A launcher without cgroups cannot enforce it.
+type Share struct {
+	// CPUs is the most processor time per time: 1.5 is one and a half processors. Its weight against others' grows with it.
+	CPUs float64
+	// MemoryBytes is the most memory of its own: private pages and page cache that it brought in, not what it shares with the template's
+	// other clones. It has no swap.
+	MemoryBytes int64
+	// PIDs is the most threads and processes.
+	PIDs int
+	// DiskBytesPerSecond bounds reads and writes of block devices, each.
+	DiskBytesPerSecond int64
 }
 
 // Process is a started VMM. Its end can be waited for by many.

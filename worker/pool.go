@@ -183,7 +183,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 		v := p.popPrepared()
 		waited := v != nil
 		if !waited {
-			if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl); err != nil {
+			if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, vmm.Attach{}); err != nil {
 				return nil, err
 			}
 		}
@@ -238,7 +238,7 @@ func (p *pool) prepareOne() (vmm.Prepared, error) {
 		return nil, err
 	}
 	defer release()
-	return p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl)
+	return p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, vmm.Attach{})
 }
 
 // tend drops machines that died while they waited, and tries again after failures.

@@ -26,8 +26,8 @@ func (c *census) Release(string) error {
 	return nil
 }
 
-func (c *census) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
-	p, err := c.Driver.Prepare(ctx, t)
+func (c *census) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	p, err := c.Driver.Prepare(ctx, t, a)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func settled(t *testing.T, what string, is func() bool) {
 // faulty is a driver whose machines have been let down by their host.
 type faulty struct{ vmm.Driver }
 
-func (f faulty) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
-	p, err := f.Driver.Prepare(ctx, t)
+func (f faulty) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	p, err := f.Driver.Prepare(ctx, t, a)
 	return faultyPrepared{p}, err
 }
 

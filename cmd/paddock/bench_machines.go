@@ -108,7 +108,7 @@ func benchRestore() *cobra.Command {
 // clone measures one machine by the driver.
 func (l *lab) clone(ctx context.Context, r *benchReport) error {
 	at := time.Now()
-	p, err := l.driver.Prepare(ctx, l.template)
+	p, err := l.driver.Prepare(ctx, l.template, vmm.Attach{})
 	if err != nil {
 		return err
 	}
@@ -276,7 +276,7 @@ func (l *lab) density(ctx context.Context, r *benchReport, n int) error {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			p, err := l.driver.Prepare(ctx, l.template)
+			p, err := l.driver.Prepare(ctx, l.template, vmm.Attach{})
 			if err == nil {
 				machines[i], err = p.Restore(ctx)
 			}

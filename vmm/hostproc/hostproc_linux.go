@@ -56,10 +56,12 @@ func (*Driver) Probe(context.Context) (vmm.Caps, error) {
 }
 
 // Boot gives vmm.ErrUnsupported: a process has no memory that could be a template.
-func (*Driver) Boot(context.Context, vmm.Boot) (vmm.Machine, error) { return nil, vmm.ErrUnsupported }
+func (*Driver) Boot(context.Context, vmm.Boot, vmm.Attach) (vmm.Machine, error) {
+	return nil, vmm.ErrUnsupported
+}
 
 // Prepare starts the agent.
-func (d *Driver) Prepare(ctx context.Context, _ vmm.Template) (_ vmm.Prepared, err error) {
+func (d *Driver) Prepare(ctx context.Context, _ vmm.Template, _ vmm.Attach) (_ vmm.Prepared, err error) {
 	b := make([]byte, 8)
 	_, _ = rand.Read(b) // never fails (crypto/rand)
 	m := &machine{id: "m-" + hex.EncodeToString(b), done: make(chan struct{})}

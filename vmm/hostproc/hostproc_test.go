@@ -178,7 +178,7 @@ func TestAgentThatCannotStartLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	vmmtest.NoLeaks(t, runDir)
-	if p, err := d.Prepare(t.Context(), vmm.Template{}); !errors.Is(err, syscall.ENOEXEC) {
+	if p, err := d.Prepare(t.Context(), vmm.Template{}, vmm.Attach{}); !errors.Is(err, syscall.ENOEXEC) {
 		t.Errorf("prepare: %v, %v", p, err)
 	}
 }

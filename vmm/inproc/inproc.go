@@ -35,10 +35,12 @@ func (*Driver) Probe(context.Context) (vmm.Caps, error) {
 }
 
 // Boot gives vmm.ErrUnsupported: there is nothing to boot.
-func (*Driver) Boot(context.Context, vmm.Boot) (vmm.Machine, error) { return nil, vmm.ErrUnsupported }
+func (*Driver) Boot(context.Context, vmm.Boot, vmm.Attach) (vmm.Machine, error) {
+	return nil, vmm.ErrUnsupported
+}
 
 // Prepare has nothing to do.
-func (d *Driver) Prepare(ctx context.Context, _ vmm.Template) (vmm.Prepared, error) {
+func (d *Driver) Prepare(ctx context.Context, _ vmm.Template, _ vmm.Attach) (vmm.Prepared, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

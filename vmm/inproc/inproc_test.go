@@ -74,7 +74,7 @@ func TestConformance(t *testing.T) {
 
 func machine(t *testing.T, d *inproc.Driver) *inproc.Machine {
 	t.Helper()
-	p, err := d.Prepare(t.Context(), vmm.Template{})
+	p, err := d.Prepare(t.Context(), vmm.Template{}, vmm.Attach{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestFailRestore(t *testing.T) {
 		}
 		return nil
 	}
-	p, err := d.Prepare(t.Context(), vmm.Template{})
+	p, err := d.Prepare(t.Context(), vmm.Template{}, vmm.Attach{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ func BenchmarkClone(b *testing.B) {
 func driverClone(b *testing.B, d *qemu.Driver, r *registry, t vmm.Template, note func(string, time.Time) time.Time, samples map[string][]float64) {
 	ctx := b.Context()
 	at := time.Now()
-	p, err := d.Prepare(ctx, t)
+	p, err := d.Prepare(ctx, t, vmm.Attach{})
 	fatal(b, err)
 	at = note("prepare-ms", at)
 	start := at
@@ -180,7 +180,7 @@ func BenchmarkDensity(b *testing.B) {
 		var all sync.WaitGroup
 		for i := range running {
 			all.Go(func() {
-				p, err := l.Driver.Prepare(b.Context(), l.Template)
+				p, err := l.Driver.Prepare(b.Context(), l.Template, vmm.Attach{})
 				if err != nil {
 					b.Error(err)
 					return

@@ -240,7 +240,7 @@ func TestFaults(t *testing.T) {
 	boot, guest := linux(t), vmmtest.TestGuest{}
 	template := vmmtest.Build(t, d, boot, guest)
 	prepare := func(t *testing.T) vmm.Prepared {
-		p, err := d.Prepare(within(t), template)
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
 		if err != nil {
 			t.Fatal(err) // the fault is for later
 		}
@@ -255,7 +255,7 @@ func TestFaults(t *testing.T) {
 		run      func(*testing.T, context.Context) error
 	}{
 		{"prepare", []string{"qmp_capabilities", "migrate-set-capabilities", "getfd"}, func(t *testing.T, ctx context.Context) error {
-			p, err := d.Prepare(ctx, template)
+			p, err := d.Prepare(ctx, template, vmm.Attach{})
 			if err != nil {
 				return err
 			}
@@ -270,14 +270,14 @@ func TestFaults(t *testing.T) {
 			return m.Close()
 		}},
 		{"boot", []string{"qmp_capabilities", "cont"}, func(t *testing.T, ctx context.Context) error {
-			m, err := d.Boot(ctx, boot)
+			m, err := d.Boot(ctx, boot, vmm.Attach{})
 			if err != nil {
 				return err
 			}
 			return m.Close()
 		}},
 		{"snapshot", []string{"stop", "migrate-set-capabilities", "getfd", "migrate"}, func(t *testing.T, ctx context.Context) error {
-			m, err := d.Boot(within(t), boot)
+			m, err := d.Boot(within(t), boot, vmm.Attach{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -39,7 +39,7 @@ func TestFullHostDisk(t *testing.T) {
 	d := newDriver(t, qemu.Config{RunDir: filepath.Join(small(t), "run")})
 	template := vmmtest.Build(t, d, linux(t), guest)
 	clone := func() vmm.Machine {
-		p, err := d.Prepare(within(t), template)
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
 		must(t, err)
 		m, err := p.Restore(within(t))
 		must(t, err)
@@ -83,7 +83,7 @@ func TestHostFault(t *testing.T) {
 		{"the host cannot write", "scratch", "write", "write of the scratch disk: Input/output error"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m, err := d.Boot(within(t), boot)
+			m, err := d.Boot(within(t), boot, vmm.Attach{})
 			must(t, err)
 			defer m.Close()
 			s.next("stop", fault(fmt.Sprintf(`{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "BLOCK_IO_ERROR", "data": `+

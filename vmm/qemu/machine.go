@@ -32,7 +32,7 @@ var (
 )
 
 // Boot starts a machine from its kernel. What it writes to its memory ends in a file that Snapshot keeps.
-func (d *Driver) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
+func (d *Driver) Boot(ctx context.Context, b vmm.Boot, _ vmm.Attach) (vmm.Machine, error) {
 	caps, err := d.Probe(ctx)
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory
 }
 
 // Prepare spawns a QEMU that waits for the template's state.
-func (d *Driver) Prepare(ctx context.Context, t vmm.Template) (vmm.Prepared, error) {
+func (d *Driver) Prepare(ctx context.Context, t vmm.Template, _ vmm.Attach) (vmm.Prepared, error) {
 	m, err := d.prepare(ctx, t)
 	if err != nil {
 		return nil, fmt.Errorf("prepare a clone of %s: %w", t.Dir, err)

@@ -230,7 +230,7 @@ func testImmutable(t *testing.T, l *lab) {
 func testKilledPrepared(t *testing.T, l *lab) {
 	for _, restore := range []bool{true, false} {
 		before := len(l.procs)
-		p, err := l.Driver.Prepare(within(t), l.Template)
+		p, err := l.Driver.Prepare(within(t), l.Template, vmm.Attach{})
 		must(t, err)
 		if len(l.procs) != before+1 {
 			t.Fatal("no new process")
@@ -310,7 +310,7 @@ func testBrokenTemplates(t *testing.T, l *lab) {
 			template := l.Template
 			template.Dir = dir
 			defer l.driver.Release(dir)
-			p, err := l.Driver.Prepare(within(t), template)
+			p, err := l.Driver.Prepare(within(t), template, vmm.Attach{})
 			if err == nil {
 				var m vmm.Machine
 				if m, err = p.Restore(within(t)); err == nil {
@@ -332,7 +332,7 @@ func testMissingFiles(t *testing.T, l *lab) {
 	} {
 		boot := l.Boot
 		change(&boot)
-		if m, err := l.Driver.Boot(within(t), boot); !errors.Is(err, os.ErrNotExist) {
+		if m, err := l.Driver.Boot(within(t), boot, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("boot without a %s: %v", name, err)
 			if err == nil {
 				m.Close()
@@ -343,7 +343,7 @@ func testMissingFiles(t *testing.T, l *lab) {
 		}
 		template := l.Template
 		template.Boot = boot
-		if p, err := l.Driver.Prepare(within(t), template); !errors.Is(err, os.ErrNotExist) {
+		if p, err := l.Driver.Prepare(within(t), template, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("prepare without a %s: %v", name, err)
 			if err == nil {
 				p.Close()

@@ -74,7 +74,7 @@ func TestReleaseWhilePreparing(t *testing.T) {
 		}
 	}()
 	for range 300 {
-		if _, err := d.Prepare(within(t), template); !errors.Is(err, errStrike) {
+		if _, err := d.Prepare(within(t), template, vmm.Attach{}); !errors.Is(err, errStrike) {
 			t.Errorf("prepare: %v", err)
 			break
 		}

@@ -78,7 +78,7 @@ type suite struct{ Fixture }
 func Build(t testing.TB, d vmm.Driver, b vmm.Boot, g Guest) vmm.Template {
 	t.Helper()
 	ctx, dir := deadline(t), t.TempDir()
-	m, err := d.Boot(ctx, b)
+	m, err := d.Boot(ctx, b, vmm.Attach{})
 	must(t, err)
 	defer m.Close()
 	got, err := g.Echo(ctx, m, []byte("booted"))
@@ -117,7 +117,7 @@ func Build(t testing.TB, d vmm.Driver, b vmm.Boot, g Guest) vmm.Template {
 func (f Fixture) Machine(t testing.TB) vmm.Machine {
 	t.Helper()
 	ctx := deadline(t)
-	p, err := f.Driver.Prepare(ctx, f.Template)
+	p, err := f.Driver.Prepare(ctx, f.Template, vmm.Attach{})
 	must(t, err)
 	m, err := p.Restore(ctx)
 	must(t, err)
@@ -151,7 +151,7 @@ func (s suite) probe(t *testing.T) {
 }
 
 func (s suite) bootUnsupported(t *testing.T) {
-	if _, err := s.Driver.Boot(t.Context(), vmm.Boot{}); !errors.Is(err, vmm.ErrUnsupported) {
+	if _, err := s.Driver.Boot(t.Context(), vmm.Boot{}, vmm.Attach{}); !errors.Is(err, vmm.ErrUnsupported) {
 		t.Errorf("err = %v", err)
 	}
 }
@@ -267,7 +267,7 @@ func (s suite) close(t *testing.T) {
 }
 
 func (s suite) closePrepared(t *testing.T) {
-	p, err := s.Driver.Prepare(deadline(t), s.Template)
+	p, err := s.Driver.Prepare(deadline(t), s.Template, vmm.Attach{})
 	must(t, err)
 	var all sync.WaitGroup
 	for range 4 {
@@ -286,7 +286,7 @@ func (s suite) closePrepared(t *testing.T) {
 
 func (s suite) restoreOnce(t *testing.T) {
 	ctx := deadline(t)
-	p, err := s.Driver.Prepare(ctx, s.Template)
+	p, err := s.Driver.Prepare(ctx, s.Template, vmm.Attach{})
 	must(t, err)
 	m, err := p.Restore(ctx)
 	must(t, err)
@@ -380,7 +380,7 @@ func (s suite) many(t *testing.T) {
 
 // one is a machine's whole life.
 func (s suite) one(ctx context.Context, value string) error {
-	p, err := s.Driver.Prepare(ctx, s.Template)
+	p, err := s.Driver.Prepare(ctx, s.Template, vmm.Attach{})
 	if err != nil {
 		return err
 	}
@@ -408,7 +408,7 @@ func (s suite) noTemplate(t *testing.T) {
 	}
 	template := s.Template
 	template.Dir = filepath.Join(t.TempDir(), "none")
-	if p, err := s.Driver.Prepare(deadline(t), template); err == nil {
+	if p, err := s.Driver.Prepare(deadline(t), template, vmm.Attach{}); err == nil {
 		p.Close()
 		t.Error("Prepare of a template that does not exist")
 	}
@@ -417,13 +417,13 @@ func (s suite) noTemplate(t *testing.T) {
 func (s suite) cancelledBefore(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if p, err := s.Driver.Prepare(gone, s.Template); !errors.Is(err, context.Canceled) {
+	if p, err := s.Driver.Prepare(gone, s.Template, vmm.Attach{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("prepare: %v", err)
 		if err == nil {
 			p.Close()
 		}
 	}
-	p, err := s.Driver.Prepare(deadline(t), s.Template)
+	p, err := s.Driver.Prepare(deadline(t), s.Template, vmm.Attach{})
 	must(t, err)
 	if m, err := p.Restore(gone); !errors.Is(err, context.Canceled) {
 		t.Errorf("restore: %v", err)
@@ -465,7 +465,7 @@ func cancelled(t *testing.T, f func(context.Context) error) {
 
 func (s suite) prepareCancelled(t *testing.T) {
 	cancelled(t, func(ctx context.Context) error {
-		p, err := s.Driver.Prepare(ctx, s.Template)
+		p, err := s.Driver.Prepare(ctx, s.Template, vmm.Attach{})
 		if err != nil {
 			return err
 		}
@@ -475,7 +475,7 @@ func (s suite) prepareCancelled(t *testing.T) {
 
 func (s suite) restoreCancelled(t *testing.T) {
 	cancelled(t, func(ctx context.Context) error {
-		p, err := s.Driver.Prepare(deadline(t), s.Template)
+		p, err := s.Driver.Prepare(deadline(t), s.Template, vmm.Attach{})
 		must(t, err)
 		m, err := p.Restore(ctx)
 		if err != nil {
@@ -491,7 +491,7 @@ func (s suite) bootCancelled(t *testing.T) {
 		t.Skip("the driver does not boot")
 	}
 	cancelled(t, func(ctx context.Context) error {
-		m, err := s.Driver.Boot(ctx, s.Boot)
+		m, err := s.Driver.Boot(ctx, s.Boot, vmm.Attach{})
 		if err != nil {
 			return err
 		}
