@@ -74,7 +74,7 @@ func admission(tenant string, spec *jobs.Spec, now time.Time) ledger.Admission {
 		Hash: spec.Hash(), Key: spec.IdempotencyKey, KeyUntil: now.Add(keyRemembered), ExpiresAt: now.Add(ttl),
 		Entry: ledger.Entry{
 			ID: id, Tenant: tenant, Image: spec.ImageName(), State: jobs.StateQueued, Priority: or(spec.Priority, defaultPriority), Resources: spec.Resources,
-			AcceptedAt: now, ExpiresAt: now.Add(ttl), InfraLeft: or(spec.InfraRetries, defaultRetries),
+			Network: networkOf(spec), AcceptedAt: now, ExpiresAt: now.Add(ttl), InfraLeft: or(spec.InfraRetries, defaultRetries),
 		},
 	}
 }
@@ -121,33 +121,27 @@ const guestMiB = 64
 // seen, nothing is known, and everything may wait: what came in then waits out its queue TTL, even when the workers that come cannot run it.
 // Others may come later that can.
 func (d *Dispatcher) offered(spec *jobs.Spec) error {
-	var faults []jobs.Fault
-	if p := spec.Network.Policy; p != "" && p != jobs.NetworkNone {
-		faults = append(faults, jobs.Fault{Path: "network.policy", Message: fmt.Sprintf("no worker here offers %q; only none", p)})
-	}
-	if len(spec.Callbacks) > 0 {
-		faults = append(faults, jobs.Fault{Path: "callbacks", Message: "this dispatcher calls no webhooks; follow the job's events"})
-	}
-	if len(faults) > 0 {
+	d.mu.Lock()
+	o := d.offers()
+	d.mu.Unlock()
+	if faults := o.unsupported(spec); len(faults) > 0 {
 		return &jobs.Error{Code: jobs.CodeUnsupported, Message: "the job asks for what is not offered here", Faults: faults}
 	}
-	d.mu.Lock()
-	images, capacity := d.offers()
-	d.mu.Unlock()
-	if images == nil {
+	if o.images == nil {
 		return nil
 	}
-	image, ok := images[spec.ImageName()]
+	image, ok := o.images[spec.ImageName()]
 	if !ok {
-		known := slices.Sorted(maps.Keys(images))
+		known := slices.Sorted(maps.Keys(o.images))
 		return invalid(jobs.Fault{Path: "image", Message: fmt.Sprintf("no worker has an image %q; there are %s", spec.ImageName(), strings.Join(known, ", "))})
 	}
+	var faults []jobs.Fault
 	r := spec.Resources
-	if r.VCPUs > capacity.VCPUs {
-		faults = append(faults, jobs.Fault{Path: "resources.vcpus", Message: fmt.Sprintf("%d, and the largest worker has %d", r.VCPUs, capacity.VCPUs)})
+	if r.VCPUs > o.largest.VCPUs {
+		faults = append(faults, jobs.Fault{Path: "resources.vcpus", Message: fmt.Sprintf("%d, and the largest worker has %d", r.VCPUs, o.largest.VCPUs)})
 	}
-	if r.MemoryMiB > capacity.MemoryMiB {
-		faults = append(faults, jobs.Fault{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the largest worker has %d", r.MemoryMiB, capacity.MemoryMiB)})
+	if r.MemoryMiB > o.largest.MemoryMiB {
+		faults = append(faults, jobs.Fault{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the largest worker has %d", r.MemoryMiB, o.largest.MemoryMiB)})
 	}
 	if r.MemoryMiB == 0 {
 		r.MemoryMiB = image.Resources.MemoryMiB
@@ -164,6 +158,26 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 		return invalid(faults...)
 	}
 	return nil
+}
+
+// unsupported finds what Paddock knows and nobody here does.
+func (o offer) unsupported(spec *jobs.Spec) (faults []jobs.Fault) {
+	if p := networkOf(spec); p != "" && o.images != nil && !o.networks[p] {
+		faults = append(faults, jobs.Fault{Path: "network.policy", Message: fmt.Sprintf("no worker here offers %q; there are %s", p,
+			strings.Join(append(slices.Sorted(maps.Keys(o.networks)), jobs.NetworkNone), ", "))})
+	}
+	if len(spec.Callbacks) > 0 {
+		faults = append(faults, jobs.Fault{Path: "callbacks", Message: "this dispatcher calls no webhooks; follow the job's events"})
+	}
+	return faults
+}
+
+// networkOf is the policy for which a worker has to have a network; empty where there is to be none.
+func networkOf(spec *jobs.Spec) string {
+	if !spec.Network.NIC() {
+		return ""
+	}
+	return spec.Network.Policy
 }
 
 func invalid(faults ...jobs.Fault) *jobs.Error {

@@ -164,7 +164,7 @@ func (d *Dispatcher) broken(ctx context.Context, what string, err error) error {
 }
 
 func item(e *ledger.Entry) match.Item {
-	i := match.Item{ID: e.ID, Image: e.Image, Priority: e.Priority, Resources: e.Resources, NotBefore: e.NotBefore}
+	i := match.Item{ID: e.ID, Image: e.Image, Priority: e.Priority, Resources: e.Resources, Network: e.Network, NotBefore: e.NotBefore}
 	if e.Attempt > 0 {
 		i.Avoid, i.AvoidUntil = e.Worker, e.NotBefore.Add(avoidFor)
 	}

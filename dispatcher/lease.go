@@ -57,7 +57,7 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 		return nil, &jobs.Error{Code: jobs.CodeForbidden, Message: "no such session: send a heartbeat first", RetryAfterMS: 100}
 	}
 	p := &poll{
-		worker:  match.Worker{Name: r.Worker, Slots: r.Slots, Free: r.Free, Warm: r.Warm, Images: w.images()},
+		worker:  match.Worker{Name: r.Worker, Slots: r.Slots, Free: r.Free, Warm: r.Warm, Images: w.images(), Networks: w.beat.Networks},
 		session: r.Session, matched: make(chan []*ledger.Entry, 1),
 	}
 	d.polls = append(d.polls, p)

@@ -183,6 +183,7 @@ type hand struct {
 	instance string
 	session  int64
 	images   []string
+	networks []string
 }
 
 var size = jobs.Resources{VCPUs: 8, MemoryMiB: 8192}
@@ -209,7 +210,7 @@ func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 }
 
 func (h *hand) heartbeat(running ...jobs.Held) jobs.Beat {
-	b := jobs.Beat{Worker: h.name, Instance: h.instance, Session: h.session, Capacity: size, Running: running}
+	b := jobs.Beat{Worker: h.name, Instance: h.instance, Session: h.session, Capacity: size, Running: running, Networks: h.networks}
 	for _, i := range h.images {
 		b.Images = append(b.Images, jobs.OfferedImage{Name: i, NoRoot: i == "rootless", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
 	}

@@ -33,22 +33,33 @@ const reportWithin = 10 * time.Second
 // under it would take its attempts, and it take them back, and so on.
 const takenFor = 5 * time.Second
 
-// offers gives the images and the largest capacity of all workers that are known; nil where none is. d.mu is held.
-func (d *Dispatcher) offers() (images map[string]jobs.OfferedImage, largest jobs.Resources) {
+// offer is what the workers that are known can run, one or another.
+type offer struct {
+	images   map[string]jobs.OfferedImage // nil: no worker is known
+	networks map[string]bool              // policies besides none
+	largest  jobs.Resources               // capacity
+}
+
+// offers gives what is offered now; d.mu is held.
+func (d *Dispatcher) offers() offer {
+	o := offer{networks: map[string]bool{}}
 	for _, w := range d.workers {
 		if w.waiting {
 			continue
 		}
 		for _, i := range w.beat.Images {
-			if images == nil {
-				images = map[string]jobs.OfferedImage{}
+			if o.images == nil {
+				o.images = map[string]jobs.OfferedImage{}
 			}
-			images[i.Name] = i
+			o.images[i.Name] = i
 		}
-		largest.VCPUs = max(largest.VCPUs, w.beat.Capacity.VCPUs)
-		largest.MemoryMiB = max(largest.MemoryMiB, w.beat.Capacity.MemoryMiB)
+		for _, n := range w.beat.Networks {
+			o.networks[n] = true
+		}
+		o.largest.VCPUs = max(o.largest.VCPUs, w.beat.Capacity.VCPUs)
+		o.largest.MemoryMiB = max(o.largest.MemoryMiB, w.beat.Capacity.MemoryMiB)
 	}
-	return images, largest
+	return o
 }
 
 // Beat takes a worker's heartbeat. A worker without a session of its own gets one, and reconcile takes back what an earlier session of
@@ -155,13 +166,13 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 	return r, started
 }
 
-// others tells whether a worker besides the named one is alive and large enough for an item, and has its image; d.mu is held.
+// others tells whether a worker besides the named one is alive and large enough for an item, and has its image and network; d.mu is held.
 func (d *Dispatcher) others(besides string, i match.Item) bool {
 	for _, w := range d.workers {
 		if w.name == besides || w.lost || w.waiting || w.draining {
 			continue
 		}
-		idle := match.Worker{Slots: 1, Free: w.beat.Capacity, Images: w.images()}
+		idle := match.Worker{Slots: 1, Free: w.beat.Capacity, Images: w.images(), Networks: w.beat.Networks}
 		if idle.Fits(i) {
 			return true
 		}

@@ -147,6 +147,18 @@ type Network struct {
 	Allow []string `json:"allow,omitempty"`
 }
 
+// NIC tells whether the policy needs a network card.
+func (n Network) NIC() bool { return n.Policy != "" && n.Policy != NetworkNone }
+
+// Shape is what a machine has to be for a job: its size, and whether it has a network card. Machines of one image and shape are alike.
+type Shape struct {
+	Resources
+	NIC bool
+}
+
+// Shape is the machine's that the job needs; its size is zero where the image decides.
+func (s *Spec) Shape() Shape { return Shape{s.Resources, s.Network.NIC()} }
+
 // Callback is a URL to tell of a job.
 type Callback struct {
 	// URL is http or https, without credentials.

@@ -3,6 +3,7 @@
 package match
 
 import (
+	"slices"
 	"time"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -13,6 +14,8 @@ type Item struct {
 	ID, Image string
 	Priority  int // 0 to 9, 9 first
 	Resources jobs.Resources
+	// Network is the job's network policy; empty for none.
+	Network string
 	// NotBefore is the earliest time for it.
 	NotBefore time.Time
 	// Avoid is a worker that should not get it before AvoidUntil while others could.
@@ -28,6 +31,8 @@ type Worker struct {
 	Warm  map[string]int
 	// Images that it can run; nil means every image.
 	Images map[string]jobs.Resources
+	// Networks are the policies that it offers besides none.
+	Networks []string
 }
 
 // Assignment is a job for a worker: the index in the workers that Match was given.
@@ -37,7 +42,7 @@ type Assignment struct {
 }
 
 // Match takes out of the queue what the workers can take, and reduces their slots and resources by it. others tells whether a worker
-// besides the named one is alive and could run the item, free or not; it may look at the item's image and resources only. next is when
+// besides the named one is alive and could run the item, free or not; it may look at the item's image, resources and network only. next is when
 // time changes what may be matched; zero for never.
 func (q *Queue) Match(now time.Time, workers []Worker, others func(besides string, i Item) bool) (out []Assignment, next time.Time) {
 	q.advance(now)
@@ -91,8 +96,11 @@ func better(image string, a, b *Worker) bool {
 	return a.Slots > b.Slots
 }
 
-// Fits tells whether the worker has the image, a slot and the room for an item.
+// Fits tells whether the worker has the image, the network, a slot and the room for an item.
 func (w *Worker) Fits(i Item) bool {
+	if i.Network != "" && !slices.Contains(w.Networks, i.Network) {
+		return false
+	}
 	if w.Images != nil {
 		if _, ok := w.Images[i.Image]; !ok {
 			return false

@@ -149,6 +149,12 @@ func TestMatch(t *testing.T) {
 			want:    []string{},
 		},
 		{
+			name:    "a network that a worker does not offer waits for one that does, and holds nobody up",
+			items:   []match.Item{{ID: "1", Network: "allowlist"}, {ID: "2", Network: "internet"}, {ID: "3"}},
+			workers: []match.Worker{idle("a", 3), {Name: "b", Slots: 1, Free: room, Networks: []string{"internet"}}},
+			want:    []string{"2>b", "3>a"},
+		},
+		{
 			name:    "too early, and when it will not be",
 			items:   []match.Item{{ID: "1", NotBefore: now.Add(time.Minute)}, {ID: "2", NotBefore: now.Add(time.Second)}, {ID: "3", NotBefore: now}},
 			workers: []match.Worker{idle("a", 9)},
@@ -245,7 +251,7 @@ func TestQueue(t *testing.T) {
 // drain matches everything, in order.
 func drain(q *match.Queue) []string {
 	ids := []string{}
-	all := []match.Worker{{Name: "all", Slots: 1 << 30, Free: jobs.Resources{VCPUs: 1 << 30, MemoryMiB: 1 << 40}}}
+	all := []match.Worker{{Name: "all", Slots: 1 << 30, Networks: []string{"internet", "allowlist"}, Free: jobs.Resources{VCPUs: 1 << 30, MemoryMiB: 1 << 40}}}
 	out, _ := q.Match(now.Add(1000*time.Hour), all, nobody)
 	for _, a := range out {
 		ids = append(ids, a.Item.ID)

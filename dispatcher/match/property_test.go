@@ -58,6 +58,8 @@ func ids(list []placed) []string {
 var (
 	images = []string{"base", "python", "windows"}
 	names  = []string{"a", "b", "c"}
+
+	networks = []string{"internet", "allowlist"}
 )
 
 func one[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
@@ -93,6 +95,9 @@ func (m *model) push() {
 		p.Resources = jobs.Resources{VCPUs: m.r.IntN(5), MemoryMiB: m.r.IntN(4) * 256}
 	}
 	if m.r.IntN(4) == 0 {
+		p.Network = one(m.r, networks)
+	}
+	if m.r.IntN(4) == 0 {
 		p.Avoid, p.AvoidUntil = one(m.r, names), m.now.Add(time.Duration(m.r.IntN(12))*time.Second)
 	}
 	if m.r.IntN(4) == 0 {
@@ -117,6 +122,9 @@ func (m *model) workers() []match.Worker {
 	list := make([]match.Worker, m.r.IntN(4))
 	for i := range list {
 		w := match.Worker{Name: one(m.r, names), Slots: m.r.IntN(5), Free: jobs.Resources{VCPUs: m.r.IntN(8), MemoryMiB: m.r.IntN(2048)}, Warm: map[string]int{}}
+		if m.r.IntN(2) == 0 {
+			w.Networks = networks[:m.r.IntN(3)]
+		}
 		for _, image := range images {
 			w.Warm[image] = max(0, m.r.IntN(4)-1)
 		}
@@ -216,8 +224,12 @@ func (m *model) fits(i match.Item, w *match.Worker) bool {
 	if _, ok := w.Images[i.Image]; !ok && w.Images != nil {
 		return false
 	}
+	offered := i.Network == ""
+	for _, n := range w.Networks {
+		offered = offered || n == i.Network
+	}
 	s := m.size(i, w)
-	return w.Free.VCPUs >= s.VCPUs && w.Free.MemoryMiB >= s.MemoryMiB
+	return offered && w.Free.VCPUs >= s.VCPUs && w.Free.MemoryMiB >= s.MemoryMiB
 }
 
 func (m *model) take(i match.Item, w *match.Worker) {

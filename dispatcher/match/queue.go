@@ -24,6 +24,7 @@ type shape struct {
 	band      int
 	image     string
 	resources jobs.Resources
+	network   string
 	avoid     string
 }
 
@@ -110,7 +111,7 @@ func (q *Queue) put(p *place, now time.Time) {
 	default:
 		avoid = ""
 	}
-	q.join(p, shape{band(p.Item), p.Image, p.Resources, avoid})
+	q.join(p, shape{band(p.Item), p.Image, p.Resources, p.Network, avoid})
 }
 
 // join puts an item into its line.

@@ -113,7 +113,7 @@ func (s *suite) admission(tenant string) ledger.Admission {
 		},
 		Hash: "hash of " + id, KeyUntil: at.Add(24 * time.Hour), ExpiresAt: at.Add(time.Hour),
 		Entry: ledger.Entry{
-			ID: id, Tenant: tenant, Image: spec.Image, State: jobs.StateQueued, Priority: 7, Resources: spec.Resources, AcceptedAt: at,
+			ID: id, Tenant: tenant, Image: spec.Image, State: jobs.StateQueued, Priority: 7, Resources: spec.Resources, Network: jobs.NetworkInternet, AcceptedAt: at,
 			ExpiresAt: at.Add(time.Hour), InfraLeft: 3,
 		},
 	}

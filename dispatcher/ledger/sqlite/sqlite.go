@@ -179,9 +179,9 @@ func (s *Store) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.Ta
 				return err
 			}
 		}
-		n, err := tx.exec(ctx, `INSERT INTO jobs (id, tenant, state, image, priority, vcpus, memory_mib, infra_left, labels, hash, spec, accepted_at, expires_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			e.ID, e.Tenant, e.State, e.Image, e.Priority, e.Resources.VCPUs, e.Resources.MemoryMiB, e.InfraLeft, labels, a.Hash, spec,
+		n, err := tx.exec(ctx, `INSERT INTO jobs (id, tenant, state, image, priority, vcpus, memory_mib, network, infra_left, labels, hash, spec, accepted_at, expires_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			e.ID, e.Tenant, e.State, e.Image, e.Priority, e.Resources.VCPUs, e.Resources.MemoryMiB, e.Network, e.InfraLeft, labels, a.Hash, spec,
 			micros(e.AcceptedAt), micros(e.ExpiresAt))
 		if err != nil || n == 1 {
 			return err
@@ -234,7 +234,7 @@ func scanJob(row interface{ Scan(...any) error }, j *jobs.Job, more ...any) erro
 
 // Open implements ledger.Store.
 func (s *Store) Open(ctx context.Context) (list []ledger.Entry, err error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT id, tenant, image, state, priority, vcpus, memory_mib, accepted_at, expires_at, not_before, attempt, epoch,
+	rows, err := s.read.QueryContext(ctx, `SELECT id, tenant, image, state, priority, vcpus, memory_mib, network, accepted_at, expires_at, not_before, attempt, epoch,
 		worker, session, infra_left, cancel, leased_at FROM jobs WHERE state NOT IN ('ended', 'dead') ORDER BY accepted_at, id`)
 	if err != nil {
 		return nil, err
@@ -243,7 +243,7 @@ func (s *Store) Open(ctx context.Context) (list []ledger.Entry, err error) {
 	for rows.Next() {
 		var e ledger.Entry
 		var accepted, expires, notBefore, leased int64
-		if err := rows.Scan(&e.ID, &e.Tenant, &e.Image, &e.State, &e.Priority, &e.Resources.VCPUs, &e.Resources.MemoryMiB, &accepted, &expires, &notBefore,
+		if err := rows.Scan(&e.ID, &e.Tenant, &e.Image, &e.State, &e.Priority, &e.Resources.VCPUs, &e.Resources.MemoryMiB, &e.Network, &accepted, &expires, &notBefore,
 			&e.Attempt, &e.Epoch, &e.Worker, &e.Session, &e.InfraLeft, &e.Cancel, &leased); err != nil {
 			return nil, err
 		}
