@@ -81,6 +81,23 @@ type Restore struct {
 	Hostname  string `json:"hostname"`
 	// Scratch says that the second disk is to be mounted as the root's writable layer.
 	Scratch bool `json:"scratch"`
+	// Network is how the network card is set up; nil where there is none.
+	Network *Network `json:"network,omitempty"`
+}
+
+// Network is what a guest sets its one network card up with.
+type Network struct {
+	// Address is the card's, with the length of its network's prefix: "169.254.100.2/30". Address6 is the second, of IPv6; empty leaves IPv6 off.
+	Address  string `json:"address"`
+	Address6 string `json:"address6,omitempty"`
+	// Gateway is the way to everywhere else; Gateway6 IPv6's; GatewayMAC its hardware address, where it is known: nobody need ask for it.
+	Gateway    string `json:"gateway"`
+	Gateway6   string `json:"gateway6,omitempty"`
+	GatewayMAC string `json:"gateway_mac,omitempty"`
+	// DNS are the resolvers' addresses.
+	DNS []string `json:"dns,omitempty"`
+	// MTU is in bytes; 0 leaves the card's.
+	MTU int `json:"mtu,omitempty"`
 }
 
 // Ready answers a Restore.
