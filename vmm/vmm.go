@@ -105,11 +105,16 @@ type Boot struct {
 	MemoryMiB int
 	// NIC is whether the machine has a network card: virtio, with the hardware address GuestMAC. Whoever boots or prepares one attaches a Tap.
 	NIC bool
+	// MaxVCPUs and MaxMemoryMiB are how far a Resizer's machines can grow; 0 means not at all.
+	MaxVCPUs, MaxMemoryMiB int
 }
 
 // GuestMAC is the hardware address of every machine's network card: clones of a template must have the same. It is a locally administered
 // one (IEEE 802, bit 2 of the first octet).
 const GuestMAC = "02:fc:00:00:00:05"
+
+// GuestPort is the port on which a guest's agent listens where the way to it is AF_VSOCK.
+const GuestPort = 1024
 
 // Template is a snapshotted machine on this host: a directory of immutable files. It can be cloned by the driver and version that made it only.
 type Template struct {
