@@ -26,6 +26,9 @@ type Host struct {
 	Caps   vmm.Caps
 	// BootWithin bounds a machine's boot and warm-up; 0 means 5 minutes: hosts without KVM are slow, nested ones slower.
 	BootWithin time.Duration
+	// Tap gives a tap interface, as vmm.Attach wants it, to boot machines with a network card; from it nothing can be reached. Nil where
+	// no machine has one.
+	Tap func(ctx context.Context) (tap *os.File, release func() error, err error)
 	// Progress is told what a template's building does; nil for nobody.
 	Progress func(image, stage string)
 
@@ -34,7 +37,7 @@ type Host struct {
 }
 
 // templateFormat changes when older templates cannot be used any more.
-const templateFormat = 1
+const templateFormat = 2
 
 // Offered lists the images that this host can run.
 func (h *Host) Offered() []jobs.OfferedImage {
@@ -57,14 +60,14 @@ func (h *Host) Env(image string) []string {
 	return img.Env()
 }
 
-// Template gives the template of an image in a size, with its digest. It is built where it is missing, once among all processes of
+// Template gives the template of an image in a shape, with its digest. It is built where it is missing, once among all processes of
 // this host, which takes seconds to minutes; its files are read and checked before their first use in this process.
-func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vmm.Template, string, error) {
+func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
 	img, err := h.Store.OpenImage(ctx, image)
 	if err != nil {
 		return vmm.Template{}, "", err
 	}
-	boot := bootOf(img, r)
+	boot := bootOf(img, s)
 	key := h.key(img, boot)
 	release, err := h.Store.Lock(ctx, templateLock(key))
 	if err != nil {
@@ -79,7 +82,7 @@ func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vm
 		t, err = h.build(ctx, img, boot, key)
 	}
 	if errors.Is(err, vmm.ErrUnsupported) { // a driver whose machines have no memory to keep
-		return vmm.Template{Driver: h.Driver.Name(), Boot: vmm.Boot{VCPUs: boot.VCPUs, MemoryMiB: boot.MemoryMiB}}, key, nil
+		return vmm.Template{Driver: h.Driver.Name(), Boot: vmm.Boot{VCPUs: boot.VCPUs, MemoryMiB: boot.MemoryMiB, NIC: boot.NIC}}, key, nil
 	}
 	if err != nil {
 		return vmm.Template{}, "", fmt.Errorf("template of %s: %w", image, err)
@@ -87,8 +90,9 @@ func (h *Host) Template(ctx context.Context, image string, r jobs.Resources) (vm
 	return t, key, nil
 }
 
-// bootOf is a machine of an image in a size, the image's own where r leaves it out.
-func bootOf(img Image, r jobs.Resources) vmm.Boot {
+// bootOf is a machine of an image in a shape, its size the image's own where s leaves it out.
+func bootOf(img Image, s jobs.Shape) vmm.Boot {
+	r := s.Resources
 	own := img.Resources()
 	if r.VCPUs == 0 {
 		r.VCPUs = own.VCPUs
@@ -98,13 +102,13 @@ func bootOf(img Image, r jobs.Resources) vmm.Boot {
 	}
 	return vmm.Boot{
 		Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, Cmdline: img.Manifest.Cmdline,
-		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB,
+		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB, NIC: s.NIC,
 	}
 }
 
 // key is all that a template depends on.
 func (h *Host) key(img Image, b vmm.Boot) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d|%t", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB, b.NIC))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -176,7 +180,28 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 		}
 	}()
 	start := time.Now()
-	m, err := h.Driver.Boot(ctx, b, vmm.Attach{})
+	t, err := h.snapshot(ctx, img, b, tmp)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	if err := h.Store.publishTemplate(tmp, dir, templateManifest{Key: key, Image: img.Digest, Name: img.Name, Template: t, BuiltAt: time.Now().UTC()}); err != nil {
+		return vmm.Template{}, err
+	}
+	h.note(key)
+	zerolog.Ctx(ctx).Info().Str("image", img.Name).Dur("took", time.Since(start)).Msg("template built")
+	t.Dir = dir
+	own := h.key(img, bootOf(img, jobs.Shape{}))
+	return t, errors.Join(h.Store.removeStale(img.Name, img.Digest), h.Store.removeLeastUsed(ctx, img.Digest, own))
+}
+
+// snapshot boots a machine of the image, warms it, and writes it into dir.
+func (h *Host) snapshot(ctx context.Context, img Image, b vmm.Boot, dir string) (vmm.Template, error) {
+	attach, detach, err := h.attach(ctx, b)
+	if err != nil {
+		return vmm.Template{}, err
+	}
+	defer detach() //nolint:errcheck // whoever gave it has it in its books
+	m, err := h.Driver.Boot(ctx, b, attach)
 	if err != nil {
 		return vmm.Template{}, err
 	}
@@ -187,18 +212,19 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 	}
 	h.tell(img.Name, "snapshot")
 	settle(ctx)
-	t, err := m.Snapshot(ctx, tmp)
-	if err != nil {
-		return vmm.Template{}, err
+	return m.Snapshot(ctx, dir)
+}
+
+// attach gives what a machine that is booted needs of the host.
+func (h *Host) attach(ctx context.Context, b vmm.Boot) (a vmm.Attach, detach func() error, err error) {
+	if !b.NIC {
+		return a, func() error { return nil }, nil
 	}
-	if err := h.Store.publishTemplate(tmp, dir, templateManifest{Key: key, Image: img.Digest, Name: img.Name, Template: t, BuiltAt: time.Now().UTC()}); err != nil {
-		return vmm.Template{}, err
+	if h.Tap == nil {
+		return a, nil, errors.New("this host gives machines no network cards")
 	}
-	h.note(key)
-	zerolog.Ctx(ctx).Info().Str("image", img.Name).Dur("took", time.Since(start)).Msg("template built")
-	t.Dir = dir
-	own := h.key(img, bootOf(img, jobs.Resources{}))
-	return t, errors.Join(h.Store.removeStale(img.Name, img.Digest), h.Store.removeLeastUsed(ctx, img.Digest, own))
+	a.Tap, detach, err = h.Tap(ctx)
+	return a, detach, err
 }
 
 func (h *Host) tell(image, stage string) {

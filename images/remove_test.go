@@ -25,9 +25,9 @@ func TestRemove(t *testing.T) {
 	must(t, s.PutStage("of-x", map[string]images.Part{"root": x.Manifest.Root}))
 	must(t, s.PutStage("of-y", map[string]images.Part{"root": y.Manifest.Root}))
 	h := &images.Host{Store: s, Driver: newDriver()}
-	ofX, _, err := h.Template(t.Context(), "x", jobs.Resources{})
+	ofX, _, err := h.Template(t.Context(), "x", jobs.Shape{})
 	must(t, err)
-	ofY, _, err := h.Template(t.Context(), "y", jobs.Resources{})
+	ofY, _, err := h.Template(t.Context(), "y", jobs.Shape{})
 	must(t, err)
 
 	used, err := os.Open(x.Root) // as a machine that runs has it
@@ -40,7 +40,7 @@ func TestRemove(t *testing.T) {
 	if _, err := s.OpenImage(t.Context(), "x"); !errors.Is(err, images.ErrNoImage) {
 		t.Errorf("open: %v", err)
 	}
-	if _, _, err := h.Template(t.Context(), "x", jobs.Resources{}); !errors.Is(err, images.ErrNoImage) {
+	if _, _, err := h.Template(t.Context(), "x", jobs.Shape{}); !errors.Is(err, images.ErrNoImage) {
 		t.Errorf("template: %v", err)
 	}
 	if _, err := os.Stat(ofX.Dir); !errors.Is(err, os.ErrNotExist) {

@@ -34,7 +34,7 @@ func TestTemplateKey(t *testing.T) {
 			d.boots = func() { boots++ }
 			h, r := &images.Host{Store: reopen(t, s), Driver: d, Caps: caps}, jobs.Resources{}
 			change(d, h, &r)
-			tmpl, key, err := h.Template(t.Context(), "x", r)
+			tmpl, key, err := h.Template(t.Context(), "x", jobs.Shape{Resources: r})
 			must(t, err)
 			return key, tmpl
 		}
@@ -115,7 +115,7 @@ func TestCorruptTemplate(t *testing.T) {
 				s := open(t)
 				publish(t, s, "x", "1")
 				h := &images.Host{Store: s, Driver: newDriver()}
-				first, key, err := h.Template(t.Context(), "x", jobs.Resources{})
+				first, key, err := h.Template(t.Context(), "x", jobs.Shape{})
 				must(t, err)
 				want, err := os.ReadFile(filepath.Join(first.Dir, "memory"))
 				must(t, err)
@@ -125,7 +125,7 @@ func TestCorruptTemplate(t *testing.T) {
 				d.boots = func() { boots++ }
 				h = &images.Host{Store: reopen(t, s), Driver: d}
 				for range 2 {
-					again, keyAgain, err := h.Template(t.Context(), "x", jobs.Resources{})
+					again, keyAgain, err := h.Template(t.Context(), "x", jobs.Shape{})
 					must(t, err)
 					got, err := os.ReadFile(filepath.Join(again.Dir, "memory"))
 					must(t, err)
@@ -154,7 +154,7 @@ func TestTemplateOfAMovedStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := open(t)
 		publish(t, s, "x", "1")
-		_, key, err := (&images.Host{Store: s, Driver: newDriver()}).Template(t.Context(), "x", jobs.Resources{})
+		_, key, err := (&images.Host{Store: s, Driver: newDriver()}).Template(t.Context(), "x", jobs.Shape{})
 		must(t, err)
 		to := filepath.Join(t.TempDir(), "moved")
 		must(t, os.Rename(s.Dir(), to))
@@ -164,7 +164,7 @@ func TestTemplateOfAMovedStore(t *testing.T) {
 		must(t, err)
 		d := newDriver()
 		d.boots = func() { t.Error("it was built again") }
-		got, keyNow, err := (&images.Host{Store: moved, Driver: d}).Template(t.Context(), "x", jobs.Resources{})
+		got, keyNow, err := (&images.Host{Store: moved, Driver: d}).Template(t.Context(), "x", jobs.Shape{})
 		must(t, err)
 		want := vmm.Template{Dir: filepath.Join(to, "templates", key), Driver: "fake", Boot: vmm.Boot{
 			Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, VCPUs: 1, MemoryMiB: 128,
@@ -201,7 +201,7 @@ func TestFailingTemplate(t *testing.T) {
 				c.harm(d, h, &m)
 				_, err = s.Publish(m)
 				must(t, err)
-				if _, _, err := h.Template(t.Context(), "x", jobs.Resources{}); err == nil || !strings.Contains(err.Error(), c.want) {
+				if _, _, err := h.Template(t.Context(), "x", jobs.Shape{}); err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("err = %v, want %q", err, c.want)
 				}
 				if left := append(files(t, s, "templates"), files(t, s, "tmp")...); len(left) > 0 {
@@ -209,7 +209,7 @@ func TestFailingTemplate(t *testing.T) {
 				}
 				publish(t, s, "x", "1")
 				h.Driver = newDriver()
-				if _, _, err := h.Template(t.Context(), "x", jobs.Resources{}); err != nil {
+				if _, _, err := h.Template(t.Context(), "x", jobs.Shape{}); err != nil {
 					t.Errorf("afterwards: %v", err)
 				}
 			})
@@ -224,13 +224,13 @@ func TestTemplatesOfOlderBuildsGo(t *testing.T) {
 		publish(t, s, "y", "1")
 		h := &images.Host{Store: s, Driver: newDriver()}
 		for _, r := range []jobs.Resources{{}, {MemoryMiB: 256}} {
-			_, _, err := h.Template(t.Context(), "x", r)
+			_, _, err := h.Template(t.Context(), "x", jobs.Shape{Resources: r})
 			must(t, err)
 		}
-		_, ofY, err := h.Template(t.Context(), "y", jobs.Resources{})
+		_, ofY, err := h.Template(t.Context(), "y", jobs.Shape{})
 		must(t, err)
 		publish(t, s, "x", "2")
-		_, ofX, err := h.Template(t.Context(), "x", jobs.Resources{})
+		_, ofX, err := h.Template(t.Context(), "x", jobs.Shape{})
 		must(t, err)
 		want := map[string]bool{ofX: true, ofY: true}
 		got := map[string]bool{}
@@ -247,7 +247,7 @@ func TestDriverWithoutTemplates(t *testing.T) {
 	s := open(t)
 	publish(t, s, "x", "1")
 	h := &images.Host{Store: s, Driver: inproc.New(nil), Caps: caps}
-	got, key, err := h.Template(t.Context(), "x", jobs.Resources{MemoryMiB: 64})
+	got, key, err := h.Template(t.Context(), "x", jobs.Shape{Resources: jobs.Resources{MemoryMiB: 64}})
 	want := vmm.Template{Driver: "inproc", Boot: vmm.Boot{VCPUs: 1, MemoryMiB: 64}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" || len(key) != 64 {
 		t.Errorf("key %q, %v (-want +got):\n%s", key, err, diff)
@@ -273,7 +273,7 @@ func templateProcess(dir string) {
 	var all sync.WaitGroup
 	for range 3 {
 		all.Go(func() {
-			_, key, err := h.Template(context.Background(), "x", jobs.Resources{})
+			_, key, err := h.Template(context.Background(), "x", jobs.Shape{})
 			note(filepath.Join(dir, "keys"), fmt.Sprintf("%s %v\n", key, err))
 		})
 	}

@@ -26,7 +26,7 @@ func TestTemplatesOfOddSizesGo(t *testing.T) {
 		h := &images.Host{Store: s, Driver: d}
 		get := func(image string, memory int) string {
 			time.Sleep(time.Second) // the bubble's: each is used later than the one before
-			_, key, err := h.Template(t.Context(), image, jobs.Resources{MemoryMiB: memory})
+			_, key, err := h.Template(t.Context(), image, jobs.Shape{Resources: jobs.Resources{MemoryMiB: memory}})
 			must(t, err)
 			return key
 		}
@@ -61,7 +61,7 @@ func TestTemplateInUseStays(t *testing.T) {
 		h := &images.Host{Store: s, Driver: newDriver()}
 		get := func(memory int) string {
 			time.Sleep(time.Second)
-			tmpl, _, err := h.Template(t.Context(), "x", jobs.Resources{MemoryMiB: memory})
+			tmpl, _, err := h.Template(t.Context(), "x", jobs.Shape{Resources: jobs.Resources{MemoryMiB: memory}})
 			must(t, err)
 			return tmpl.Dir
 		}

@@ -76,6 +76,9 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 			err = &failure{jobs.HostResources, fmt.Errorf("a bug in the worker: %v", bug)}
 		}
 	}()
+	if err := a.connect(ctx, m); err != nil {
+		return err
+	}
 	ok, err := a.copyIn(ctx, m)
 	if err != nil || !ok {
 		return err
@@ -110,7 +113,7 @@ func (a *attempt) rootRefused() bool {
 
 // claim takes a machine; the pool makes one where none is ready.
 func (a *attempt) claim(ctx context.Context) (*machine, error) {
-	c, err := a.w.pools.take(ctx, a.lease.Image, a.spec.Resources)
+	c, err := a.w.pools.take(ctx, a.lease.Image, a.spec.Shape())
 	if err != nil {
 		var f *failure
 		if errors.As(err, &f) {

@@ -199,7 +199,7 @@ func (c catalog) Offered() []jobs.OfferedImage {
 	return []jobs.OfferedImage{{Name: "base", Digest: "d", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 64}}}
 }
 
-func (c catalog) Template(context.Context, string, jobs.Resources) (vmm.Template, string, error) {
+func (c catalog) Template(context.Context, string, jobs.Shape) (vmm.Template, string, error) {
 	return vmm.Template{Driver: c.driver}, "template-digest", c.err
 }
 

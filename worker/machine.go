@@ -18,22 +18,23 @@ import (
 type machine struct {
 	vmm.Machine
 	agent *client.Client
+	net   Network // nil: it has no network card
 	// restored and ready are how long the VMM's restore and the agent's first answers took.
 	restored, ready time.Duration
 	closed          func() // gives its memory back to the pools; may be called again
 }
 
 // restore turns a prepared VMM into a machine. On error nothing is left of it.
-func (p *pool) restore(ctx context.Context, v vmm.Prepared) (_ *machine, err error) {
+func (p *pool) restore(ctx context.Context, v *spare) (_ *machine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.ps.cfg.ReadyWithin)
 	defer cancel()
 	start := time.Now()
 	m, err := v.Restore(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("restore: %w", err)
+		return nil, errors.Join(fmt.Errorf("restore: %w", err), leave(v.net))
 	}
 	restored := time.Now()
-	agent, err := introduce(ctx, m, p.tmpl.Boot.Scratch != "")
+	agent, err := introduce(ctx, m, p.tmpl.Boot.Scratch != "", guestNetwork(v.net))
 	ready := time.Since(restored)
 	if err == nil && p.ps.cfg.Caps.Accel == "tcg" {
 		if err = rehearse(ctx, agent); err != nil {
@@ -42,14 +43,14 @@ func (p *pool) restore(ctx context.Context, v vmm.Prepared) (_ *machine, err err
 	}
 	if err != nil {
 		console := m.Console()
-		_ = m.Close()
+		_ = errors.Join(m.Close(), leave(v.net))
 		return nil, fmt.Errorf("machine %s did not become ready: %w; console: %q", m.ID(), err, console)
 	}
-	return &machine{Machine: m, agent: agent, restored: restored.Sub(start), ready: ready}, nil
+	return &machine{Machine: m, agent: agent, net: v.net, restored: restored.Sub(start), ready: ready}, nil
 }
 
 // introduce gives the clone its own identity, randomness and clock, in the agent's native code and order.
-func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client, error) {
+func introduce(ctx context.Context, m vmm.Machine, scratch bool, network *wire.Network) (*client.Client, error) {
 	conn, err := m.DialGuest(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
@@ -63,7 +64,7 @@ func introduce(ctx context.Context, m vmm.Machine, scratch bool) (*client.Client
 	rand.Read(random) // never fails (crypto/rand)
 	_, err = agent.Restore(ctx, wire.Restore{
 		Epoch: random[:16], Entropy: random[16:80], MachineID: hex.EncodeToString(random[80:]),
-		TimeUnixNS: time.Now().UnixNano(), Hostname: m.ID(), Scratch: scratch,
+		TimeUnixNS: time.Now().UnixNano(), Hostname: m.ID(), Scratch: scratch, Network: network,
 	})
 	if err != nil {
 		_ = agent.Close()
@@ -96,7 +97,7 @@ func rehearse(ctx context.Context, agent *client.Client) error {
 // Close ends the machine, its agent's connection first, so that nobody takes the machine's end for the agent's failure.
 func (m *machine) Close() error {
 	_ = m.agent.Close()
-	err := m.Machine.Close()
+	err := errors.Join(m.Machine.Close(), leave(m.net))
 	m.closed()
 	return err
 }

@@ -17,7 +17,7 @@ import (
 // its agent has answered), in use (an attempt's, never seen again). Whoever takes a machine only waits; making one is the makers' work.
 type pool struct {
 	image  string
-	size   jobs.Resources
+	shape  jobs.Shape
 	digest string
 	tmpl   vmm.Template
 	ps     *pools
@@ -28,7 +28,7 @@ type pool struct {
 	ready     []*machine
 	waiters   []chan made
 	making    int
-	prepared  []vmm.Prepared
+	prepared  []*spare
 	preparing int
 	failures  int // in a row
 	closed    bool
@@ -108,8 +108,8 @@ func (p *pool) fill() {
 	for len(p.ready)+p.making < ready+len(p.waiters) {
 		var giveBack func()
 		if p.making < len(p.waiters) {
-			giveBack = p.ps.demand(p.size.MemoryMiB)
-		} else if room, ok := p.ps.reserve(p.size.MemoryMiB); ok {
+			giveBack = p.ps.demand(p.shape.MemoryMiB)
+		} else if room, ok := p.ps.reserve(p.shape.MemoryMiB); ok {
 			giveBack = room
 		} else {
 			break // one more would only push another's out
@@ -183,7 +183,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 		v := p.popPrepared()
 		waited := v != nil
 		if !waited {
-			if v, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, vmm.Attach{}); err != nil {
+			if v, err = p.spare(); err != nil {
 				return nil, err
 			}
 		}
@@ -201,7 +201,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 }
 
 // popPrepared gives the VMM prepared last, or nil.
-func (p *pool) popPrepared() vmm.Prepared {
+func (p *pool) popPrepared() *spare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(p.prepared)
@@ -232,13 +232,13 @@ func (p *pool) prepare() {
 	p.letGo()
 }
 
-func (p *pool) prepareOne() (vmm.Prepared, error) {
+func (p *pool) prepareOne() (*spare, error) {
 	release, err := p.ps.turn()
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, vmm.Attach{})
+	return p.spare()
 }
 
 // tend drops machines that died while they waited, and tries again after failures.

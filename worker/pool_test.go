@@ -180,7 +180,7 @@ type slow struct {
 	gate, asked chan struct{}
 }
 
-func (s *slow) Template(ctx context.Context, image string, r jobs.Resources) (vmm.Template, string, error) {
+func (s *slow) Template(ctx context.Context, image string, r jobs.Shape) (vmm.Template, string, error) {
 	first := false
 	s.once.Do(func() { first = true })
 	if first {

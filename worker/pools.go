@@ -31,7 +31,7 @@ type pools struct {
 // poolKey names a pool: an image that is built anew is another one.
 type poolKey struct {
 	image, digest string
-	size          jobs.Resources
+	shape         jobs.Shape
 }
 
 // poolOnce is a pool whose template may still be being built.
@@ -56,7 +56,7 @@ func (ps *pools) run(ctx context.Context) error {
 	var warm sync.WaitGroup
 	for _, image := range ps.cfg.Warm {
 		warm.Go(func() {
-			if _, err := ps.of(ctx, image, ps.size(image, jobs.Resources{})); err != nil && ctx.Err() == nil {
+			if _, err := ps.of(ctx, image, ps.own(image)); err != nil && ctx.Err() == nil {
 				zerolog.Ctx(ctx).Error().Err(err).Str("image", image).Msg("cannot warm image")
 			}
 		})
@@ -108,10 +108,10 @@ type claimed struct {
 	fromPool bool   // it was there before it was asked for
 }
 
-// take gives a machine of an image in a size. A pool that is closed meanwhile, because its image was built anew, is not the last word.
-func (ps *pools) take(ctx context.Context, image string, size jobs.Resources) (claimed, error) {
+// take gives a machine of an image in a shape. A pool that is closed meanwhile, because its image was built anew, is not the last word.
+func (ps *pools) take(ctx context.Context, image string, shape jobs.Shape) (claimed, error) {
 	for {
-		p, err := ps.of(ctx, image, size)
+		p, err := ps.of(ctx, image, shape)
 		if err != nil {
 			return claimed{}, &failure{jobs.ImageFailed, err}
 		}
@@ -125,12 +125,12 @@ func (ps *pools) take(ctx context.Context, image string, size jobs.Resources) (c
 	}
 }
 
-// of gives the pool of an image in a size; the first to ask waits for its template, which may have to be built.
-func (ps *pools) of(ctx context.Context, image string, size jobs.Resources) (*pool, error) {
+// of gives the pool of an image in a shape; the first to ask waits for its template, which may have to be built.
+func (ps *pools) of(ctx context.Context, image string, shape jobs.Shape) (*pool, error) {
 	<-ps.started
 	for {
 		offered := ps.offered(image)
-		o, stale := ps.find(poolKey{image, offered.Digest, size})
+		o, stale := ps.find(poolKey{image, offered.Digest, shape})
 		for _, p := range stale {
 			p.close()
 		}
@@ -170,12 +170,12 @@ func (ps *pools) find(key poolKey) (o *poolOnce, stale []*pool) {
 // open gets the template of a new pool. A failure is told to those who wait and forgotten: the next to ask tries again.
 func (ps *pools) open(key poolKey, o *poolOnce) {
 	defer close(o.done)
-	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.size)
+	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.shape)
 	offered := ps.offered(key.image)
 	if err == nil && offered.Digest != key.digest {
 		err = errRebuilt
 	}
-	p := &pool{image: key.image, size: key.size, digest: digest, tmpl: t, ps: ps, stock: key.size == ps.size(key.image, jobs.Resources{}), asked: time.Now()}
+	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, stock: key.shape == ps.own(key.image), asked: time.Now()}
 	ps.mu.Lock()
 	if o.err = err; err != nil {
 		delete(ps.pools, key)
@@ -257,6 +257,11 @@ func (ps *pools) size(image string, r jobs.Resources) jobs.Resources {
 		r.MemoryMiB = (r.MemoryMiB + memoryStep - 1) / memoryStep * memoryStep
 	}
 	return jobs.Resources{VCPUs: max(r.VCPUs, 1), MemoryMiB: max(r.MemoryMiB, 1)}
+}
+
+// own is the shape of an image's machines where a job asks for nothing else.
+func (ps *pools) own(image string) jobs.Shape {
+	return jobs.Shape{Resources: ps.size(image, jobs.Resources{})}
 }
 
 // warm counts ready machines by image.

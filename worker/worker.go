@@ -51,7 +51,7 @@ type Objects interface {
 // Images gives templates of the images on this host, building what is missing. The digest names the template in results.
 type Images interface {
 	Offered() []jobs.OfferedImage
-	Template(ctx context.Context, image string, r jobs.Resources) (t vmm.Template, digest string, err error)
+	Template(ctx context.Context, image string, s jobs.Shape) (t vmm.Template, digest string, err error)
 	// Env is the environment that the image gives every program, "NAME=value".
 	Env(image string) []string
 }
@@ -70,8 +70,9 @@ type Config struct {
 	Images     Images
 	Dispatcher Dispatcher
 	Events     Events
-	Stdin      Stdin   // nil: jobs with stdin_stream get an empty input
-	Objects    Objects // nil: no objects in, no large artifacts out
+	Stdin      Stdin    // nil: jobs with stdin_stream get an empty input
+	Objects    Objects  // nil: no objects in, no large artifacts out
+	Networks   Networks // nil: no machine has a network card
 
 	// Capacity is what machines may use together. A vCPU is a slot: a machine of one vCPU takes one.
 	Capacity jobs.Resources

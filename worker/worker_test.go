@@ -387,7 +387,7 @@ func (c *changing) Offered() []jobs.OfferedImage {
 	return o
 }
 
-func (c *changing) Template(context.Context, string, jobs.Resources) (vmm.Template, string, error) {
+func (c *changing) Template(context.Context, string, jobs.Shape) (vmm.Template, string, error) {
 	c.templates.Add(1)
 	return vmm.Template{Driver: c.driver}, "template of " + c.now(), nil
 }

@@ -48,7 +48,7 @@ func openLab(ctx context.Context, imageDir, image string) (_ *lab, err error) {
 	store, err := images.Open(imageDir)
 	if err == nil {
 		h := &images.Host{Store: store, Driver: l.driver, Caps: l.caps}
-		l.template, _, err = h.Template(ctx, image, jobs.Resources{})
+		l.template, _, err = h.Template(ctx, image, jobs.Shape{})
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.close())

@@ -217,7 +217,7 @@ func (s *server) work(ctx, starting context.Context, g *errgroup.Group, b *bus.B
 		return err
 	}
 	for _, image := range s.config.Images {
-		if _, _, err := host.Template(starting, image, jobs.Resources{}); err != nil {
+		if _, _, err := host.Template(starting, image, jobs.Shape{}); err != nil {
 			p.done()
 			return errors.Join(err, closeDriver())
 		}

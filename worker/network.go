@@ -1,0 +1,87 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// Networks gives machines with a network card their places in the host's network.
+type Networks interface {
+	// Offers are the policies that jobs can have here besides none.
+	Offers() []string
+	// Take gives a place that nobody else has, and from which nothing can be reached yet.
+	Take(ctx context.Context) (Network, error)
+}
+
+// Network is one machine's place in the host's network.
+type Network interface {
+	// Tap is the host's end of the machine's card, as vmm.Attach wants it.
+	Tap() *os.File
+	// Guest is what the guest sets the card up with.
+	Guest() wire.Network
+	// Allow lets the machine reach what a job may reach, and nothing else, all at once.
+	Allow(ctx context.Context, n jobs.Network) error
+	// Close gives the place up, with all that was allowed. It is idempotent.
+	Close() error
+}
+
+// spare is a VMM that waits for its template's state, and its machine's place in the network; nil for none.
+type spare struct {
+	vmm.Prepared
+	net Network
+}
+
+// spare starts a VMM for a machine of the pool's.
+func (p *pool) spare() (_ *spare, err error) {
+	s := &spare{}
+	var attach vmm.Attach
+	if p.shape.NIC {
+		if p.ps.cfg.Networks == nil {
+			return nil, errors.New("this worker has no networks")
+		}
+		if s.net, err = p.ps.cfg.Networks.Take(p.ps.ctx); err != nil {
+			return nil, fmt.Errorf("take a place in the network: %w", err)
+		}
+		attach.Tap = s.net.Tap()
+	}
+	if s.Prepared, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, attach); err != nil {
+		return nil, errors.Join(err, leave(s.net))
+	}
+	return s, nil
+}
+
+// Close ends the VMM, then its network.
+func (s *spare) Close() error { return errors.Join(s.Prepared.Close(), leave(s.net)) }
+
+// guestNetwork is what a guest is told of its network.
+func guestNetwork(n Network) *wire.Network {
+	if n == nil {
+		return nil
+	}
+	g := n.Guest()
+	return &g
+}
+
+func leave(n Network) error {
+	if n == nil {
+		return nil
+	}
+	return n.Close()
+}
+
+// connect lets the machine reach what the job may reach.
+func (a *attempt) connect(ctx context.Context, m *machine) error {
+	if m.net == nil {
+		return nil
+	}
+	if err := m.net.Allow(ctx, a.spec.Network); err != nil {
+		return ended(ctx, jobs.HostResources, fmt.Errorf("open the network: %w", err))
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker"
+)
+
+// places are networks that behave: each place is taken once, allows nothing until it is told, and knows whether its machine had ended
+// when it was given up.
+type places struct {
+	mu      sync.Mutex
+	live    int
+	taken   int
+	allowed []jobs.Network
+	refuse  error // what Allow gives
+	full    error // what Take gives
+}
+
+func (*places) Offers() []string { return []string{jobs.NetworkInternet, jobs.NetworkAllowlist} }
+
+func (p *places) Take(context.Context) (worker.Network, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.full != nil {
+		return nil, p.full
+	}
+	p.live++
+	p.taken++
+	return &place{of: p, left: sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.live--
+	})}, nil
+}
+
+func (p *places) count() (live, taken int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.live, p.taken
+}
+
+type place struct {
+	of   *places
+	left func()
+}
+
+func (*place) Tap() *os.File { return os.Stdin }
+func (*place) Guest() wire.Network {
+	return wire.Network{Address: "169.254.100.2/30", Gateway: "169.254.100.1"}
+}
+func (p *place) Close() error { p.left(); return nil }
+
+func (p *place) Allow(_ context.Context, n jobs.Network) error {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	p.of.allowed = append(p.of.allowed, n)
+	return p.of.refuse
+}
+
+// wired is a driver that notes who was given a tap.
+type wired struct {
+	vmm.Driver
+	mu      sync.Mutex
+	taps    int
+	without int
+}
+
+func (w *wired) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	w.mu.Lock()
+	if a.Tap != nil {
+		w.taps++
+	} else {
+		w.without++
+	}
+	w.mu.Unlock()
+	return w.Driver.Prepare(ctx, t, a)
+}
+
+func newWired(t *testing.T) (*rig, *places, *wired) {
+	r, p := newRig(t), &places{}
+	w := &wired{Driver: r.cfg.Driver}
+	r.cfg.Driver, r.cfg.Networks = w, p
+	return r, p, w
+}
+
+func internet(argv ...string) jobs.Spec {
+	s := steps(argv)
+	s.Network.Policy = jobs.NetworkInternet
+	return s
+}
+
+func TestNetworkedMachine(t *testing.T) {
+	r, p, w := newWired(t)
+	r.run(t)
+	if rep := r.report(t, r.put(steps([]string{"true"})).Job); !rep.Result.Success() {
+		t.Fatalf("without a network: %+v", rep.Result)
+	}
+	if _, taken := p.count(); taken != 0 || w.taps != 0 {
+		t.Errorf("%d places and %d taps for a job without a network", taken, w.taps)
+	}
+	s := internet("true")
+	s.Network = jobs.Network{Policy: jobs.NetworkAllowlist, Allow: []string{"example.com"}}
+	if rep := r.report(t, r.put(s).Job); !rep.Result.Success() {
+		t.Fatalf("with a network: %+v", rep.Result)
+	}
+	if diff := cmp.Diff([]jobs.Network{s.Network}, p.allowed); diff != "" {
+		t.Errorf("allowed (-want +got):\n%s", diff)
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if live, taken := p.count(); live != 0 || taken == 0 || w.taps != taken {
+		t.Errorf("%d of %d places are still taken, %d taps", live, taken, w.taps)
+	}
+	if n := len(r.beats); n == 0 || !slices.Equal(r.beats[0].Networks, p.Offers()) {
+		t.Errorf("the worker offers %v", r.beats[0].Networks)
+	}
+}
+
+// TestNetworkFailures: what the host's network fails at is the host's failure, and no place is lost for it.
+func TestNetworkFailures(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		broken func(r *rig, p *places)
+		ending jobs.Ending
+		says   string
+	}{
+		{"no place", func(_ *rig, p *places) { p.full = errors.New("no slot is free") }, jobs.VMFailed, "no slot is free"},
+		{"no rules", func(_ *rig, p *places) { p.refuse = errors.New("nftables says no") }, jobs.HostResources, "nftables says no"},
+		{"no networks at all", func(r *rig, _ *places) { r.cfg.Networks = nil }, jobs.VMFailed, "no networks"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r, p, _ := newWired(t)
+			c.broken(r, p)
+			r.run(t)
+			rep := r.report(t, r.put(internet("true")).Job)
+			if rep.Result.Ending != c.ending || !strings.Contains(rep.Result.Reason, c.says) {
+				t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+			}
+			if err := r.stop(); err != nil {
+				t.Error(err)
+			}
+			if live, _ := p.count(); live != 0 {
+				t.Errorf("%d places are still taken", live)
+			}
+		})
+	}
+}
+
+// TestNetworkOfAMachineThatFails: its place is given up, whoever it was that failed.
+func TestNetworkOfAMachineThatFails(t *testing.T) {
+	r, p, w := newWired(t)
+	w.Driver = failing{w.Driver}
+	r.run(t)
+	rep := r.report(t, r.put(internet("true")).Job)
+	if rep.Result.Ending != jobs.VMFailed {
+		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if live, taken := p.count(); live != 0 || taken == 0 {
+		t.Errorf("%d of %d places are still taken", live, taken)
+	}
+}
+
+type failing struct{ vmm.Driver }
+
+func (f failing) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	if a.Tap != nil {
+		return failsToRestore{}, nil
+	}
+	return f.Driver.Prepare(ctx, t, a)
+}
+
+type failsToRestore struct{}
+
+func (failsToRestore) Restore(context.Context) (vmm.Machine, error) {
+	return nil, errors.New("restore fails")
+}
+func (failsToRestore) Close() error { return nil }
