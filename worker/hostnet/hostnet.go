@@ -1,0 +1,138 @@
+// Package hostnet gives machines their networks: each a slot of its own, a network namespace with a tap for the machine's card, rules that
+// deny what nobody allowed, a DNS server that answers what the policy lets be known, and ports of the host that lead to ports of the
+// guest. Slots are made before anybody asks. Linux and root are needed; docs/networking.md says how it behaves.
+//
+// It imports nothing of this module: jobs' policies and machines' cards are put together with it by whoever wires them.
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// GuestMAC and HostMAC are the same in every slot, because clones of one template have them in their memory: the guest's card (it must be
+// the one that VMMs give their guests) and the tap, which is the guest's gateway.
+const (
+	GuestMAC = "02:fc:00:00:00:05"
+	HostMAC  = "02:fc:00:00:00:06"
+)
+
+// Config says how a host's machines are connected. Its zero value is what most hosts want.
+type Config struct {
+	// StateDir is where the workers of one host agree on who has which slot, and find what those that died left; /run/paddock/net where
+	// empty. It must not outlive a boot, and no two of them may share a network namespace.
+	StateDir string
+	// Netns is the path of the network namespace that slots are connected to, DNS is asked from and forwarded ports listen in; the
+	// calling process's where empty.
+	Netns string
+	// Slots is how many slots are kept ready; 4 where 0. MaxSlots bounds those that are ready or taken on this host, by all of its
+	// workers; 1024 where 0.
+	Slots, MaxSlots int
+	// Range has the addresses between host and slots, two for each; 100.96.0.0/16 where invalid. The host must not use it for anything
+	// else. The workers of a host have the same.
+	Range netip.Prefix
+	// IPv6 lets policies ask for IPv6. Without it slots have none. Range6 is then what Range is for IPv4; a /64 of fd70:6164:6463::/48
+	// where invalid.
+	IPv6   bool
+	Range6 netip.Prefix
+	// Uplink is the interface that leads out; that of the default route where empty. Bridge replaces it, where set.
+	Uplink string
+	Bridge *Bridge
+	// Upstream are the DNS servers to ask, in order; those of /etc/resolv.conf where empty.
+	Upstream []netip.AddrPort
+	// Allowed are private or reserved ranges that machines may reach nevertheless, as far as their policies let them; the host's own
+	// addresses and other machines stay denied. Denied are further ranges that none may.
+	Allowed, Denied []netip.Prefix
+	// Ports are the first and last of the host's ports that Forward gives out; 30000 to 32767 where 0. PortsAddr is where they listen;
+	// 127.0.0.1 where invalid.
+	Ports     [2]uint16
+	PortsAddr netip.Addr
+	// Bandwidth bounds what a machine sends, and what it receives, in bits per second; 0 is no bound. Connections bounds those that it
+	// has at once; 2048 where 0.
+	Bandwidth   uint64
+	Connections uint32
+	// MinPin is how long an address that a domain's answer named can be connected to, at least; 30 s where 0.
+	MinPin time.Duration
+	// Registerer takes the metrics; nil is none.
+	Registerer prometheus.Registerer
+}
+
+// Bridge puts machines on a LAN: each slot has an address of CIDR on the operator's bridge, and inbound connections to it go to the guest.
+type Bridge struct {
+	// Name is of a bridge that exists. It is not changed, but for the slots' ports on it.
+	Name string
+	// CIDR is the LAN, Lease the part of it that machines get their addresses from, all of it where invalid; nobody else may hand those
+	// out. Gateway is the LAN's, never leased.
+	CIDR, Lease netip.Prefix
+	Gateway     netip.Addr
+	// Inbound lets the LAN connect to machines.
+	Inbound bool
+}
+
+// Guest is what the guest's end of the tap has to be: the same in each slot, so that a template's memory may hold it.
+type Guest struct {
+	MAC     string
+	MTU     int
+	Address netip.Prefix // with the prefix of its link
+	Gateway netip.Addr
+	DNS     netip.Addr
+	// Address6 and Gateway6 are invalid where the host offers no IPv6.
+	Address6 netip.Prefix
+	Gateway6 netip.Addr
+}
+
+// ErrClosed says that the host, or the slot, is closed.
+var ErrClosed = errors.New("hostnet: closed")
+
+// Host makes and keeps the slots of one host.
+type Host struct {
+	cfg Config
+}
+
+// New checks that slots can be made here, and removes what workers that died left of theirs. Run has to be called, and ends it.
+func New(ctx context.Context, cfg Config) (*Host, error) {
+	return nil, fmt.Errorf("hostnet: %w", errors.ErrUnsupported)
+}
+
+// Run keeps slots ready until ctx ends, closes those, and returns when those that were taken are closed too and nothing is left.
+func (h *Host) Run(ctx context.Context) error { return errors.ErrUnsupported }
+
+// Take gives a slot to one machine, waiting where none is ready. It is denied everything until Allow. The caller closes it.
+func (h *Host) Take(ctx context.Context) (*Slot, error) { return nil, errors.ErrUnsupported }
+
+// Problems says, in sentences for an operator, what on this host keeps machines from being reached or from reaching what they may.
+func (h *Host) Problems() []string { return nil }
+
+// Slot is one machine's network.
+type Slot struct{}
+
+// Tap is attached to the slot's tap interface: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, non-blocking, close-on-exec (kernel:
+// Documentation/networking/tuntap.rst). Whoever holds it is the guest's card, in whatever namespace; the slot keeps it open until Close.
+func (s *Slot) Tap() *os.File { return nil }
+
+// Guest is what the guest has to configure.
+func (s *Slot) Guest() Guest { return Guest{} }
+
+// Address is the machine's on the LAN where the host bridges; else invalid: nobody can connect to a machine, but through Forward.
+func (s *Slot) Address() netip.Addr { return netip.Addr{} }
+
+// Allow replaces what the machine may do, all at once. What it had connected to and may no longer is cut off.
+func (s *Slot) Allow(ctx context.Context, p Policy) error { return errors.ErrUnsupported }
+
+// Forward gives a port of the host, TCP, that leads to the guest's until Close, whatever the policy. A guest's port has one: asked again,
+// it is the same.
+func (s *Slot) Forward(ctx context.Context, guest uint16) (netip.AddrPort, error) {
+	return netip.AddrPort{}, errors.ErrUnsupported
+}
+
+// Forwards are the ports that lead to the guest, by the guest's.
+func (s *Slot) Forwards() map[uint16]netip.AddrPort { return nil }
+
+// Close destroys the slot, and cuts every connection through it; the machine has ended before. Idempotent.
+func (s *Slot) Close() error { return nil }
