@@ -31,6 +31,7 @@ var may = map[string][]string{
 	"vmm/vmmtest":           {"vmm"},
 	"vmm/vmmtest/testguest": {},
 	"worker/jail":           {"vmm"},
+	"worker/host":           {},
 	"worker/hostnet":        {},
 	// level 2
 	"images":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
