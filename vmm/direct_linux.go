@@ -41,7 +41,8 @@ func (d Direct) Launch(ctx context.Context, c Command) (Process, error) {
 	if d.Attr != nil {
 		d.Attr(cmd.SysProcAttr)
 	}
-	p := &directProcess{cmd: cmd, done: make(chan struct{})}
+	p := &directProcess{cmd: cmd, done: make(chan struct{}), pidfd: -1}
+	cmd.SysProcAttr.PidFD = &p.pidfd
 	started := make(chan error)
 	go p.run(started)
 	if err := <-started; err != nil {
@@ -53,9 +54,10 @@ func (d Direct) Launch(ctx context.Context, c Command) (Process, error) {
 
 // directProcess is a child of this process and its process group.
 type directProcess struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error // set before done is closed
+	cmd   *exec.Cmd
+	pidfd int // the child's, whatever becomes of its number; -1 before Linux 5.2
+	done  chan struct{}
+	err   error // set before done is closed
 
 	mu     sync.Mutex
 	reaped bool // the process group's number may belong to somebody else
@@ -73,12 +75,15 @@ func (p *directProcess) run(started chan<- error) {
 	}
 	started <- nil
 	// The dead child stays unreaped until its group has been killed: its number cannot be given to anybody else before that.
-	waitErr := waitDead(p.cmd.Process.Pid)
+	waitErr := p.waitDead()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	killErr := killGroup(p.cmd.Process.Pid)
 	p.err = errors.Join(p.cmd.Wait(), waitErr, killErr)
 	p.reaped = true
+	if p.pidfd >= 0 {
+		p.err = errors.Join(p.err, syscall.Close(p.pidfd))
+	}
 }
 
 func (p *directProcess) PID() int              { return p.cmd.Process.Pid }
@@ -90,7 +95,7 @@ func (p *directProcess) Err() error {
 	return p.err
 }
 
-// Kill ends the process group and waits until the child is reaped. Grandchildren, which a VMM that may not spawn has none of,
+// Kill ends the child and its process group, and waits until the child is reaped. Grandchildren, which a VMM that may not spawn has none of,
 // are killed with it and reaped by whoever inherits them.
 func (p *directProcess) Kill() error {
 	err := p.kill()
@@ -104,7 +109,19 @@ func (p *directProcess) kill() error {
 	if p.reaped {
 		return nil
 	}
-	return killGroup(p.cmd.Process.Pid)
+	return errors.Join(p.killChild(), killGroup(p.cmd.Process.Pid))
+}
+
+// killChild is for a child that has left its process group.
+func (p *directProcess) killChild() error {
+	const pidfdSendSignal = 424 // on all architectures
+	if p.pidfd < 0 {
+		return p.cmd.Process.Kill()
+	}
+	if _, _, errno := syscall.Syscall6(pidfdSendSignal, uintptr(p.pidfd), uintptr(syscall.SIGKILL), 0, 0, 0, 0); errno != 0 && errno != syscall.ESRCH {
+		return fmt.Errorf("kill process %d: %w", p.cmd.Process.Pid, errno)
+	}
+	return nil
 }
 
 func killGroup(pgid int) error {
@@ -115,20 +132,29 @@ func killGroup(pgid int) error {
 }
 
 // waitDead waits until the child is dead, without reaping it: waitid(2) with WNOWAIT.
-func waitDead(pid int) error {
+func (p *directProcess) waitDead() error {
 	const (
 		pPID    = 1
+		pPIDFD  = 3
 		wExited = 4
 		wNowait = 0x1000000
 	)
+	kind, id := pPIDFD, p.pidfd
+	if p.pidfd < 0 {
+		kind, id = pPID, p.cmd.Process.Pid
+	}
 	var info [128]byte // siginfo_t
 	for {
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), wExited|wNowait, 0, 0)
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, uintptr(kind), uintptr(id), uintptr(unsafe.Pointer(&info)), wExited|wNowait, 0, 0)
+		if errno == syscall.EINVAL && kind == pPIDFD { // before Linux 5.4
+			kind, id = pPID, p.cmd.Process.Pid
+			continue
+		}
 		if errno == 0 {
 			return nil
 		}
 		if errno != syscall.EINTR {
-			return fmt.Errorf("wait for process %d: %w", pid, errno)
+			return fmt.Errorf("wait for process %d: %w", p.cmd.Process.Pid, errno)
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package vmm_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -170,6 +172,29 @@ func TestDirectOutlivesTheCallersThread(t *testing.T) {
 	<-p.Done()
 	if exit, ok := errors.AsType[*exec.ExitError](p.Err()); !ok || exit.ExitCode() != 5 {
 		t.Errorf("child ended with %v, want exit status 5", p.Err())
+	}
+}
+
+// A child that leaves its process group for its parent's is killed, and nobody else of the parent's is.
+func TestDirectKillsWhoLeavesTheGroup(t *testing.T) {
+	if group := os.Getenv("VMM_DIRECT_GROUP"); group != "" {
+		n, err := strconv.Atoi(group)
+		if err == nil {
+			err = syscall.Setpgid(0, n)
+		}
+		os.NewFile(3, "says").WriteString(fmt.Sprintln("left", err))
+		select {}
+	}
+	r, w := pipe(t)
+	p := launch(t, vmm.Command{Name: "t", Path: "/usr/bin/env", Args: []string{
+		"VMM_DIRECT_GROUP=" + strconv.Itoa(syscall.Getpgrp()), os.Args[0], "-test.run=^TestDirectKillsWhoLeavesTheGroup$",
+	}, Files: []*os.File{w}})
+	w.Close()
+	if line, err := bufio.NewReader(r).ReadString('\n'); err != nil || line != "left <nil>\n" {
+		t.Fatalf("it says %q, %v", line, err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Error(err)
 	}
 }
 
