@@ -1,0 +1,129 @@
+package jail
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// legacy is cgroup v1 (kernel: Documentation/admin-guide/cgroup-v1), where each controller has a tree of its own.
+type legacy struct {
+	path    cgroup1.Path // the parent's in each
+	systems []cgroup1.Subsystem
+	parents []string
+	have    map[cgroup1.Name]bool
+	swap    bool // can be bounded
+}
+
+// legacyControllers are those that bound a machine, by v2's names; the freezer, which comes first, is how one is killed.
+var legacyControllers = []struct {
+	system cgroup1.Name
+	name   string
+}{{cgroup1.Freezer, "kill"}, {cgroup1.Cpu, "cpu"}, {cgroup1.Memory, "memory"}, {cgroup1.Pids, "pids"}, {cgroup1.Blkio, "io"}}
+
+func openLegacy(parent string) (*cgroups, error) {
+	l := &legacy{path: cgroup1.NestedPath(machinesCgroup), have: map[cgroup1.Name]bool{}}
+	if parent != "" {
+		l.path = cgroup1.StaticPath(filepath.Clean("/" + parent))
+	}
+	c := &cgroups{hierarchy: l}
+	all, err := cgroup1.Default()
+	if err != nil {
+		return nil, err
+	}
+	found := map[cgroup1.Name]cgroup1.Subsystem{}
+	for _, s := range all {
+		found[s.Name()] = s
+	}
+	for _, want := range legacyControllers {
+		dir, err := l.parent(found[want.system])
+		if err == nil {
+			err = os.MkdirAll(dir, 0o755)
+		}
+		if err != nil {
+			c.lacks = append(c.lacks, Lack{NoCgroup + "." + want.name, string(want.system) + ": " + err.Error()})
+			continue
+		}
+		l.systems, l.have[want.system] = append(l.systems, found[want.system]), true
+		l.parents = append(l.parents, dir)
+	}
+	if len(l.systems) == 0 {
+		return nil, errors.New("no controller of cgroup v1 can be used")
+	}
+	c.parents = l.parents
+	if l.have[cgroup1.Blkio] {
+		c.lacks = append(c.lacks, Lack{NoCgroup + ".io", "cgroup v1 does not bound what is written by way of the page cache"})
+	}
+	if l.have[cgroup1.Memory] {
+		dir, err := l.parent(found[cgroup1.Memory])
+		if err != nil {
+			return nil, err
+		}
+		l.swap = c.boundsSwap(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
+	}
+	return c, nil
+}
+
+// parent is the parent's directory in the tree of one controller.
+func (l *legacy) parent(s cgroup1.Subsystem) (string, error) {
+	tree, ok := s.(interface{ Path(string) string })
+	if !ok {
+		return "", errors.New("this host does not have it")
+	}
+	p, err := l.path(s.Name())
+	if err != nil {
+		return "", err
+	}
+	return tree.Path(p), nil
+}
+
+func (l *legacy) ensure() error {
+	for _, dir := range l.parents {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *legacy) create(name string, s vmm.Share, disks []device) error {
+	path := func(system cgroup1.Name) (string, error) {
+		p, err := l.path(system)
+		return filepath.Join(p, name), err
+	}
+	_, err := cgroup1.New(path, l.resources(s, disks), cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return l.systems, nil }))
+	return err
+}
+
+func (l *legacy) resources(s vmm.Share, disks []device) *specs.LinuxResources {
+	r := &specs.LinuxResources{}
+	if s.CPUs > 0 && l.have[cgroup1.Cpu] {
+		quota, shares := quota(s.CPUs), min(max(uint64(1024*s.CPUs), 2), 1<<18)
+		r.CPU = &specs.LinuxCPU{Quota: &quota, Shares: &shares}
+	}
+	if s.MemoryBytes > 0 && l.have[cgroup1.Memory] {
+		r.Memory = &specs.LinuxMemory{Limit: &s.MemoryBytes}
+		if l.swap {
+			r.Memory.Swap = &s.MemoryBytes // with memory, together
+		}
+	}
+	if s.PIDs > 0 && l.have[cgroup1.Pids] {
+		most := pids(s)
+		r.Pids = &specs.LinuxPids{Limit: &most}
+	}
+	if s.DiskBytesPerSecond > 0 && l.have[cgroup1.Blkio] {
+		r.BlockIO = &specs.LinuxBlockIO{}
+		for _, d := range disks {
+			limit := specs.LinuxThrottleDevice{Rate: uint64(s.DiskBytesPerSecond)}
+			limit.Major, limit.Minor = d.major, d.minor
+			r.BlockIO.ThrottleReadBpsDevice = append(r.BlockIO.ThrottleReadBpsDevice, limit)
+			r.BlockIO.ThrottleWriteBpsDevice = append(r.BlockIO.ThrottleWriteBpsDevice, limit)
+		}
+	}
+	return r
+}

@@ -1,0 +1,174 @@
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/cgroups/v3/cgroup2"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+const cgroupMount = "/sys/fs/cgroup"
+
+// machinesCgroup is the parent's name where none is configured, ownCgroup that of where this process goes to make room for it.
+const (
+	machinesCgroup = "paddock-machines"
+	ownCgroup      = "paddock-process"
+)
+
+// controllers are what bounds a machine.
+var controllers = []string{"cpu", "memory", "pids", "io"}
+
+// unified is cgroup v2 (kernel: Documentation/admin-guide/cgroup-v2.rst).
+type unified struct {
+	path string          // of the parent, from the mount
+	have map[string]bool // controllers
+	swap bool            // can be bounded
+}
+
+func openUnified(parent string) (*cgroups, error) {
+	if parent == "" {
+		var err error
+		if parent, err = unifiedParent(); err != nil {
+			return nil, err
+		}
+	}
+	u := &unified{path: filepath.Clean("/" + parent), have: map[string]bool{}}
+	c := &cgroups{hierarchy: u, unified: true, parents: []string{filepath.Join(cgroupMount, u.path)}}
+	if err := os.MkdirAll(c.parents[0], 0o755); err != nil {
+		return nil, err
+	}
+	for _, name := range controllers {
+		if err := u.enable(name); err != nil {
+			c.lacks = append(c.lacks, Lack{NoCgroup + "." + name, err.Error()})
+			continue
+		}
+		u.have[name] = true
+	}
+	if u.have["memory"] {
+		u.swap = c.boundsSwap(filepath.Join(c.parents[0], "memory.swap.max"))
+	}
+	return c, nil
+}
+
+// unifiedParent chooses where machines' cgroups are to be. A cgroup that bounds others by a controller has no processes of its own (the
+// "no internal process constraint"), but for the root. So: where this process has a cgroup to itself, as a service with Delegate=yes, it
+// moves into one below that and makes room; else the parent is below the root.
+func unifiedParent() (string, error) {
+	own, err := unifiedOwn()
+	if err != nil {
+		return "", err
+	}
+	if filepath.Base(own) == ownCgroup { // it has moved before
+		return filepath.Join(filepath.Dir(own), machinesCgroup), nil
+	}
+	here := filepath.Join(cgroupMount, own)
+	b, err := os.ReadFile(filepath.Join(here, "cgroup.procs"))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(here, "cgroup.type")); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
+		return "/" + machinesCgroup, nil // this is the root, or others are here
+	}
+	room := filepath.Join(here, ownCgroup)
+	if err := os.Mkdir(room, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	if err := set(filepath.Join(room, "cgroup.procs"), "0"); err != nil {
+		return "", fmt.Errorf("make room in %s: %w", own, err)
+	}
+	return filepath.Join(own, machinesCgroup), nil
+}
+
+// unifiedOwn is this process's cgroup (cgroups(7), /proc/pid/cgroup).
+func unifiedOwn() (string, error) {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return own, nil
+		}
+	}
+	return "", errors.New("this process is in no cgroup")
+}
+
+// enable has the parent bound what is below it by a controller. All above it must do so before.
+func (u *unified) enable(controller string) error {
+	child, err := cgroup2.Load(filepath.Join(u.path, "machine"), cgroup2.WithMountpoint(cgroupMount))
+	if err != nil {
+		return err
+	}
+	if err := child.ToggleControllers([]string{controller}, cgroup2.Enable); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(cgroupMount, u.path, "cgroup.subtree_control"))
+	if err == nil && !strings.Contains(" "+strings.TrimSpace(string(b))+" ", " "+controller+" ") {
+		err = errors.New("the kernel does not enable it")
+	}
+	return err
+}
+
+func (u *unified) ensure() error {
+	dir := filepath.Join(cgroupMount, u.path)
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name := range u.have {
+		if err := u.enable(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *unified) create(name string, s vmm.Share, disks []device) error {
+	g, err := cgroup2.Load(filepath.Join(u.path, name), cgroup2.WithMountpoint(cgroupMount))
+	if err != nil {
+		return err
+	}
+	return g.Update(u.resources(s, disks))
+}
+
+func (u *unified) resources(s vmm.Share, disks []device) *cgroup2.Resources {
+	r := &cgroup2.Resources{}
+	if s.CPUs > 0 && u.have["cpu"] {
+		quota, weight := quota(s.CPUs), min(max(uint64(100*s.CPUs), 1), 10_000)
+		r.CPU = &cgroup2.CPU{Weight: &weight, Max: cgroup2.NewCPUMax(&quota, nil)}
+	}
+	if s.MemoryBytes > 0 && u.have["memory"] {
+		// A VMM that has lost one of its processes is none any more.
+		none, all := int64(0), true
+		r.Memory = &cgroup2.Memory{Max: &s.MemoryBytes, OOMGroup: &all}
+		if u.swap {
+			r.Memory.Swap = &none
+		}
+	}
+	if s.PIDs > 0 && u.have["pids"] {
+		r.Pids = &cgroup2.Pids{Max: pids(s)}
+	}
+	if s.DiskBytesPerSecond > 0 && u.have["io"] {
+		r.IO = &cgroup2.IO{}
+		for _, d := range disks {
+			for _, kind := range []cgroup2.IOType{cgroup2.ReadBPS, cgroup2.WriteBPS} {
+				r.IO.Max = append(r.IO.Max, cgroup2.Entry{Type: kind, Major: d.major, Minor: d.minor, Rate: uint64(s.DiskBytesPerSecond)})
+			}
+		}
+	}
+	return r
+}
+
+// quota is the processor time in each period of 100 ms, the kernel's default, in µs; no less than 1 ms, the kernel's least.
+func quota(cpus float64) int64 { return max(int64(cpus*100_000), 1000) }
+
+// pids is no less than the stub needs, which is in the cgroup before it becomes the VMM.
+func pids(s vmm.Share) int64 { return int64(max(s.PIDs, 24)) }
