@@ -53,6 +53,11 @@ var may = map[string][]string{
 	// tests from outside
 	"test/harness":   {"*"},
 	"test/humaneval": {"client", "jobs", "test/harness"},
+	"test/kvmhost":   {"*"},
+	// what runs inside the host is small, and the same outside
+	"test/kvmhost/steps":  {},
+	"test/kvmhost/inside": {"test/kvmhost/steps"},
+	"test/kvmhost/cmd":    {"test/kvmhost"},
 }
 
 // standard are the packages that use nothing but the standard library.

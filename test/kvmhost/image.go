@@ -1,0 +1,133 @@
+package kvmhost
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+// Image is the host's image: a directory with these files.
+type Image struct{ dir string }
+
+// Kernel is Debian's standard kernel, Modules a cpio archive of those that the host's own root disk needs, Disk an ext4 file system with
+// everything else. All are read only: runs write to layers of their own.
+func (i Image) Kernel() string  { return filepath.Join(i.dir, "kernel") }
+func (i Image) Modules() string { return filepath.Join(i.dir, "modules.cpio") }
+func (i Image) Disk() string    { return filepath.Join(i.dir, "disk") }
+
+// packages are what the host has beyond Debian's smallest system.
+var packages = []string{
+	"qemu-system-x86", "iproute2", "nftables", "kmod", "python3", "e2fsprogs", "erofs-utils", "procps", "xz-utils", "iputils-ping", "ca-certificates",
+}
+
+// buildScript makes the files of an image in the directory that it is started in.
+//
+//go:embed image.sh
+var buildScript []byte
+
+func imageKey() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s", strings.Join(packages, ","), buildScript)
+	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+// cacheDir is where images of the host are, by key, and the locks.
+func cacheDir() (string, error) {
+	cache, err := harness.Cache()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "kvmhost")
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// HostImage gives the host's image, which is built where it is not there yet: by one process, for which others wait. say is told of what
+// takes long.
+func HostImage(ctx context.Context, say func(string)) (Image, error) {
+	cache, err := cacheDir()
+	if err != nil {
+		return Image{}, err
+	}
+	key := imageKey()
+	img := Image{dir: filepath.Join(cache, key)}
+	if _, err := os.Stat(img.dir); err == nil {
+		return img, nil
+	}
+	release, err := lock(ctx, filepath.Join(cache, key+".lock"), func(who string) {
+		say("waiting for process " + who + ", which builds the host's image")
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	defer release()
+	if _, err := os.Stat(img.dir); err == nil {
+		return img, nil
+	}
+	say("building the host's image, once: Debian with " + strings.Join(packages, ", "))
+	if err := build(ctx, cache, img.dir); err != nil {
+		return Image{}, fmt.Errorf("build the host's image: %w", err)
+	}
+	return img, nil
+}
+
+// build makes an image beside where it will be, and gives it its name when it is whole.
+func build(ctx context.Context, cache, to string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("it needs root")
+	}
+	work, err := os.MkdirTemp(cache, "building-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := os.Chmod(work, 0o755); err != nil { // apt reads it as another user
+		return err
+	}
+	cmd := command(ctx, "bash", "-s", "--", strings.Join(packages, ","))
+	cmd.Dir = work
+	cmd.Stdin = bytes.NewReader(buildScript)
+	// With namespaces of its own, all of the build ends and is unmounted with its first process.
+	apart(cmd)
+	if err := finish(ctx, cmd); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(work, "work")); err != nil {
+		return err
+	}
+	return os.Rename(work, to)
+}
+
+// copyFile links a file, or copies it to another file system: nobody writes to the copy.
+func copyFile(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, info.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}

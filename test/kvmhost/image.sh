@@ -1,0 +1,51 @@
+# Makes the files of the host's image in the working directory: kernel, modules.cpio, disk. Usage: bash image.sh PACKAGE,PACKAGE…
+# What it needs meanwhile is in work, and goes.
+set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
+here=$PWD
+mkdir work
+root=$here/work/root
+
+# The kernel's package is unpacked, not installed: nothing here wants an initramfs of Debian's, which takes longest of all.
+cat >work/kernel-hook <<'HOOK'
+#!/bin/sh
+set -e
+deb=$(chroot "$1" apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+test -n "$deb" || { echo "no kernel package behind linux-image-amd64" >&2; exit 1; }
+chroot "$1" sh -c "cd /tmp && apt-get download -q $deb"
+mv "$1"/tmp/linux-image-*.deb "$(dirname "$0")/kernel.deb"
+rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/etc/resolv.conf "$1"/etc/hostname
+echo '127.0.0.1 localhost' >"$1/etc/hosts"
+HOOK
+chmod +x work/kernel-hook
+mmdebstrap --mode=root --variant=minbase --format=directory --quiet --include="$1" \
+  --aptopt='APT::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+  --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/icons/*' \
+  --customize-hook="$here/work/kernel-hook" bookworm "$root"
+
+dpkg-deb -x work/kernel.deb work/deb
+mv work/deb/boot/vmlinuz-* kernel
+modules=$(echo work/deb/lib/modules/*)
+version=$(basename "$modules")
+for without in sound drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/iio drivers/hwmon drivers/usb drivers/scsi \
+  drivers/net/ethernet drivers/net/wireless drivers/isdn drivers/input drivers/hid drivers/mmc drivers/mtd drivers/edac; do
+  rm -rf "$modules/kernel/$without"
+done
+mkdir -p "$root/lib/modules"
+mv "$modules" "$root/lib/modules/"
+depmod -b "$root" "$version"
+
+# What the host needs to mount its root, in the order in which it can be loaded.
+mkdir -p work/initrd/modules
+for module in virtio_pci virtio_blk virtio_console virtio_rng crc32c_generic ext4; do
+  modprobe -d "$root" -S "$version" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
+done | awk '!seen[$0]++' | while read -r file; do
+  cp "$file" work/initrd/modules/
+  basename "$file" >>work/initrd/modules.order
+done
+(cd work/initrd && find . | cpio -o -H newc --quiet >"$here/modules.cpio")
+
+mkdir -p "$root/paddock"
+truncate -s 6G disk
+mkfs.ext4 -q -F -m 0 -O '^has_journal,^resize_inode' -E lazy_itable_init=1 -L kvmhost -d "$root" disk
+chmod 0444 kernel modules.cpio disk

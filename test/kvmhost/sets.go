@@ -1,0 +1,134 @@
+package kvmhost
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// Set is one program of tests that is run in the host: a package's, or a part of them.
+type Set struct {
+	// Name is for people, and the log's file; unique.
+	Name string
+	// Package is where the tests are, from the repository's root: "vmm/qemu".
+	Package string
+	// Shell is a line that is run instead of tests, where Package is empty.
+	Shell string
+	// Paddock is for sets that use bin/paddock: it is built, and the images with its agent.
+	Paddock bool
+	// Run and Skip are what `go test` calls so; empty for all tests, and none.
+	Run, Skip string
+	// Timeout is when the set is ended. A nested host is 10 to 20 times slower than this machine.
+	Timeout time.Duration
+	// Env is added to the environment: KEY=VALUE.
+	Env []string
+	// MaySkip names tests that may skip where an environment variable is not set, and the variable. They are reported as not run.
+	MaySkip map[string]string
+}
+
+// sets is what `make test-kvm` runs, in this order.
+var sets = []Set{
+	{Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 6 * time.Minute},
+	{Name: "qemu", Package: "vmm/qemu", Timeout: 10 * time.Minute},
+	{Name: "jail", Package: "worker/jail", Timeout: 5 * time.Minute},
+}
+
+// programs are what tests build with `go build`: inside there is no Go, and these are given instead.
+var programs = []string{"vmm/vmmtest/testguest", "cmd/paddock-agent"}
+
+// CloudHypervisor is the environment variable that names the real binary, for tests that can do without.
+const CloudHypervisor = "CLOUD_HYPERVISOR"
+
+// Sets is a copy of the table.
+func Sets() []Set { return append([]Set(nil), sets...) }
+
+// adHoc is the time for a set that is not in the table.
+const adHoc = 10 * time.Minute
+
+// Select gives the sets of the table that are in the named packages, and a set for each of those packages that has none. No packages are
+// all sets.
+func Select(packages []string) []Set {
+	if len(packages) == 0 {
+		return Sets()
+	}
+	var some []Set
+	for _, p := range packages {
+		known := false
+		for _, s := range sets {
+			if s.Package == p {
+				some = append(some, s)
+				known = true
+			}
+		}
+		if !known {
+			some = append(some, Set{Name: p, Package: p, Timeout: adHoc, Paddock: strings.HasPrefix(p, "test/") || strings.HasPrefix(p, "cmd/")})
+		}
+	}
+	return some
+}
+
+// check finds what is wrong with a table.
+func check(table []Set) error {
+	var wrong []error
+	seen := map[string]bool{}
+	for i, s := range table {
+		bad := func(format string, args ...any) {
+			wrong = append(wrong, fmt.Errorf("set %d (%s): %s", i, s.Name, fmt.Sprintf(format, args...)))
+		}
+		if file := s.file(); s.Name == "" || seen[file] {
+			bad("the name is missing, or another's")
+		} else {
+			seen[file] = true
+		}
+		if (s.Package == "") == (s.Shell == "") {
+			bad("it wants a package or a line of shell")
+		} else if s.Package != "" && s.Package != path.Clean(s.Package) || path.IsAbs(s.Package) || strings.HasPrefix(s.Package, ".") {
+			bad("%q is no package of this repository", s.Package)
+		}
+		if s.Timeout < time.Minute {
+			bad("a timeout of %v is too short to start anything in", s.Timeout)
+		}
+		for _, re := range []string{s.Run, s.Skip} {
+			for _, part := range strings.Split(re, "/") { // as go test takes it
+				if _, err := regexp.Compile(part); err != nil {
+					bad("%v", err)
+				}
+			}
+		}
+		for _, e := range s.Env {
+			if key, _, ok := strings.Cut(e, "="); !ok || key == "" {
+				bad("%q is not KEY=VALUE", e)
+			}
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// file is the set's name as a file's.
+func (s Set) file() string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' {
+			return r
+		}
+		return '-'
+	}, s.Name)
+}
+
+// args are the test program's.
+func (s Set) args() []string {
+	// A little before the step is ended, the program itself says which test has hung.
+	args := []string{"-test.v", "-test.paniconexit0", fmt.Sprintf("-test.timeout=%v", s.Timeout-own)}
+	if s.Run != "" {
+		args = append(args, "-test.run="+s.Run)
+	}
+	if s.Skip != "" {
+		args = append(args, "-test.skip="+s.Skip)
+	}
+	return args
+}
+
+// own is how long before the end of a set its program ends itself.
+const own = 15 * time.Second
