@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"runtime"
 	"sync"
 
@@ -18,7 +19,8 @@ import (
 // Version counts what the agent can do, for hosts that meet one frozen in an older template. Images are keyed by the binary itself.
 //
 //	1: the first
-const Version = "1"
+//	2: sets a network card up, opens connections to its loopback, resizes
+const Version = "2"
 
 // agent answers requests. What it can do is in its hands, which differ between a guest, a process and a pretence.
 type agent struct {
@@ -27,6 +29,7 @@ type agent struct {
 
 	mu      sync.Mutex
 	running map[string]run
+	dials   int
 }
 
 // hands do the operations that touch the machine.
@@ -37,6 +40,8 @@ type hands interface {
 	restore(r *wire.Restore) (*wire.Ready, error)
 	quiesce() error
 	power() error
+	dial(ctx context.Context, port int) (*net.TCPConn, error)
+	resize(ctx context.Context, r *wire.Resize) (*wire.Size, error)
 }
 
 // run is a program that has been started.
@@ -106,6 +111,10 @@ func (a *agent) do(ctx context.Context, s *wire.Stream, r *wire.Request) (reply 
 		err = a.quiesce()
 	case r.Op == wire.OpPower:
 		err = a.hands.power()
+	case r.Op == wire.OpDial && r.Dial != nil:
+		err = a.dial(ctx, s, r.Dial)
+	case r.Op == wire.OpResize && r.Resize != nil:
+		reply.Size, err = a.resize(ctx, r.Resize)
 	default:
 		err = &wire.Error{Kind: wire.ErrRequest, Message: "no operation " + string(r.Op) + ", or without its content"}
 	}

@@ -16,8 +16,9 @@ import (
 // guest is a Linux guest whose PID 1 this is. It begins in the initramfs, becomes the root of a warm overlay (erofs below, tmpfs above)
 // for the commands before the snapshot, and after the restore the root of a fresh one with the scratch disk above.
 type guest struct {
-	initramfs *os.File // the way back
-	restored  bool
+	initramfs  *os.File // the way back
+	restored   bool
+	bootMemory []int // the memory blocks that were there at the boot; what comes later was plugged in
 }
 
 const (
@@ -38,6 +39,9 @@ func Init() error {
 	a := newAgent(m)
 	a.hello.PID1 = true
 	a.hello.BootMS = uptime().Milliseconds()
+	if vsockIsThere() {
+		return serveVsock(a)
+	}
 	port, err := openPort()
 	if err != nil {
 		return err
@@ -66,6 +70,7 @@ func (g *guest) boot() error {
 		return err
 	}
 	loadModules()
+	g.bootMemory, _ = numbered(memoryDir, "memory") // none where the kernel cannot plug memory
 	if err := waitFor(rootDisk); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -80,6 +81,12 @@ func (p *pretence) restore(r *wire.Restore) (*wire.Ready, error) {
 func (p *pretence) quiesce() error { return nil }
 func (p *pretence) power() error {
 	return &wire.Error{Kind: wire.ErrRequest, Message: "there is no machine to power off"}
+}
+
+func (p *pretence) dial(context.Context, int) (*net.TCPConn, error) { return nil, syscall.ECONNREFUSED }
+
+func (p *pretence) resize(context.Context, *wire.Resize) (*wire.Size, error) {
+	return nil, &wire.Error{Kind: wire.ErrRequest, Message: "there is no machine to resize"}
 }
 
 func (p *pretence) start(e *wire.Exec) (run, error) {

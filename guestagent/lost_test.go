@@ -123,6 +123,8 @@ func FuzzGuestSide(f *testing.F) {
 		{Op: wire.OpExec, Exec: &wire.Exec{Argv: []string{"sleep", "1e300"}}}, {Op: wire.OpExec, Exec: &wire.Exec{Argv: []string{"exit", "-1"}}},
 		{Op: wire.OpSignal, Signal: &wire.Signal{}}, {Op: wire.OpSignal},
 		{Op: wire.OpPut, Put: &wire.Put{Path: "f", Size: 2}}, {Op: wire.OpPut, Put: &wire.Put{Size: -1}},
+		{Op: wire.OpDial}, {Op: wire.OpDial, Dial: &wire.Dial{Port: 80}}, {Op: wire.OpDial, Dial: &wire.Dial{Port: -1}},
+		{Op: wire.OpResize}, {Op: wire.OpResize, Resize: &wire.Resize{VCPUs: 1 << 40, PluggedMiB: -1}}, {Op: wire.OpResize, Resize: &wire.Resize{}},
 		{Op: wire.OpGet, Get: &wire.Get{Pattern: "*", MaxBytes: 10, MaxFiles: 1}}, {Op: wire.OpGet, Get: &wire.Get{Pattern: "["}},
 	}
 	var all []byte

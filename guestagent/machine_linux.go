@@ -1,8 +1,10 @@
 package guestagent
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"path"
 	"path/filepath"
 	"sync"
@@ -82,6 +84,17 @@ func (m *machine) power() error {
 	}
 	unix.Sync()
 	return syscall.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func (m *machine) dial(ctx context.Context, port int) (*net.TCPConn, error) {
+	return loopback(ctx, port)
+}
+
+func (m *machine) resize(ctx context.Context, r *wire.Resize) (*wire.Size, error) {
+	if m.guest == nil {
+		return nil, &wire.Error{Kind: wire.ErrRequest, Message: "there is no machine to resize"}
+	}
+	return m.guest.resize(ctx, r)
 }
 
 // uuid writes 16 random bytes as a version 4 UUID.

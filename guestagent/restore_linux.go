@@ -13,7 +13,7 @@ import (
 )
 
 // restore makes this clone a machine of its own, in this order: entropy before anything draws from it, the clock before anything
-// notes the time, then who it is, then its disk. It runs once; no program has run in the clone before.
+// notes the time, its disk, who it is, and its way out last. It runs once; no program has run in the clone before.
 func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
 	if g.restored {
 		return nil, &wire.Error{Kind: wire.ErrRequest, Message: "restored already"}
@@ -27,6 +27,7 @@ func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
 		{"clock", func() error { return setClock(r.TimeUnixNS) }},
 		{"scratch", func() error { return g.freshRoot(m, r.Scratch) }},
 		{"identity", func() error { return identify(r, ready.BootID) }},
+		{"network", func() error { return connect(r.Network) }},
 	} {
 		start := time.Now()
 		if err := step.do(); err != nil {

@@ -90,6 +90,19 @@ func (c *Client) Quiesce(ctx context.Context) error {
 	return err
 }
 
+// Resize has the guest use that many processors, and that much memory beyond what it booted with, and gives what it uses now, which may be
+// less or more. It is called after the machine has grown, and before it shrinks. What the guest says is the guest's word.
+func (c *Client) Resize(ctx context.Context, r wire.Resize) (wire.Size, error) {
+	reply, err := c.call(ctx, wire.Request{Op: wire.OpResize, Resize: &r})
+	if err != nil {
+		return wire.Size{}, err
+	}
+	if reply.Size == nil {
+		return wire.Size{}, fmt.Errorf("resize: %w: a reply without a size", ErrLost)
+	}
+	return *reply.Size, nil
+}
+
 // PowerOff asks the guest to end its machine. There is no answer: the machine's end is.
 func (c *Client) PowerOff(ctx context.Context) error {
 	_, err := c.call(ctx, wire.Request{Op: wire.OpPower})

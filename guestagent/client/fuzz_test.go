@@ -67,6 +67,9 @@ func FuzzHostSide(f *testing.F) {
 		f.Add(op, s[:len(s)-3])
 		f.Add(byte(2), s)
 	}
+	f.Add(byte(4), join(data(chMessage, "open"), data(chData, "abc"), data(chMessage, "end"), reply(`{}`)))
+	f.Add(byte(4), reply(`{"error":{"kind":"refused"}}`))
+	f.Add(byte(5), reply(`{"size":{"vcpus":2,"plugged_mib":128}}`))
 	f.Add(byte(2), join(header("../a", 2), data(chData, "12")))
 	f.Add(byte(2), header("a", 1<<62))
 	f.Add(byte(1), data(chStdout, strings.Repeat("x", 1001)))
@@ -78,7 +81,7 @@ func FuzzHostSide(f *testing.F) {
 		}
 		defer c.Close()
 		ctx := context.Background()
-		switch op % 4 {
+		switch op % 6 {
 		case 0:
 			_ = c.Ping(ctx)
 		case 1:
@@ -103,6 +106,16 @@ func FuzzHostSide(f *testing.F) {
 			}
 		case 3:
 			_ = c.Put(ctx, wire.Put{Path: "f", Size: 1 << 19}, zeros{})
+		case 4:
+			if conn, err := c.Dial(ctx, 80); err == nil {
+				_, _ = conn.Write([]byte("in"))
+				if b, _ := io.ReadAll(conn); len(b) > len(says) {
+					t.Errorf("%d bytes came out of %d", len(b), len(says))
+				}
+				_ = conn.Close()
+			}
+		case 5:
+			_, _ = c.Resize(ctx, wire.Resize{VCPUs: 2})
 		}
 	})
 }

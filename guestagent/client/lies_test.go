@@ -49,6 +49,22 @@ func TestLies(t *testing.T) {
 		_, err := c.Restore(ctx, wire.Restore{Epoch: []byte("0123456789abcdef")})
 		return err
 	}
+	dial := func(ctx context.Context, c *client.Client) error {
+		conn, err := c.Dial(ctx, 80)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		b, err := io.ReadAll(conn)
+		if len(b) > 3 {
+			t.Errorf("read %q", b)
+		}
+		return err
+	}
+	resize := func(ctx context.Context, c *client.Client) error {
+		_, err := c.Resize(ctx, wire.Resize{VCPUs: 2})
+		return err
+	}
 	ping := func(ctx context.Context, c *client.Client) error { return c.Ping(ctx) }
 	for _, tt := range []struct {
 		name string
@@ -97,6 +113,16 @@ func TestLies(t *testing.T) {
 		{"a path that is not clean", get, join(header("a//b/./c", 0), reply(`{"files":1}`))},
 		{"a path with a zero", get, join(data(chMessage, `{"path":"a\u0000b"}`), reply(`{"files":1}`))},
 		{"a path longer than there are", get, join(header(strings.Repeat("x", 5000), 0), reply(`{"files":1}`))},
+
+		{"resized without saying so", resize, reply(`{}`)},
+		{"a size of no number", resize, reply(`{"size":{"vcpus":"all"}}`)},
+
+		{"a connection that begins with data", dial, data(chData, "open")},
+		{"a connection that begins with its end", dial, data(chMessage, "end")},
+		{"a connection that is over before it began", dial, reply(`{}`)},
+		{"output of a connection", dial, join(data(chMessage, "open"), data(chStdout, "x"))},
+		{"a connection that begins twice", dial, join(data(chMessage, "open"), data(chMessage, "open"))},
+		{"a connection that breaks off", dial, join(data(chMessage, "open"), data(chData, "abc"), frame(2, tReset, 0, ""))},
 
 		{"a file put before it was sent", put, reply(`{}`)},
 		{"credit for a put that is not used", put, frame(2, tCredit, 0, "\xff\xff\xff\xff")},

@@ -17,6 +17,8 @@ const (
 	OpGet     Op = "get"     // Request.Get; back come, for each file, a ChanMessage FileHeader and its bytes on ChanData → Reply.Files
 	OpQuiesce Op = "quiesce" // before a snapshot: no process but the agent, page caches of written files synced → empty Reply
 	OpPower   Op = "power"   // powers the machine off; no reply
+	OpDial    Op = "dial"    // Request.Dial; first a ChanMessage DialEvent, then ChanData both ways → empty Reply when both are at their end
+	OpResize  Op = "resize"  // Request.Resize → Reply.Size
 )
 
 // Request opens a stream.
@@ -27,6 +29,8 @@ type Request struct {
 	Signal  *Signal  `json:"signal,omitempty"`
 	Put     *Put     `json:"put,omitempty"`
 	Get     *Get     `json:"get,omitempty"`
+	Dial    *Dial    `json:"dial,omitempty"`
+	Resize  *Resize  `json:"resize,omitempty"`
 }
 
 // Reply is the last message of a stream. Error is the agent's failure, never the program's.
@@ -36,6 +40,7 @@ type Reply struct {
 	Ready *Ready `json:"ready,omitempty"`
 	Exit  *Exit  `json:"exit,omitempty"`
 	Files int    `json:"files,omitempty"`
+	Size  *Size  `json:"size,omitempty"`
 }
 
 // Error kinds, for whoever must act on them.
@@ -45,6 +50,8 @@ const (
 	ErrPath     = "path"      // a path leaves the tree, is no regular file, or does not exist
 	ErrTooLarge = "too_large" // a file or all of them exceed the limit
 	ErrNoSpace  = "no_space"  //
+	ErrRefused  = "refused"   // nothing listens on the port
+	ErrBusy     = "busy"      // as many as there may be are open
 	ErrAgent    = "agent"     // anything else
 )
 
@@ -105,7 +112,7 @@ type Ready struct {
 	Epoch []byte `json:"epoch"`
 	// BootID is the guest's new boot identity, a UUID.
 	BootID string `json:"boot_id"`
-	// StepMS is how long each part took, in milliseconds, by name ("entropy", "clock", "identity", "scratch").
+	// StepMS is how long each part took, in milliseconds, by name ("entropy", "clock", "identity", "scratch", "network").
 	StepMS map[string]float64 `json:"step_ms,omitempty"`
 }
 
@@ -194,4 +201,38 @@ type FileHeader struct {
 	Path string `json:"path"`
 	Mode uint32 `json:"mode"`
 	Size int64  `json:"size"`
+}
+
+// Dial opens a TCP connection to a port on the guest's loopback. Once it is open the guest sends DialOpen; where it cannot be opened, the
+// Reply has the error. After that the stream's data is the connection's, each way. The host's end of the stream is the end of what it sends;
+// the guest says DialEnd when the program there has ended its side, and sends no more. A reset stream is a connection broken off.
+type Dial struct {
+	Port int `json:"port"` // 1 to 65535
+}
+
+// MaxDials is how many connections of Dial may be open in a guest at once: other operations always find a stream.
+const MaxDials = 32
+
+// DialEvent is what the guest tells of a connection.
+type DialEvent string
+
+// The events.
+const (
+	DialOpen DialEvent = "open"
+	DialEnd  DialEvent = "end"
+)
+
+// Resize brings into use what was plugged into the machine, and gives up what is to be pulled. The guest waits some seconds for what is not
+// there yet, and for what it is slow to give up.
+type Resize struct {
+	// VCPUs is how many processors shall be in use, at least 1; 0 leaves them.
+	VCPUs int `json:"vcpus,omitempty"`
+	// PluggedMiB is how much memory beyond what the machine booted with shall be in use.
+	PluggedMiB int `json:"plugged_mib"`
+}
+
+// Size is what a guest uses now, which may be less or more than what it was asked for.
+type Size struct {
+	VCPUs      int `json:"vcpus"`
+	PluggedMiB int `json:"plugged_mib"`
 }

@@ -166,21 +166,27 @@ func (s *Stream) giveCredit() {
 // anywhere. A stream that carries messages has one sender.
 func (s *Stream) Send(ctx context.Context, ch Channel, b []byte) error {
 	for len(b) > 0 {
-		want := min(len(b), MaxPayload)
-		least := 1
-		if ch == ChanMessage {
-			least = want
-		}
-		n, err := s.takeCredit(ctx, least, want)
+		n, err := s.SendSome(ctx, ch, b)
 		if err != nil {
-			return err
-		}
-		if err := s.c.write(frame{stream: s.id, typ: typeData, channel: ch, payload: b[:n]}); err != nil {
 			return err
 		}
 		b = b[n:]
 	}
 	return nil
+}
+
+// SendSome sends as much of b as fits one frame and as there is credit for, and gives how much: something, or there is an error.
+func (s *Stream) SendSome(ctx context.Context, ch Channel, b []byte) (int, error) {
+	want := min(len(b), MaxPayload)
+	least := 1
+	if ch == ChanMessage {
+		least = want
+	}
+	n, err := s.takeCredit(ctx, least, want)
+	if err != nil {
+		return 0, err
+	}
+	return n, s.c.write(frame{stream: s.id, typ: typeData, channel: ch, payload: b[:n]})
 }
 
 // takeCredit takes what there is of want, once it is at least least.
