@@ -83,6 +83,29 @@ type Resizer interface {
 	Resize(ctx context.Context, vcpus, memoryMiB int) error
 }
 
+// Checkpointer is a Machine whose state can be kept while it runs on.
+type Checkpointer interface {
+	// Checkpoint pauses the machine, takes its devices' state, its memory and its scratch disk as they are at that moment, and lets it run
+	// on; then it writes what differs from base into dir, in the files of package vmm/checkpoint, all of them read-only. dir exists and is
+	// empty. base is the template that the machine was cloned from, or another of the same size, as an earlier checkpoint of the machine
+	// made it. A machine that was booted has no base, and is paused for longer. A machine that was paused stays so. Where Checkpoint fails,
+	// the machine runs on all the same, or is over by its own Exit; what is in dir then is of no use.
+	Checkpoint(ctx context.Context, dir string, base Template) (Checkpoint, error)
+}
+
+// Checkpoint tells what was taken of a machine.
+type Checkpoint struct {
+	// Driver and Boot are the machine's, as a Template has them.
+	Driver string
+	Boot   Boot
+	// Full says that the files hold all of the machine, and no base is needed.
+	Full bool
+	// Paused is how long the machine stood still.
+	Paused time.Duration
+	// MemoryBytes and ScratchBytes are how much differed from the base.
+	MemoryBytes, ScratchBytes int64
+}
+
 // Exit tells how a machine ended.
 type Exit struct {
 	// Guest says that the guest ended it: it powered off, rebooted or panicked; Reason tells which ("shutdown", "reset", "panic").
@@ -129,6 +152,8 @@ type Template struct {
 type Caps struct {
 	// Version is the VMM's; Accel is "kvm", "tcg" or "none"; Machine is the versioned machine type; CPU the model that guests see.
 	Version, Accel, Machine, CPU string
+	// Channel is the device that leads to the guest's agent, where a driver has more than one: "vsock" or "serial".
+	Channel string
 	// Isolated is false where the "machine" is only a process of this host.
 	Isolated bool
 	// Degraded names walls that cannot be given here.
@@ -138,7 +163,9 @@ type Caps struct {
 }
 
 // Key is what of a driver a template depends on, besides the image and the machine's size.
-func (c Caps) Key() string { return c.Version + "|" + c.Accel + "|" + c.Machine + "|" + c.CPU }
+func (c Caps) Key() string {
+	return c.Version + "|" + c.Accel + "|" + c.Machine + "|" + c.CPU + "|" + c.Channel
+}
 
 // ErrUnsupported is returned by a driver that cannot do what was asked.
 var ErrUnsupported = errors.New("not supported by this driver")
