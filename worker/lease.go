@@ -26,8 +26,8 @@ func (w *Worker) leases(ctx, live context.Context, drain <-chan struct{}) iter.S
 		defer context.AfterFunc(live, stop)()
 		for backoff := leaseBackoff; ctx.Err() == nil && !closed(drain); {
 			free, freed := w.cap.free()
-			if free.VCPUs < 1 || free.MemoryMiB < 1 || !w.session.mayLease() {
-				pause(ctx, time.Second, freed, drain) // a session may come back by itself
+			if free.VCPUs < 1 || free.MemoryMiB < 1 || !w.session.mayLease() || w.pools.short.Load() {
+				pause(ctx, time.Second, freed, drain) // a session may come back by itself, and memory
 				continue
 			}
 			reply, err := w.askLease(ctx, free)

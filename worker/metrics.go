@@ -14,6 +14,7 @@ type metrics struct {
 	makeFailures prometheus.Counter
 	selfFenced   prometheus.Counter
 	reportsLate  prometheus.Counter
+	shed         prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -37,9 +38,12 @@ func newMetrics(r prometheus.Registerer) metrics {
 		reportsLate: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "paddock_reports_spooled_total", Help: "Results that waited on disk for a dispatcher.",
 		}),
+		shed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "paddock_machines_shed_total", Help: "Ready machines that were ended because there was no demand, or no memory, for them.",
+		}),
 	}
 	if r != nil {
-		r.MustRegister(m.attempts, m.claims, m.phase, m.makeFailures, m.selfFenced, m.reportsLate)
+		r.MustRegister(m.attempts, m.claims, m.phase, m.makeFailures, m.selfFenced, m.reportsLate, m.shed)
 	}
 	return m
 }

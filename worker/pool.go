@@ -11,6 +11,7 @@ import (
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker/demand"
 )
 
 // A pool keeps the machines of one template in three stages: prepared (a VMM that waits for the template's state), ready (restored,
@@ -21,10 +22,11 @@ type pool struct {
 	digest string
 	tmpl   vmm.Template
 	ps     *pools
-	stock  bool // machines are kept ready
+	least  int // machines to keep ready whatever the demand
 
 	mu        sync.Mutex // guards what follows
 	asked     time.Time  // when somebody took or gave up last
+	demand    demand.Estimate
 	ready     []*machine
 	waiters   []chan made
 	making    int
@@ -50,6 +52,7 @@ func (p *pool) take(ctx context.Context) (_ *machine, fromPool bool, _ error) {
 		return nil, false, errPoolClosed
 	}
 	p.asked = time.Now()
+	p.demand.Asked(p.asked)
 	if m := p.popReady(); m != nil {
 		p.fill()
 		p.mu.Unlock()
@@ -101,10 +104,7 @@ func (p *pool) fill() {
 	if p.closed {
 		return
 	}
-	ready, prepared := 0, 0
-	if p.stock && p.failures == 0 {
-		ready, prepared = p.ps.cfg.Ready, p.ps.cfg.Prepared
-	}
+	ready, prepared := p.target()
 	for len(p.ready)+p.making < ready+len(p.waiters) {
 		var giveBack func()
 		if p.making < len(p.waiters) {
@@ -115,7 +115,8 @@ func (p *pool) fill() {
 			break // one more would only push another's out
 		}
 		p.making++
-		p.ps.makers.Go(func() { p.make(giveBack) })
+		wanted := time.Now()
+		p.ps.makers.Go(func() { p.make(wanted, giveBack) })
 	}
 	for len(p.prepared)+p.preparing < prepared {
 		p.preparing++
@@ -123,13 +124,25 @@ func (p *pool) fill() {
 	}
 }
 
-// make makes one machine and hands it on. A pool whose template has been removed is over.
-func (p *pool) make(giveBack func()) {
+// target is how many machines and VMMs to keep; p.mu is held.
+func (p *pool) target() (ready, prepared int) {
+	if p.failures > 0 || p.ps.short.Load() {
+		return 0, 0
+	}
+	ready = p.demand.Want(time.Now(), p.least, p.ps.cfg.ReadyMost)
+	if ready > 0 {
+		prepared = p.ps.cfg.Prepared
+	}
+	return ready, prepared
+}
+
+// make makes one machine, wanted since then, and hands it on. A pool whose template has been removed is over.
+func (p *pool) make(wanted time.Time, giveBack func()) {
 	m, err := p.restoreOne(giveBack)
 	if err != nil {
 		giveBack()
 	}
-	p.took(m, err)
+	p.took(m, time.Since(wanted), err)
 	if gone(err) {
 		p.ps.drop(p)
 	}
@@ -138,7 +151,7 @@ func (p *pool) make(giveBack func()) {
 // gone tells that a template's files are not there any more.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
-func (p *pool) took(m *machine, err error) {
+func (p *pool) took(m *machine, took time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.making--
@@ -147,6 +160,7 @@ func (p *pool) took(m *machine, err error) {
 		p.ps.metrics.makeFailures.Inc()
 	} else {
 		p.failures = 0
+		p.demand.Made(took)
 	}
 	p.hand(made{m, err})
 	p.fill()
@@ -256,7 +270,28 @@ func (p *pool) tend() {
 	clear(p.ready[len(live):])
 	p.ready = live
 	p.failures = 0
+	p.shrink()
 	p.fill()
+}
+
+// shrink ends one machine more than there is demand for, and half of all that wait while the host is short of memory; p.mu is held.
+func (p *pool) shrink() {
+	surplus := 0
+	switch ready, _ := p.target(); {
+	case p.ps.short.Load():
+		surplus = (len(p.ready) + 1) / 2
+		for _, v := range p.prepared {
+			p.ps.disposeOf(v.Close)
+		}
+		p.prepared = nil
+	case len(p.ready) > ready:
+		surplus = 1
+	}
+	for _, m := range p.ready[:surplus] {
+		p.ps.dispose(m)
+	}
+	p.ready = p.ready[surplus:]
+	p.ps.metrics.shed.Add(float64(surplus))
 }
 
 // close ends what waits. Machines in use are their attempts' to end.
@@ -284,11 +319,11 @@ func (p *pool) letGo() {
 	}
 }
 
-// idleSince tells whether nobody has asked for a machine since then, of a pool that keeps no stock and has nobody who waits.
+// idleSince tells whether nobody has asked for a machine since then, of a pool that keeps none of itself and has nobody who waits.
 func (p *pool) idleSince(then time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.stock && p.asked.Before(then) && len(p.waiters) == 0 && p.making == 0
+	return p.least == 0 && p.asked.Before(then) && len(p.waiters) == 0 && p.making == 0
 }
 
 // evict ends one ready machine to make room and tells whether there was one.

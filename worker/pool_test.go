@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 )
@@ -189,4 +191,74 @@ func (s *slow) Template(ctx context.Context, image string, r jobs.Shape) (vmm.Te
 		return vmm.Template{Driver: s.driver}, "template of old", nil
 	}
 	return s.changing.Template(ctx, image, r)
+}
+
+// A shape that is asked for again and again is kept ready, and no longer than that.
+func TestPoolFollowsDemand(t *testing.T) {
+	r, c := newCensus(t)
+	r.cfg.Ready, r.cfg.ReadyMost, r.cfg.Prepared = 0, 3, 0
+	registry := prometheus.NewPedanticRegistry()
+	r.cfg.Registerer = registry
+	r.run(t)
+	odd := steps([]string{"true"})
+	odd.Resources = jobs.Resources{VCPUs: 1, MemoryMiB: 64}
+	r.report(t, r.put(odd).Job)
+	if n := c.machines.Load(); n != 0 {
+		t.Errorf("%d machines for who asked once", n)
+	}
+	for range 5 {
+		r.report(t, r.put(odd).Job)
+	}
+	settled(t, "a machine that waits for the next", func() bool { return r.report(t, r.put(odd).Job).Result.Phases.FromPool })
+	if n := c.machines.Load(); n > 3 {
+		t.Errorf("%d machines are ready, at most 3 shall be", n)
+	}
+	said, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range said {
+		if family.GetName() != "paddock_pool_machines" {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if labels["shape"] == "other" && labels["stage"] == "wanted" && m.GetGauge().GetValue() >= 1 {
+				return
+			}
+		}
+	}
+	t.Error("no metric tells how many machines of the odd shape are wanted")
+}
+
+// A host that is short of memory keeps no idle machines and takes no jobs, until it is not any more. Nothing that runs is touched.
+func TestShortOfMemory(t *testing.T) {
+	r, c := newCensus(t)
+	var short atomic.Bool
+	r.cfg.Short = short.Load
+	r.run(t)
+	settled(t, "the stock", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
+	running := r.put(steps([]string{"sleep", "8"}))
+	settled(t, "a job that runs, and the stock", func() bool { return c.machines.Load() == 3 && c.prepared.Load() == 1 })
+	short.Store(true)
+	from := time.Now()
+	settled(t, "only the machine that runs a job", func() bool { return c.machines.Load() == 1 && c.prepared.Load() == 0 })
+	time.Sleep(time.Until(from.Add(5500 * time.Millisecond))) // a request for jobs that stood has been answered by now
+	next := r.put(steps([]string{"true"}))
+	if rep := r.report(t, running.Job); !rep.Result.Success() {
+		t.Errorf("the job that ran: %+v", rep.Result)
+	}
+	r.set(func() {
+		if len(r.queue) != 1 {
+			t.Error("a job was taken")
+		}
+	})
+	short.Store(false)
+	if rep := r.report(t, next.Job); !rep.Result.Success() {
+		t.Errorf("the job after: %+v", rep.Result)
+	}
+	settled(t, "the stock again", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
 }

@@ -5,16 +5,19 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker/demand"
 )
 
-// pools are the pools of all templates, and the makers that they share. Machines of an image's own size are kept in stock. Other sizes, of
-// which clients may name as many as they like, are made when they are asked for, from templates that go when nobody has asked for a while.
+// pools are the pools of all templates, and the makers that they share. Of an image's own shape some machines are always ready. Of others,
+// of which clients may name as many as they like, as many as there is demand for: none for who asks once, and their templates go when
+// nobody has asked for a while.
 type pools struct {
 	cfg     Config
 	metrics *metrics
@@ -26,6 +29,8 @@ type pools struct {
 	mu     sync.Mutex
 	pools  map[poolKey]*poolOnce
 	memory int // MiB of all machines that live or are being made
+
+	short atomic.Bool // the host is short of memory
 }
 
 // poolKey names a pool: an image that is built anew is another one.
@@ -91,6 +96,7 @@ func (ps *pools) tendAll(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		ps.short.Store(ps.cfg.Short != nil && ps.cfg.Short())
 		for _, p := range ps.all() {
 			if p.idleSince(time.Now().Add(-keepIdle)) {
 				ps.drop(p)
@@ -175,7 +181,10 @@ func (ps *pools) open(key poolKey, o *poolOnce) {
 	if err == nil && offered.Digest != key.digest {
 		err = errRebuilt
 	}
-	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, stock: key.shape == ps.own(key.image), asked: time.Now()}
+	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, demand: demand.New(), asked: time.Now()}
+	if key.shape == ps.own(key.image) {
+		p.least = ps.cfg.Ready
+	}
 	ps.mu.Lock()
 	if o.err = err; err != nil {
 		delete(ps.pools, key)

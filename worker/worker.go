@@ -76,10 +76,14 @@ type Config struct {
 
 	// Capacity is what machines may use together. A vCPU is a slot: a machine of one vCPU takes one.
 	Capacity jobs.Resources
-	// Ready and Prepared are the pool's targets for each template: restored machines, and VMMs waiting for a template's state.
-	// A warm template is one of Warm or of an image that a job has asked for.
-	Ready, Prepared int
-	Warm            []string
+	// Ready is how many restored machines a pool keeps at least, of an image's own shape; ReadyMost how many at most, of any shape, as
+	// demand wants; it is Ready where it is less. Prepared is how many VMMs wait for a template's state where machines are kept ready.
+	// Pools are of the images in Warm, and of what jobs have asked for.
+	Ready, ReadyMost, Prepared int
+	Warm                       []string
+	// Short tells whether the host is short of memory: then machines that wait are ended and no job is taken. It is asked every two
+	// seconds. Nil: never.
+	Short func() bool
 	// Makers is how many machines are made at once; 0 means one for two processors, at least one.
 	Makers int
 
@@ -129,7 +133,7 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "paddock_machines_ready", Help: "Machines that wait in the pools, restored.",
-		}, func() float64 { return float64(w.pools.readyCount()) }))
+		}, func() float64 { return float64(w.pools.readyCount()) }), w.pools)
 	}
 	return w, nil
 }
