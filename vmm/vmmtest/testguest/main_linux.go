@@ -1,5 +1,6 @@
 // Command testguest is the smallest guest that the conformance suite can talk to: as PID 1 of a Linux machine it loads the modules
-// in /modules.order and answers requests, one per line, on the virtio-serial port that agents serve on. vmmtest.Guest is the other end.
+// in /modules.order and answers requests, one per line, where agents do: on vsock, or on the virtio-serial port of that name.
+// vmmtest.Guest is the other end.
 package main
 
 import (
@@ -41,6 +42,14 @@ func run() error {
 		if err := loadModule(filepath.Join("/modules", name)); err != nil {
 			return fmt.Errorf("load %s: %w", name, err)
 		}
+	}
+	if vsockIsThere() {
+		v, err := openVsock()
+		if err != nil {
+			return fmt.Errorf("vsock: %w", err)
+		}
+		fmt.Println("testguest: serving on vsock")
+		return serve(v)
 	}
 	p, err := openPort()
 	if err != nil {
@@ -109,7 +118,7 @@ func (p *port) Read(b []byte) (n int, err error) {
 func (p *port) Write(b []byte) (int, error) { return p.f.Write(b) }
 
 // serve answers until it is told to end the machine.
-func serve(p *port) error {
+func serve(p io.ReadWriter) error {
 	r := bufio.NewReaderSize(p, 64<<10)
 	value := ""
 	for {
