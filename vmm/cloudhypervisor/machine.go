@@ -1,0 +1,340 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor/api"
+)
+
+// vmmOverhead is the address space that Cloud Hypervisor may take beside the guest's memory: for each of its threads, one for a device and
+// a processor each, a stack and a malloc arena of 64 MiB. What it really uses is some 20 MiB; vmmMemory is what it may.
+const (
+	vmmOverhead = 4 << 30
+	vmmMemory   = 64 << 20
+)
+
+// machine is a Cloud Hypervisor with a guest in it, or ready for one.
+type machine struct {
+	*process
+	d        *Driver
+	channel  *channel
+	boot     vmm.Boot
+	release  release
+	platform manifest
+	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
+	tap      *os.File // of a clone that is not restored yet: the caller's
+}
+
+var (
+	_ vmm.Machine = (*machine)(nil)
+	_ vmm.Resizer = (*machine)(nil)
+)
+
+// Boot starts a machine from its kernel, a bzImage or an ELF with a PVH entry. What it writes to its memory ends in a file that Snapshot keeps.
+func (d *Driver) Boot(ctx context.Context, b vmm.Boot, a vmm.Attach) (vmm.Machine, error) {
+	if err := attached(b, a); err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	m, err := d.bootCold(ctx, b, a)
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	return m, nil
+}
+
+// attached says what is missing before anything is started.
+func attached(b vmm.Boot, a vmm.Attach) error {
+	if b.NIC && a.Tap == nil {
+		return errors.New("the machine has a network card, and no tap is attached")
+	}
+	return nil
+}
+
+func (d *Driver) bootCold(ctx context.Context, b vmm.Boot, a vmm.Attach) (*machine, error) {
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size := int64(b.MemoryMiB) << 20
+	dir, err := newDirectory(size + vmmMemory)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := dir.create(memoryFile)
+	if err == nil {
+		err = memory.Truncate(size)
+	}
+	if err != nil {
+		_ = memory.Close()
+		dir.close()
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	m, err := d.machine(ctx, b, dir, b.Kernel, b.Initrd)
+	if err != nil {
+		_ = memory.Close()
+		return nil, err
+	}
+	m.memory, m.platform = memory, manifestOf(caps)
+	if err := m.create(ctx, d.cold(b), a); err != nil {
+		return nil, m.abandon("boot", err)
+	}
+	return m, nil
+}
+
+// create makes the machine of its configuration and lets it run.
+func (m *machine) create(ctx context.Context, v api.VM, a vmm.Attach) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	if err := m.api.Create(ctx, v); err != nil {
+		return err
+	}
+	if m.boot.NIC {
+		if _, err := m.api.AddNet(ctx, api.Net{ID: netID, MAC: vmm.GuestMAC}, a.Tap); err != nil {
+			return err
+		}
+	}
+	if err := m.api.Boot(ctx); err != nil {
+		return err
+	}
+	m.opened()
+	return nil
+}
+
+// opened notes that the VMM has opened the console: it ends with the VMM now.
+func (m *machine) opened() { _ = m.hold.Close() }
+
+// Prepare spawns a Cloud Hypervisor that has all that vm.restore reads.
+func (d *Driver) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	if err := attached(t.Boot, a); err != nil {
+		return nil, fmt.Errorf("prepare a clone of %s: %w", t.Dir, err)
+	}
+	m, err := d.prepare(ctx, t)
+	if err != nil {
+		return nil, fmt.Errorf("prepare a clone of %s: %w", t.Dir, err)
+	}
+	m.tap = a.Tap
+	return &prepared{m: m}, nil
+}
+
+func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) {
+	if err := d.samePlatform(ctx, t.Dir); err != nil {
+		return nil, err
+	}
+	template, err := readOnly(t.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer template.close()
+	config, state, err := d.load(template, int64(t.Boot.MemoryMiB)<<20)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := newDirectory(int64(len(config)+len(state)) + 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(dir.write(configFile, config), dir.write(stateFile, state)); err != nil {
+		dir.close()
+		return nil, err
+	}
+	return d.machine(ctx, t.Boot, dir, template.path("."), "")
+}
+
+// machine starts a VMM with the machine's files and waits until it answers. It takes dir over. extra is opened for the descriptor of that name.
+func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra, initrd string) (*machine, error) {
+	var files []*os.File
+	for _, open := range []func() (*os.File, error){
+		func() (*os.File, error) { return openOr(b.Root) },
+		func() (*os.File, error) {
+			if b.Scratch == "" {
+				return openOr("")
+			}
+			return scratchCopy(b.Scratch, d.cfg.RunDir)
+		},
+		func() (*os.File, error) { return openOr(extra) },
+		func() (*os.File, error) { return openOr(initrd) },
+	} {
+		f, err := open()
+		if err != nil {
+			closeAll(files)
+			dir.close()
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	m := &machine{d: d, boot: b, channel: newChannel(dir)}
+	var err error
+	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead, Share: share(b)})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := d.step(ctx)
+	defer cancel()
+	if _, m.release, err = ask(ctx, m.api); err != nil {
+		return nil, m.abandon("start", err)
+	}
+	return m, nil
+}
+
+// share is what a machine may use of its host: its processors and half of one for its devices.
+func share(b vmm.Boot) vmm.Share {
+	cpus := max(b.VCPUs, b.MaxVCPUs)
+	return vmm.Share{CPUs: float64(cpus) + 0.5, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmMemory, PIDs: 64 + cpus}
+}
+
+// prepared is a machine that has no state yet.
+type prepared struct {
+	m    *machine
+	used atomic.Bool
+}
+
+// Restore clones the template and lets the machine run.
+func (p *prepared) Restore(ctx context.Context) (vmm.Machine, error) {
+	if p.used.Swap(true) {
+		return nil, fmt.Errorf("restore %s: it was restored or closed before", p.m.id)
+	}
+	if err := p.m.restore(ctx); err != nil {
+		return nil, p.m.abandon("restore", err)
+	}
+	return p.m, nil
+}
+
+func (m *machine) restore(ctx context.Context) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	r := api.Restore{Source: "file://" + fdPath(dirFD), Resume: m.release.resumesItself()}
+	var taps []*os.File
+	if m.boot.NIC {
+		r.NetFDs, taps = []api.NetFD{{ID: netID, Num: 1}}, []*os.File{m.tap}
+	}
+	if err := m.api.Restore(ctx, r, taps...); err != nil {
+		return err
+	}
+	m.opened()
+	if !r.Resume {
+		if err := m.api.Resume(ctx); err != nil {
+			return err
+		}
+	}
+	m.dir.remove(stateFile) // it is read, and memory
+	return nil
+}
+
+// Close ends the VMM that nobody restored.
+func (p *prepared) Close() error {
+	if p.used.Swap(true) {
+		return nil
+	}
+	return p.m.Close()
+}
+
+func (m *machine) ID() string            { return m.id }
+func (m *machine) Done() <-chan struct{} { return m.done }
+func (m *machine) Console() string       { return m.console.String() }
+
+// Exit waits for the machine's end.
+func (m *machine) Exit() vmm.Exit {
+	<-m.done
+	return m.exit
+}
+
+func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) { return m.channel.dial(ctx) }
+
+// Pause and Resume are no fault a second time, which Cloud Hypervisor refuses.
+func (m *machine) Pause(ctx context.Context) error {
+	return m.become(ctx, api.Paused, m.api.Pause)
+}
+
+func (m *machine) Resume(ctx context.Context) error {
+	return m.become(ctx, api.Running, m.api.Resume)
+}
+
+func (m *machine) become(ctx context.Context, state string, order func(context.Context) error) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	err := order(ctx)
+	if _, refused := errors.AsType[*api.Error](err); !refused {
+		return err
+	}
+	if info, infoErr := m.api.Info(ctx); infoErr == nil && info.State == state {
+		return nil
+	}
+	return err
+}
+
+// Resize gives the machine other processors, from one to as many as it was booted for.
+func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
+	if memoryMiB != m.boot.MemoryMiB {
+		return fmt.Errorf("resize %s: its memory is a template's, of %d MiB: %w", m.id, m.boot.MemoryMiB, vmm.ErrUnsupported)
+	}
+	if most := max(m.boot.VCPUs, m.boot.MaxVCPUs); vcpus < 1 || vcpus > most {
+		return fmt.Errorf("resize %s: %d processors: it was booted for 1 to %d", m.id, vcpus, most)
+	}
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	if err := m.api.Resize(ctx, api.Resize{VCPUs: &vcpus}); err != nil {
+		return fmt.Errorf("resize %s: %w", m.id, err)
+	}
+	return nil
+}
+
+// Close ends the machine.
+func (m *machine) Close() error {
+	err := m.process.close()
+	m.channel.close()
+	_ = m.memory.Close()
+	return err
+}
+
+// abandon ends a machine that never came to be and tells why.
+func (m *machine) abandon(what string, err error) error {
+	err = m.fail(what, err)
+	_ = m.Close()
+	return err
+}
+
+// load reads a template for a clone.
+func (d *Driver) load(template *directory, memorySize int64) (config, state []byte, err error) {
+	info, err := os.Stat(template.path(memoryFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() != memorySize {
+		return nil, nil, fmt.Errorf("%s is %s of %d bytes, want %d", memoryFile, info.Mode(), info.Size(), memorySize)
+	}
+	if template.exists(copiedFile) {
+		return nil, nil, fmt.Errorf("there is a %s: memory that each clone would copy", copiedFile)
+	}
+	saved, err := template.read(configFile, maxState)
+	if err != nil {
+		return nil, nil, err
+	}
+	if config, err = d.clone(saved); err != nil {
+		return nil, nil, err
+	}
+	state, err = template.read(stateFile, maxState)
+	return config, state, err
+}
+
+// samePlatform checks that the template in dir was made by this VMM on this host: it checks little of another one's state itself.
+func (d *Driver) samePlatform(ctx context.Context, dir string) error {
+	m, err := readManifest(filepath.Join(dir, manifestFile))
+	if err != nil {
+		return err
+	}
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return err
+	}
+	if here := manifestOf(caps); m != here {
+		return fmt.Errorf("the template was made on %+v, and this is %+v: build it anew", m, here)
+	}
+	return nil
+}
