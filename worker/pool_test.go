@@ -201,7 +201,7 @@ func TestPoolFollowsDemand(t *testing.T) {
 	r.cfg.Registerer = registry
 	r.run(t)
 	odd := steps([]string{"true"})
-	odd.Resources = jobs.Resources{VCPUs: 1, MemoryMiB: 64}
+	odd.Resources = jobs.Resources{VCPUs: 1, MemoryMiB: 128}
 	r.report(t, r.put(odd).Job)
 	if n := c.machines.Load(); n != 0 {
 		t.Errorf("%d machines for who asked once", n)
