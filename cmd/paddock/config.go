@@ -29,18 +29,22 @@ type config struct {
 	MaxQueued     int           `koanf:"max_queued"`
 	KeepEnded     time.Duration `koanf:"keep_ended"`
 
-	Name      string   `koanf:"name"`
-	Driver    string   `koanf:"driver"`
-	Accel     string   `koanf:"accel"`
-	QEMU      string   `koanf:"qemu"`
-	Jail      string   `koanf:"jail"`
-	Insecure  bool     `koanf:"insecure_no_isolation"`
-	Agent     string   `koanf:"agent"`
-	Images    []string `koanf:"images"`
-	VCPUs     int      `koanf:"vcpus"`
-	MemoryMiB int      `koanf:"memory_mib"`
-	Ready     int      `koanf:"ready"`
-	Prepared  int      `koanf:"prepared"`
+	Name         string        `koanf:"name"`
+	Driver       string        `koanf:"driver"`
+	Accel        string        `koanf:"accel"`
+	QEMU         string        `koanf:"qemu"`
+	Jail         string        `koanf:"jail"`
+	JailRequire  string        `koanf:"jail_require"`
+	CgroupParent string        `koanf:"cgroup_parent"`
+	ProbeTimeout time.Duration `koanf:"probe_timeout"`
+	StepTimeout  time.Duration `koanf:"step_timeout"`
+	Insecure     bool          `koanf:"insecure_no_isolation"`
+	Agent        string        `koanf:"agent"`
+	Images       []string      `koanf:"images"`
+	VCPUs        int           `koanf:"vcpus"`
+	MemoryMiB    int           `koanf:"memory_mib"`
+	Ready        int           `koanf:"ready"`
+	Prepared     int           `koanf:"prepared"`
 }
 
 // defaultConfigFile is read where it exists and --config names no other.
@@ -88,6 +92,10 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
 		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
+		addChoice(c, "jail-require", "", "degraded", "full refuses to start where this host lacks one of the jail's walls; degraded says which", "degraded", "full")
+		f.String("cgroup-parent", "", "cgroup for machines' own, as /proc/self/cgroup writes it (paddock-machines, in this process's or the root)")
+		f.Duration("probe-timeout", 2*time.Second, "how long the guest may run that is started to see whether KVM works")
+		f.Duration("step-timeout", 30*time.Second, "how long a VMM may take for one thing: to start, to save or load a machine; more where this host is a machine itself")
 		f.Bool("insecure-no-isolation", false, "allow the drivers hostproc and inproc, which isolate nothing")
 		f.String("agent", "", "the paddock-agent binary (beside this one)")
 		f.Int("vcpus", runtime.NumCPU(), "vCPUs for machines: as many jobs of one vCPU run at once")

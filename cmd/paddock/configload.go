@@ -164,9 +164,11 @@ var shortest = map[string]struct {
 	least time.Duration
 	why   string
 }{
-	"lease-ttl":   {3 * time.Second, "a worker's heartbeats are 2s apart"},
-	"lease-grace": {time.Millisecond, "a worker that ends its own machines needs a moment for it"},
-	"keep-ended":  {24 * time.Hour, "for so long an idempotency key names its job"},
+	"lease-ttl":     {3 * time.Second, "a worker's heartbeats are 2s apart"},
+	"lease-grace":   {time.Millisecond, "a worker that ends its own machines needs a moment for it"},
+	"keep-ended":    {24 * time.Hour, "for so long an idempotency key names its job"},
+	"probe-timeout": {10 * time.Millisecond, "a guest needs some of that where KVM works well"},
+	"step-timeout":  {time.Second, "less would end machines that are well"},
 }
 
 // check finds values that are of the right kind and make no sense.

@@ -34,7 +34,7 @@ type examination struct {
 // run looks at everything: what runs machines, what they are made of, where things are kept, who answers.
 func (e examination) run(ctx context.Context) []finding {
 	list := examineQEMU(ctx)
-	list = append(list, examineJail(ctx), examineSize(), examineTools(), examineAgent(), e.examineImages())
+	list = append(append(list, examineJail(ctx)...), examineSize(), examineTools(), examineAgent(), e.examineImages())
 	return append(list, e.examineState(), e.examineServer(ctx))
 }
 
@@ -74,24 +74,50 @@ func examineKVM() finding {
 	return finding{"kvm", degraded, "no /dev/kvm" + instead, "use a host with hardware virtualisation (modprobe kvm_intel or kvm_amd), or enable it for this guest in the host below"}
 }
 
-func examineJail(ctx context.Context) finding {
+// examineJail tries a jail, and gives a line more for each wall that this host cannot give.
+func examineJail(ctx context.Context) []finding {
 	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
 	if err != nil {
-		return finding{"jail", missing, err.Error(), "run as root; or paddock up --jail off, which starts VMMs without walls of their own"}
+		return []finding{{"jail", missing, err.Error(), "run as root; or paddock up --jail off, which starts VMMs without walls of their own"}}
 	}
+	defer l.Close() //nolint:errcheck // nothing is left in it
 	p, err := l.Launch(ctx, vmm.Command{Name: "doctor", Path: "/bin/true"})
 	if err == nil {
-		<-p.Done()
 		err = p.Err()
 	}
 	if err != nil {
-		return finding{"jail", missing, err.Error(), "paddock up --jail off starts VMMs without it"}
+		return []finding{{"jail", missing, err.Error(), "paddock up --jail off starts VMMs without it"}}
 	}
-	have := "namespaces, own root and uid, no capabilities, resource limits"
-	if lacks := l.Degraded(); len(lacks) > 0 {
-		return finding{"jail", degraded, have + "; not had: " + strings.Join(lacks, ", "), "nothing to do: this version of Paddock makes none"}
+	lacks := l.Lacks()
+	list := []finding{{"jail", ok, "namespaces, own root, no capabilities, resource limits", ""}}
+	if len(lacks) == 0 {
+		list[0].Detail += ", own uid, cgroup, filter of system calls: all walls"
 	}
-	return finding{"jail", ok, have, ""}
+	for _, lack := range lacks {
+		list = append(list, finding{lack.Name, degraded, lack.Why, jailAdvice(lack.Name)})
+	}
+	return list
+}
+
+// jailAdvice says what to do for a wall that is missing; docs/jail.md says more.
+func jailAdvice(lack string) string {
+	switch {
+	case lack == jail.NoUID:
+		return "run as root: without, a guest that escapes from its VMM is this user, in an empty root"
+	case lack == jail.NoCgroup && os.Geteuid() != 0:
+		return "run as root, or as a service with Delegate=yes: without, machines are not bounded in processor time and memory"
+	case lack == jail.NoCgroup:
+		return "mount a cgroup file system writable, or name a cgroup that is, with --cgroup-parent"
+	case lack == jail.NoCgroup+".io":
+		return "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1) and a kernel with CONFIG_BLK_CGROUP"
+	case strings.HasPrefix(lack, jail.NoCgroup+"."):
+		return "enable the controller: Delegate=yes in the service's unit, cgroup_enable=" + strings.TrimPrefix(lack, jail.NoCgroup+".") + " for the kernel"
+	case lack == jail.NoSwap:
+		return "boot with swapaccount=1, or turn swap off: swapoff -a"
+	case lack == jail.NoSeccomp:
+		return "use x86_64, and a kernel with CONFIG_SECCOMP_FILTER"
+	}
+	return "processes that do not die wait for a disk or a network file system: see dmesg; they are removed at the next start"
 }
 
 func examineSize() finding {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"time"
 
 	"github.com/paddockvm/paddock/vmm"
@@ -15,10 +14,6 @@ var probed = vmm.Share{CPUs: 1, MemoryBytes: 64 << 20, PIDs: 64}
 
 // probe starts a program in namespaces and a cgroup, as machines are, and kills it by way of the cgroup: files that are there prove nothing.
 func (l *Launcher) probe() (err error) {
-	sleep, err := exec.LookPath("sleep")
-	if err != nil {
-		return err
-	}
 	var g *cgroup
 	if l.cgroups != nil {
 		if g, err = l.cgroups.make("probe", probed, nil); err != nil {
@@ -28,7 +23,7 @@ func (l *Launcher) probe() (err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), settling)
 	defer cancel()
-	p, err := l.direct(g).Launch(ctx, vmm.Command{Name: "probe", Path: sleep, Args: []string{"60"}})
+	p, err := l.direct(g).Launch(ctx, vmm.Command{Name: "probe", Path: "/bin/sleep", Args: []string{"60"}})
 	if err != nil {
 		return fmt.Errorf("start a process in namespaces of its own: %w", err)
 	}
