@@ -34,6 +34,8 @@ type config struct {
 	Accel        string        `koanf:"accel"`
 	QEMU         string        `koanf:"qemu"`
 	Jail         string        `koanf:"jail"`
+	JailRequire  string        `koanf:"jail_require"`
+	CgroupParent string        `koanf:"cgroup_parent"`
 	ProbeTimeout time.Duration `koanf:"probe_timeout"`
 	StepTimeout  time.Duration `koanf:"step_timeout"`
 	Insecure     bool          `koanf:"insecure_no_isolation"`
@@ -90,6 +92,8 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
 		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
+		addChoice(c, "jail-require", "", "degraded", "full refuses to start where this host lacks one of the jail's walls; degraded says which", "degraded", "full")
+		f.String("cgroup-parent", "", "cgroup for machines' own, as /proc/self/cgroup writes it (paddock-machines, in this process's or the root)")
 		f.Duration("probe-timeout", 2*time.Second, "how long the guest may run that is started to see whether KVM works")
 		f.Duration("step-timeout", 30*time.Second, "how long a VMM may take for one thing: to start, to save or load a machine; more where this host is a machine itself")
 		f.Bool("insecure-no-isolation", false, "allow the drivers hostproc and inproc, which isolate nothing")

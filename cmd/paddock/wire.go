@@ -115,14 +115,24 @@ func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, clo
 // openLauncher gives what VMMs are started with. Where the jail cannot be had, that is an error and not a quiet loss.
 func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	if c.Jail == "off" {
+		if c.JailRequire == "full" {
+			return nil, nil, errors.New("jail_require is full, and jail is off")
+		}
 		return vmm.Direct{}, func() error { return nil }, nil
 	}
 	if c.Jail != "on" {
 		return nil, nil, fmt.Errorf("jail %q: want on or off", c.Jail)
 	}
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}, CgroupParent: c.CgroupParent})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
+	}
+	if lacks := l.Lacks(); c.JailRequire == "full" && len(lacks) > 0 {
+		var why []string
+		for _, lack := range lacks {
+			why = append(why, lack.Name+" ("+lack.Why+")")
+		}
+		return nil, nil, errors.Join(fmt.Errorf("jail_require is full, and this host lacks %s; paddock doctor says what to do", strings.Join(why, ", ")), l.Close())
 	}
 	return l, l.Close, nil
 }
