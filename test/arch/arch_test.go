@@ -34,11 +34,12 @@ var may = map[string][]string{
 	"vmm/vmmtest/testguest":   {},
 	"worker/jail":             {"vmm"},
 	"worker/host":             {},
+	"worker/demand":           {},
 	"worker/hostnet":          {},
 	// level 2
 	"images":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
 	"images/build":                 {"images", "jobs"},
-	"worker":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
+	"worker":                       {"jobs", "vmm", "worker/demand", "guestagent/client", "guestagent/wire"},
 	"dispatcher/match":             {"jobs"},
 	"dispatcher/ledger":            {"jobs"},
 	"dispatcher/ledger/sqlite":     {"dispatcher/ledger", "jobs"},
@@ -63,7 +64,7 @@ var may = map[string][]string{
 }
 
 // standard are the packages that use nothing but the standard library.
-var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire"}
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand"}
 
 type listed struct {
 	ImportPath string
