@@ -61,6 +61,7 @@ var may = map[string][]string{
 	"test/kvmhost/steps":  {},
 	"test/kvmhost/inside": {"test/kvmhost/steps"},
 	"test/kvmhost/cmd":    {"test/kvmhost"},
+	"test/kvmhost/inhost": {},
 }
 
 // standard are the packages that use nothing but the standard library.
