@@ -37,7 +37,7 @@ type Host struct {
 }
 
 // templateFormat changes when older templates cannot be used any more.
-const templateFormat = 2
+const templateFormat = 3
 
 // Offered lists the images that this host can run.
 func (h *Host) Offered() []jobs.OfferedImage {

@@ -27,7 +27,8 @@ var may = map[string][]string{
 	"guestagent/client":       {"guestagent/wire"},
 	"vmm/cloudhypervisor":     {"vmm", "vmm/cloudhypervisor/api"},
 	"vmm/cloudhypervisor/api": {},
-	"vmm/qemu":                {"vmm"},
+	"vmm/checkpoint":          {},
+	"vmm/qemu":                {"vmm", "vmm/checkpoint"},
 	"vmm/hostproc":            {"vmm"},
 	"vmm/inproc":              {"vmm", "guestagent"},
 	"vmm/vmmtest":             {"vmm"},
@@ -37,7 +38,7 @@ var may = map[string][]string{
 	"worker/demand":           {},
 	"worker/hostnet":          {},
 	// level 2
-	"images":                       {"jobs", "vmm", "guestagent/client", "guestagent/wire"},
+	"images":                       {"jobs", "vmm", "vmm/checkpoint", "guestagent/client", "guestagent/wire"},
 	"images/build":                 {"images", "jobs"},
 	"worker":                       {"jobs", "vmm", "worker/demand", "guestagent/client", "guestagent/wire"},
 	"dispatcher/match":             {"jobs"},

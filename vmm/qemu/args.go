@@ -41,6 +41,8 @@ func (c *commandLine) closeFiles() {
 func (c *commandLine) base(id string, platform manifest, qmp *os.File) {
 	c.add("-name", id, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-S",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		// A state that was taken of a running machine has no such section, which repeats what the template's manifest says (checkpoint.go).
+		"-global", "migration.send-configuration=off",
 		"-accel", accelArg(platform.Accel), "-cpu", platform.CPU,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=off", c.file(qmp)), "-mon", "chardev=qmp,mode=control")
 }

@@ -5,7 +5,7 @@
 // whatever is killed, Paddock included, leaves nothing behind. A template is a directory with the memory of a machine that was
 // stopped, sparse, and the state of its devices in QEMU's migration format; clones map the memory copy-on-write and load the state.
 //
-// Linux only. It may import vmm and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
+// Linux only. It may import vmm, vmm/checkpoint and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
 package qemu
 
 import (

@@ -9,6 +9,7 @@ import (
 // event notes what QEMU tells without being asked. It is called by the QMP reader.
 func (p *process) event(e qmpEvent) {
 	var data struct {
+		ID        string `json:"id"`
 		Status    string `json:"status"`
 		Guest     bool   `json:"guest"`
 		Reason    string `json:"reason"`
@@ -24,6 +25,13 @@ func (p *process) event(e qmpEvent) {
 		case "completed", "failed", "cancelled":
 			select {
 			case p.migrated <- data.Status:
+			default:
+			}
+		}
+	case "JOB_STATUS_CHANGE":
+		if data.ID == backupName && data.Status == "concluded" {
+			select {
+			case p.backedUp <- struct{}{}:
 			default:
 			}
 		}

@@ -23,6 +23,8 @@ type process struct {
 	console, stderr tail
 
 	migrated chan string   // how a migration ended; buffered for one
+	pointing chan struct{} // held by the one who takes a checkpoint
+	backedUp chan struct{} // its copy of the disk has ended; buffered for one
 	over     chan struct{} // closed when the guest ended itself
 	stop     chan struct{} // closed to end it
 	stopOnce sync.Once
@@ -40,7 +42,8 @@ type process struct {
 func (d *Driver) start(ctx context.Context, id string, platform manifest, c *commandLine, output *os.File, cmd vmm.Command) (_ *process, err error) {
 	p := &process{
 		id: id, output: output,
-		migrated: make(chan string, 1), over: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
+		migrated: make(chan string, 1), pointing: make(chan struct{}, 1), backedUp: make(chan struct{}, 1),
+		over: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	closeOnError := []*os.File{output}
 	defer func() {
