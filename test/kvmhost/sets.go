@@ -88,7 +88,7 @@ func check(table []Set) error {
 		} else if s.Package != "" && s.Package != path.Clean(s.Package) || path.IsAbs(s.Package) || strings.HasPrefix(s.Package, ".") {
 			bad("%q is no package of this repository", s.Package)
 		}
-		if s.Timeout < time.Minute {
+		if s.Timeout <= own {
 			bad("a timeout of %v is too short to start anything in", s.Timeout)
 		}
 		for _, re := range []string{s.Run, s.Skip} {

@@ -113,11 +113,15 @@ func run(ctx context.Context, p Plan, s Step, w Where, emit func(Event)) (err er
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT) }
 	cmd.WaitDelay = quitting
 	if w.Enter != nil {
-		leave, err := w.Enter(s.Name, cmd)
-		if err != nil {
-			return err
+		leave, refused := w.Enter(s.Name, cmd)
+		if refused != nil {
+			return refused
 		}
-		defer func() { err = errors.Join(err, leave()) }()
+		defer func() {
+			if left := leave(); left != nil {
+				err = errors.Join(err, left)
+			}
+		}()
 	}
 	err = cmd.Run()
 	if cmd.Process != nil {

@@ -1,0 +1,102 @@
+package kvmhost
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestTable(t *testing.T) {
+	if err := check(sets); err != nil {
+		t.Error(err)
+	}
+	for _, s := range sets {
+		tests, err := filepath.Glob(filepath.Join("..", "..", s.Package, "*_test.go"))
+		if err != nil || len(tests) == 0 {
+			t.Errorf("%s: no tests in %s: %v", s.Name, s.Package, err)
+		}
+		for name, without := range s.MaySkip {
+			if without != CloudHypervisor {
+				t.Errorf("%s: %s may skip without %s: only the real Cloud Hypervisor may be missing", s.Name, name, without)
+			}
+			if !defines(t, tests, name) {
+				t.Errorf("%s: there is no %s that may skip", s.Name, name)
+			}
+		}
+	}
+	for _, p := range programs {
+		if _, err := os.Stat(filepath.Join("..", "..", p)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// defines tells whether one of the files defines a test; name may be a subtest's.
+func defines(t *testing.T, files []string, name string) bool {
+	t.Helper()
+	top, _, _ := strings.Cut(name, "/")
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "\nfunc "+top+"(") {
+			return true
+		}
+	}
+	return false
+}
+
+func TestTableThatIsWrong(t *testing.T) {
+	good := Set{Name: "a", Package: "vmm/qemu", Timeout: time.Minute}
+	for name, change := range map[string]func(*Set){
+		"the name is missing":           func(s *Set) { s.Name = "" },
+		"is no package":                 func(s *Set) { s.Package = "../elsewhere" },
+		"a package or a line of shell":  func(s *Set) { s.Package = "" },
+		"too short":                     func(s *Set) { s.Timeout = time.Second },
+		"missing closing )":             func(s *Set) { s.Run = "Test(" },
+		"missing argument to repetitio": func(s *Set) { s.Skip = "Test/*" },
+		"is not KEY=VALUE":              func(s *Set) { s.Env = []string{"KEY"} },
+	} {
+		s := good
+		change(&s)
+		if err := check([]Set{s}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if err := check([]Set{good, good}); err == nil || !strings.Contains(err.Error(), "another's") {
+		t.Errorf("twice: %v", err)
+	}
+	if err := check([]Set{good, {Name: "sh", Shell: "true", Timeout: time.Minute}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSelect(t *testing.T) {
+	if diff := cmp.Diff(sets, Select(nil)); diff != "" {
+		t.Errorf("all (-want +got):\n%s", diff)
+	}
+	some := Select([]string{"worker/jail", "jobs"})
+	if err := check(some); err != nil {
+		t.Error(err)
+	}
+	last := some[len(some)-1]
+	if len(some) < 2 || some[0].Package != "worker/jail" || last.Package != "jobs" || last.Timeout != adHoc {
+		t.Errorf("%+v", some)
+	}
+}
+
+func TestArgs(t *testing.T) {
+	s := Set{Name: "a set: of/mine", Run: "TestA|TestB", Skip: "TestC", Timeout: 2 * time.Minute}
+	want := []string{"-test.v", "-test.paniconexit0", "-test.timeout=1m45s", "-test.run=TestA|TestB", "-test.skip=TestC"}
+	if diff := cmp.Diff(want, s.args()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := s.file(); got != "a-set--of-mine" {
+		t.Errorf("file %q", got)
+	}
+}
