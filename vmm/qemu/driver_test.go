@@ -50,6 +50,9 @@ func newDriver(t testing.TB, cfg qemu.Config) *qemu.Driver {
 	t.Helper()
 	need(t)
 	cfg.Binary = os.Getenv("PADDOCK_TEST_QEMU")
+	if os.Getenv("REQUIRE_KVM") != "" && cfg.Accel == "" {
+		cfg.Accel, cfg.ProbeTimeout = "kvm", 20*time.Second
+	}
 	if cfg.RunDir == "" {
 		cfg.RunDir = t.TempDir()
 	}
