@@ -98,7 +98,7 @@ func newReport(name string) *benchReport {
 }
 
 func describeHost() benchHost {
-	h := benchHost{CPUs: runtime.NumCPU(), MemoryMiB: defaultMemoryMiB() * 4 / 3, Go: runtime.Version(), Paddock: version, CPU: firstField("/proc/cpuinfo", "model name")}
+	h := benchHost{CPUs: runtime.NumCPU(), MemoryMiB: hostMemoryMiB(), Go: runtime.Version(), Paddock: version, CPU: firstField("/proc/cpuinfo", "model name")}
 	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		h.Kernel = strings.TrimSpace(string(b))
 	}

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -29,22 +28,26 @@ type config struct {
 	MaxQueued     int           `koanf:"max_queued"`
 	KeepEnded     time.Duration `koanf:"keep_ended"`
 
-	Name         string        `koanf:"name"`
-	Driver       string        `koanf:"driver"`
-	Accel        string        `koanf:"accel"`
-	QEMU         string        `koanf:"qemu"`
-	Jail         string        `koanf:"jail"`
-	JailRequire  string        `koanf:"jail_require"`
-	CgroupParent string        `koanf:"cgroup_parent"`
-	ProbeTimeout time.Duration `koanf:"probe_timeout"`
-	StepTimeout  time.Duration `koanf:"step_timeout"`
-	Insecure     bool          `koanf:"insecure_no_isolation"`
-	Agent        string        `koanf:"agent"`
-	Images       []string      `koanf:"images"`
-	VCPUs        int           `koanf:"vcpus"`
-	MemoryMiB    int           `koanf:"memory_mib"`
-	Ready        int           `koanf:"ready"`
-	Prepared     int           `koanf:"prepared"`
+	Name             string        `koanf:"name"`
+	Driver           string        `koanf:"driver"`
+	Accel            string        `koanf:"accel"`
+	QEMU             string        `koanf:"qemu"`
+	Jail             string        `koanf:"jail"`
+	JailRequire      string        `koanf:"jail_require"`
+	CgroupParent     string        `koanf:"cgroup_parent"`
+	ProbeTimeout     time.Duration `koanf:"probe_timeout"`
+	StepTimeout      time.Duration `koanf:"step_timeout"`
+	Insecure         bool          `koanf:"insecure_no_isolation"`
+	Agent            string        `koanf:"agent"`
+	Images           []string      `koanf:"images"`
+	VCPUs            int           `koanf:"vcpus"`
+	MemoryMiB        int           `koanf:"memory_mib"`
+	ReserveMemoryMiB int           `koanf:"reserve_memory_mib"`
+	OvercommitVCPUs  float64       `koanf:"overcommit_vcpus"`
+	OvercommitMemory float64       `koanf:"overcommit_memory"`
+	Ready            int           `koanf:"ready"`
+	ReadyMost        int           `koanf:"ready_most"`
+	Prepared         int           `koanf:"prepared"`
 }
 
 // defaultConfigFile is read where it exists and --config names no other.
@@ -98,9 +101,13 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.Duration("step-timeout", 30*time.Second, "how long a VMM may take for one thing: to start, to save or load a machine; more where this host is a machine itself")
 		f.Bool("insecure-no-isolation", false, "allow the drivers hostproc and inproc, which isolate nothing")
 		f.String("agent", "", "the paddock-agent binary (beside this one)")
-		f.Int("vcpus", runtime.NumCPU(), "vCPUs for machines: as many jobs of one vCPU run at once")
-		f.Int("memory-mib", defaultMemoryMiB(), "memory for machines, in MiB")
-		f.Int("ready", 2, "machines kept ready of each image")
+		f.Int("vcpus", 0, "vCPUs for machines: as many jobs of one vCPU run at once; 0 is as many as the host has, times --overcommit-vcpus")
+		f.Int("memory-mib", 0, "memory for machines, in MiB; 0 is the host's, less --reserve-memory-mib, times --overcommit-memory")
+		f.Int("reserve-memory-mib", defaultReserve(hostMemoryMiB()), "memory that stays the system's; while less than half of it is available, no machine is kept ready and no job taken")
+		f.Float64("overcommit-vcpus", 1, "how often over the host's processors are given to machines")
+		f.Float64("overcommit-memory", 1, "how often over memory is given to machines: they share what they do not write")
+		f.Int("ready", 2, "machines kept ready of each image, at least")
+		f.Int("ready-most", 16, "machines kept ready of each image and shape at most, where there is demand for them")
 		f.Int("prepared", 1, "VMMs kept prepared beyond those")
 	}
 	return cf

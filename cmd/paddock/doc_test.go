@@ -28,7 +28,7 @@ const cliDoc = "../../docs/cli.md"
 // byHost are the defaults that are not the same everywhere.
 var byHost = map[string]string{
 	"state-dir": "`/var/lib/paddock`, or `~/.local/state/paddock` where not root", "image-dir": "`images` in the state directory",
-	"name": "the host's name", "vcpus": "as many as the host has", "memory-mib": "3/4 of the host's",
+	"name": "the host's name", "reserve-memory-mib": "1/4 of the host's, at most 8192",
 }
 
 // TestDocIsCurrent holds the generated parts of docs/cli.md, each between <!-- NAME --> and <!-- end -->, against the code.
@@ -185,7 +185,7 @@ var described = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]+)".*variable
 
 // metricsDoc lists what `paddock up` registers, but for what Prometheus's own collectors do.
 func metricsDoc(t *testing.T) string {
-	c := config{StateDir: t.TempDir(), Driver: "inproc", Insecure: true, Name: "w", VCPUs: 1, MemoryMiB: 256}
+	c := config{StateDir: t.TempDir(), Driver: "inproc", Insecure: true, Name: "w", VCPUs: 1, MemoryMiB: 256, OvercommitVCPUs: 1, OvercommitMemory: 1}
 	var all catalogue
 	_, closeStore, err := openDispatcher(t.Context(), c, &bus.Bus{}, &all)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -21,6 +20,7 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/worker/host"
 	"github.com/paddockvm/paddock/worker/jail"
 )
 
@@ -121,8 +121,16 @@ func jailAdvice(lack string) string {
 }
 
 func examineSize() finding {
-	mib := defaultMemoryMiB()
-	f := finding{"size", ok, fmt.Sprintf("%d processors; %d MiB of memory for machines, %d jobs of one vCPU at once", runtime.NumCPU(), mib, runtime.NumCPU()), ""}
+	mib := hostMemoryMiB()
+	r, err := capacityOf(config{ReserveMemoryMiB: defaultReserve(mib), OvercommitVCPUs: 1, OvercommitMemory: 1})
+	if err != nil {
+		return finding{"size", degraded, err.Error(), "use a host with 2 GiB of memory at least"}
+	}
+	f := finding{"size", ok, fmt.Sprintf("%d processors; %d MiB of memory for machines, %d jobs of one vCPU at once", r.VCPUs, r.MemoryMiB, r.VCPUs), ""}
+	if _, err := (host.Reader{}).Pressure("memory"); err != nil {
+		f.Status, f.Advice = degraded, err.Error()
+	}
+	mib = r.MemoryMiB
 	if mib < 1024 {
 		f.Status, f.Advice = degraded, "a machine takes 256 MiB and more; use a host with 2 GiB at least"
 	}

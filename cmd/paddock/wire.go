@@ -20,12 +20,12 @@ import (
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/images"
-	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/hostproc"
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/vmm/qemu"
 	"github.com/paddockvm/paddock/worker"
+	"github.com/paddockvm/paddock/worker/host"
 	"github.com/paddockvm/paddock/worker/jail"
 )
 
@@ -143,15 +143,22 @@ func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	host := &images.Host{Store: store, Driver: d, Caps: caps, Progress: progress}
+	capacity, err := capacityOf(c)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, closeDriver())
+	}
+	if r != nil {
+		r.MustRegister(host.Reader{})
+	}
+	here := &images.Host{Store: store, Driver: d, Caps: caps, Progress: progress}
 	w, err := worker.New(worker.Config{
-		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: d, Caps: caps, Images: host, Dispatcher: b, Events: b, Stdin: b, Objects: b,
-		Capacity: jobs.Resources{VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB}, Ready: c.Ready, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
+		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: d, Caps: caps, Images: here, Dispatcher: b, Events: b, Stdin: b, Objects: b,
+		Capacity: capacity, Ready: c.Ready, ReadyMost: c.ReadyMost, Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
 	})
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, closeDriver())
 	}
-	return w, host, closeDriver, nil
+	return w, here, closeDriver, nil
 }
 
 // agentPath finds the agent's binary: named, beside this one, or in PATH.

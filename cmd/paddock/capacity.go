@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/worker/host"
+)
+
+// leastMemoryMiB is what the smallest machine takes that runs anything.
+const leastMemoryMiB = 96
+
+// defaultReserve is what stays the system's and Paddock's own, in MiB: a quarter of the host's memory, and no more than 8 GiB of it.
+func defaultReserve(memoryMiB int) int { return min(memoryMiB/4, 8192) }
+
+// hostMemoryMiB is what this process can use of the host's memory; 1 GiB where nothing says.
+func hostMemoryMiB() int {
+	c, err := host.Reader{}.Capacity()
+	if err != nil {
+		return 1024
+	}
+	return c.MemoryMiB
+}
+
+// capacityOf is what machines may use together: as the configuration says it, or else what the host has, less the reserve, as often over
+// as it may be committed.
+func capacityOf(c config) (jobs.Resources, error) {
+	if c.OvercommitVCPUs < 1 || c.OvercommitMemory < 1 || c.OvercommitVCPUs > 100 || c.OvercommitMemory > 100 {
+		return jobs.Resources{}, fmt.Errorf("overcommit_vcpus is %g and overcommit_memory %g: both must be from 1 (nothing is promised twice) to 100", c.OvercommitVCPUs, c.OvercommitMemory)
+	}
+	if c.MemoryMiB > 0 && c.MemoryMiB < leastMemoryMiB {
+		return jobs.Resources{}, fmt.Errorf("memory_mib is %d: that is no machine's; want at least %d, or 0 for what the host has", c.MemoryMiB, leastMemoryMiB)
+	}
+	r := jobs.Resources{VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB}
+	if r.VCPUs > 0 && r.MemoryMiB > 0 {
+		return r, nil
+	}
+	has, err := host.Reader{}.Capacity()
+	if err != nil {
+		return r, fmt.Errorf("find out what this host has: %w; say it with --vcpus and --memory-mib", err)
+	}
+	if r.VCPUs == 0 {
+		r.VCPUs = max(1, int(math.Floor(has.CPUs*c.OvercommitVCPUs)))
+	}
+	if r.MemoryMiB == 0 {
+		left := has.MemoryMiB - c.ReserveMemoryMiB
+		if left < leastMemoryMiB {
+			return r, fmt.Errorf("this host has %d MiB of memory, and reserve_memory_mib keeps %d of them: nothing is left for machines", has.MemoryMiB, c.ReserveMemoryMiB)
+		}
+		r.MemoryMiB = int(float64(left) * c.OvercommitMemory)
+	}
+	return r, nil
+}
