@@ -20,7 +20,8 @@ import (
 //
 //	1: the first
 //	2: sets a network card up, opens connections to its loopback, resizes
-const Version = "2"
+//	3: is restored again in a clone of a machine that lived already
+const Version = "3"
 
 // agent answers requests. What it can do is in its hands, which differ between a guest, a process and a pretence.
 type agent struct {
@@ -98,7 +99,7 @@ func (a *agent) do(ctx context.Context, s *wire.Stream, r *wire.Request) (reply 
 		reply.Hello = &a.hello
 	case r.Op == wire.OpPing:
 	case r.Op == wire.OpRestore && r.Restore != nil:
-		reply.Ready, err = a.hands.restore(r.Restore)
+		reply.Ready, err = a.restore(r.Restore)
 	case r.Op == wire.OpExec && r.Exec != nil:
 		reply.Exit, err = a.exec(ctx, s, r.Exec)
 	case r.Op == wire.OpSignal && r.Signal != nil:
@@ -174,14 +175,29 @@ func (a *agent) ended(id string) {
 	delete(a.running, id)
 }
 
-func (a *agent) quiesce() error {
+// idle is an error while a program runs.
+func (a *agent) idle() error {
 	a.mu.Lock()
-	n := len(a.running)
-	a.mu.Unlock()
-	if n > 0 {
+	defer a.mu.Unlock()
+	if len(a.running) > 0 {
 		return &wire.Error{Kind: wire.ErrRequest, Message: "a program runs"}
 	}
+	return nil
+}
+
+func (a *agent) quiesce() error {
+	if err := a.idle(); err != nil {
+		return err
+	}
 	return a.hands.quiesce()
+}
+
+// restore is for a clone in which nothing runs: what ran in a machine that was cloned alive has ended with its host's conversation.
+func (a *agent) restore(r *wire.Restore) (*wire.Ready, error) {
+	if err := a.idle(); err != nil {
+		return nil, err
+	}
+	return a.hands.restore(r)
 }
 
 func (a *agent) signal(s *wire.Signal) error {

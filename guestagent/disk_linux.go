@@ -39,6 +39,13 @@ func (d *disk) limit(bytes int64) error {
 	return nil
 }
 
+// newLife forgets the limit of an earlier life: what was written in it does not count against the next one's.
+func (d *disk) newLife() {
+	if d != nil {
+		d.limit0 = 0
+	}
+}
+
 func (d *disk) free() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(d.root.Fd()), &st); err != nil {

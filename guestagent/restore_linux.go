@@ -1,7 +1,9 @@
 package guestagent
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -13,9 +15,10 @@ import (
 )
 
 // restore makes this clone a machine of its own, in this order: entropy before anything draws from it, the clock before anything
-// notes the time, its disk, who it is, and its way out last. It runs once; no program has run in the clone before.
+// notes the time, its disk, who it is, and its way out last. It runs once in a clone, and no program has run before. A clone of a machine
+// that lived already, a snapshot, is restored once more: it keeps the disk that it has.
 func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
-	if g.restored {
+	if g.epoch != nil && bytes.Equal(g.epoch, r.Epoch) {
 		return nil, &wire.Error{Kind: wire.ErrRequest, Message: "restored already"}
 	}
 	ready := &wire.Ready{Epoch: r.Epoch, BootID: uuid(r.Epoch), StepMS: map[string]float64{}}
@@ -25,8 +28,14 @@ func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
 	}{
 		{"entropy", func() error { return reseed(r.Entropy) }},
 		{"clock", func() error { return setClock(r.TimeUnixNS) }},
-		{"scratch", func() error { return g.freshRoot(m, r.Scratch) }},
-		{"identity", func() error { return identify(r, ready.BootID) }},
+		{"scratch", func() error {
+			if g.epoch != nil {
+				m.disk.newLife()
+				return nil
+			}
+			return g.freshRoot(m, r.Scratch)
+		}},
+		{"identity", func() error { return g.identify(r, ready.BootID) }},
 		{"network", func() error { return connect(r.Network) }},
 	} {
 		start := time.Now()
@@ -35,7 +44,7 @@ func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
 		}
 		ready.StepMS[step.name] = milliseconds(time.Since(start))
 	}
-	g.restored = true
+	g.epoch = bytes.Clone(r.Epoch)
 	return ready, nil
 }
 
@@ -100,10 +109,18 @@ func (g *guest) freshRoot(m *machine, scratch bool) error {
 	return become("/new")
 }
 
-// identify gives the machine its names.
-func identify(r *wire.Restore, bootID string) error {
+// bootIDFile is what the kernel says of its boot.
+const bootIDFile = "/proc/sys/kernel/random/boot_id"
+
+// identify gives the machine its names. Where it has some already, whatever stands in their place goes first: programs may have put it there.
+func (g *guest) identify(r *wire.Restore, bootID string) error {
 	if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
 		return err
+	}
+	if g.epoch != nil {
+		if err := unix.Unmount(bootIDFile, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("take the old boot id away: %w", err)
+		}
 	}
 	for _, f := range []struct{ name, content string }{
 		{"/etc/machine-id", r.MachineID + "\n"},
@@ -111,9 +128,14 @@ func identify(r *wire.Restore, bootID string) error {
 		{"/etc/hosts", "127.0.0.1 localhost " + r.Hostname + "\n::1 localhost\n"},
 		{"/run/boot_id", bootID + "\n"},
 	} {
+		if g.epoch != nil {
+			if err := os.RemoveAll(f.name); err != nil {
+				return err
+			}
+		}
 		if err := os.WriteFile(f.name, []byte(f.content), 0o444); err != nil {
 			return err
 		}
 	}
-	return unix.Mount("/run/boot_id", "/proc/sys/kernel/random/boot_id", "", unix.MS_BIND, "")
+	return unix.Mount("/run/boot_id", bootIDFile, "", unix.MS_BIND, "")
 }
