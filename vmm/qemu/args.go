@@ -3,7 +3,6 @@ package qemu
 import (
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/paddockvm/paddock/vmm"
 )
@@ -56,40 +55,69 @@ func accelArg(accel string) string {
 }
 
 // devices are the machine's. Their order and kind are part of a template: clones must have the same.
-func (c *commandLine) devices(b vmm.Boot, platform manifest, f machineFiles) {
+func (c *commandLine) devices(b vmm.Boot, platform manifest, limits DiskLimits, f machineFiles) {
 	share := "off" // MAP_PRIVATE: the clones' writes are their own
 	if f.shareMemory {
 		share = "on"
 	}
 	c.add("-machine", platform.Machine+",memory-backend=ram,mem-merge=off,dump-guest-core=off,usb=off,vmport=off",
-		"-smp", strconv.Itoa(b.VCPUs), "-m", strconv.Itoa(b.MemoryMiB)+"M",
+		"-smp", smp(b), "-m", memorySize(b),
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=%s", b.MemoryMiB, procFDNumber(c.file(f.memory)), share),
 		// Without it the option ROM kvmvapic is in a template's state and its restore fails.
 		"-global", "apic-common.vapic=off",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=off", c.file(f.console)), "-serial", "chardev:console",
-		"-device", "virtio-serial-pci",
-		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", c.file(f.agent)),
-		"-device", "virtserialport,chardev=agent,name="+agentPort,
 		"-device", "virtio-rng-pci",
 		"-device", "pvpanic-pci",
 		// Threads that do I/O: by default up to 64.
 		"-object", "main-loop,id=main-loop,thread-pool-max=8")
+	if f.lease != nil {
+		c.vsock(f.lease)
+	} else {
+		c.add("-device", "virtio-serial-pci",
+			"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", c.file(f.agent)),
+			"-device", "virtserialport,chardev=agent,name="+agentPort)
+	}
+	c.throttle(limits)
 	if f.root != nil {
-		c.disk(rootNode, f.root, "read-only=on,auto-read-only=off")
+		c.disk(rootNode, f.root, limits, "read-only=on,auto-read-only=off")
 	}
 	if f.scratch != nil {
 		// The copy dies with the machine: nothing of it need ever reach the disk, and what the guest discards is given back.
-		c.disk(scratchNode, f.scratch, "cache.no-flush=on,discard=unmap")
+		c.disk(scratchNode, f.scratch, limits, "cache.no-flush=on,discard=unmap")
+	}
+	if f.tap != nil {
+		c.nic(f.tap)
 	}
 }
 
+// throttle is what bounds all of a machine's disks together (docs/throttle.txt in QEMU's source).
+func (c *commandLine) throttle(l DiskLimits) {
+	if l == (DiskLimits{}) {
+		return
+	}
+	group := "throttle-group,id=disks"
+	if l.BytesPerSecond > 0 {
+		group += fmt.Sprintf(",limits.bps-total=%d", l.BytesPerSecond)
+	}
+	if l.OpsPerSecond > 0 {
+		group += fmt.Sprintf(",limits.iops-total=%d", l.OpsPerSecond)
+	}
+	c.add("-object", group)
+}
+
 // disk adds a raw image by its descriptor. Locking is off: the root is shared, and nobody else can open the scratch copy.
-func (c *commandLine) disk(name string, f *os.File, options string) {
-	fd := c.file(f)
+func (c *commandLine) disk(name string, f *os.File, limits DiskLimits, options string) {
+	fd, node := c.file(f), name
+	if limits != (DiskLimits{}) {
+		node += "-file"
+	}
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", name, fd, options),
-		// A full host disk is the guest's I/O error, and noted (event.go); by default QEMU would pause the machine and wait for an operator.
-		"-device", "virtio-blk-pci,rerror=report,werror=report,drive="+name)
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,locking=off,%s", node, fd, options))
+	if node != name {
+		c.add("-blockdev", fmt.Sprintf("driver=throttle,node-name=%s,throttle-group=disks,file=%s,%s", name, node, options))
+	}
+	// A full host disk is the guest's I/O error, and noted (event.go); by default QEMU would pause the machine and wait for an operator.
+	c.add("-device", "virtio-blk-pci,rerror=report,werror=report,drive="+name)
 }
 
 // machineFiles are open files of a machine, all of them for QEMU.
@@ -97,6 +125,8 @@ type machineFiles struct {
 	memory        *os.File
 	shareMemory   bool
 	console       *os.File
-	agent         *os.File
+	agent         *os.File // the listening socket of the serial port; nil where there is a lease
+	lease         *lease   // of a vsock device
 	root, scratch *os.File // nil: none
+	tap           *os.File // nil: no network card
 }

@@ -5,66 +5,36 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// channel is the way to the guest's agent: QEMU accepts on a listening unix socket, one connection at a time, and joins it with
-// the guest's virtio-serial port. The socket has no name: it is reached through a descriptor of its inode, so nobody else can
-// dial it, and nothing is left of it when this process or QEMU is killed.
+// channel is the way to the guest's agent: one connection at a time, whatever device it leads to.
 type channel struct {
-	inode   *os.File // O_PATH
+	way     way
 	closing chan struct{}
 	once    sync.Once
 
-	// held guards what is below; a channel and not a mutex because it is held while connecting. The inode's descriptor must not
-	// be closed meanwhile: its number could already be another machine's.
+	// held guards what is below; a channel and not a mutex because it is held while connecting. What the way connects by must not be
+	// given back meanwhile: it could already be another machine's.
 	held   chan struct{}
 	conn   net.Conn
 	closed bool
 }
 
-// newChannel gives the channel and the listening socket, which is for QEMU. For a moment the socket has the name path.
-func newChannel(path string) (c *channel, listener *os.File, err error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("guest channel: %w", err)
-	}
-	listener = os.NewFile(uintptr(fd), path)
-	defer func() {
-		if err != nil {
-			listener.Close()
-		}
-	}()
-	dir, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("guest channel: %w", err)
-	}
-	defer dir.Close()
-	// Addressed by way of the directory's descriptor: a socket's address is 108 bytes at most, a path may be longer.
-	name := procFD(dir) + "/" + filepath.Base(path)
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		return nil, nil, fmt.Errorf("guest channel: bind %s: %w", path, err)
-	}
-	defer os.Remove(path)
-	// Connections wait here while QEMU notices the end of the one before, also those that were given up meanwhile.
-	if err := unix.Listen(fd, 16); err != nil {
-		return nil, nil, fmt.Errorf("guest channel: %w", err)
-	}
-	inode, err := os.OpenFile(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("guest channel: %w", err)
-	}
-	return &channel{inode: inode, closing: make(chan struct{}), held: make(chan struct{}, 1)}, listener, nil
+// way is a device of the machine that leads to the guest's agent.
+type way interface {
+	// connect waits until the other end accepts.
+	connect(ctx context.Context) (net.Conn, error)
+	// close gives back what connect needs. It is called once.
+	close()
 }
 
-// dial connects, and ends the connection before.
-func (c *channel) dial(ctx context.Context) (net.Conn, error) {
+func newChannel(w way) *channel {
+	return &channel{way: w, closing: make(chan struct{}), held: make(chan struct{}, 1)}
+}
+
+// dial connects, and ends the connection before. It gives up when over is closed.
+func (c *channel) dial(ctx context.Context, over <-chan struct{}) (net.Conn, error) {
 	select {
 	case c.held <- struct{}{}:
 		defer func() { <-c.held }()
@@ -78,7 +48,7 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 		c.conn.Close()
 		c.conn = nil
 	}
-	conn, err := c.connect(ctx)
+	conn, err := c.connect(ctx, over)
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
@@ -86,23 +56,24 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 	return conn, nil
 }
 
-// connect waits while QEMU is behind with accepting: a socket's full queue says EAGAIN and cannot be waited for.
-func (c *channel) connect(ctx context.Context) (net.Conn, error) {
-	var d net.Dialer
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		conn, err := d.DialContext(ctx, "unix", procFD(c.inode))
-		if !errors.Is(err, unix.EAGAIN) {
-			return conn, err
-		}
+func (c *channel) connect(ctx context.Context, over <-chan struct{}) (net.Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
 		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
 		case <-c.closing:
-			return nil, net.ErrClosed
+			cancel(net.ErrClosed)
+		case <-over:
+			cancel(errOver)
+		case <-ctx.Done():
 		}
-	}
+	})
+	defer watching.Wait()
+	defer cancel(nil)
+	return c.way.connect(ctx)
 }
+
+var errOver = errors.New("the machine is over")
 
 // hangUp ends the connection there is.
 func (c *channel) hangUp() {
@@ -122,11 +93,6 @@ func (c *channel) close() {
 	defer func() { <-c.held }()
 	if !c.closed {
 		c.closed = true
-		c.inode.Close()
+		c.way.close()
 	}
 }
-
-// procFD is a path to an open file of this process (proc(5)).
-func procFD(f *os.File) string { return procFDNumber(int(f.Fd())) }
-
-func procFDNumber(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

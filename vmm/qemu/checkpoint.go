@@ -108,6 +108,9 @@ func (m *machine) take(ctx context.Context, dir string) (_ *taken, err error) {
 		return nil, err
 	}
 	defer release()
+	if m.size.plugged() {
+		return nil, fmt.Errorf("it has grown since: %w", vmm.ErrUnsupported)
+	}
 	t := &taken{}
 	defer func() {
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -32,6 +33,13 @@ const (
 	accelTCG  = "tcg"
 )
 
+// Names of the ways to a guest's agent.
+const (
+	channelAuto   = "auto"
+	channelVsock  = "vsock"
+	channelSerial = "serial"
+)
+
 // Config is how a Driver runs QEMU.
 type Config struct {
 	// Binary is QEMU; empty means qemu-system-x86_64 in PATH.
@@ -47,6 +55,20 @@ type Config struct {
 	// StepTimeout is how long QEMU may take for one thing: to start, to answer a command, to save or load a machine's state.
 	// 0 means 30 s. Nested machines are 20 times slower than real ones.
 	StepTimeout time.Duration
+	// Channel is the way to the guest's agent: "vsock", "serial", or "auto" (the default): vsock where the host's kernel has a vhost-vsock
+	// device that QEMU can use.
+	Channel string
+	// CIDBase and CIDCount are the vsock addresses that machines of this host get, one each; 0 means 65536 from 1000000 on.
+	CIDBase, CIDCount int
+	// CIDLock is the file by which the processes of a host agree on who has which; /run/paddock-cids where empty.
+	CIDLock string
+	// Disk bounds what each machine does to its disks, the root and the scratch disk together.
+	Disk DiskLimits
+}
+
+// DiskLimits bound a machine's reading and writing together; a zero field does not. They are the host's, not a template's.
+type DiskLimits struct {
+	BytesPerSecond, OpsPerSecond int64
 }
 
 // Driver is vmm.Driver for QEMU. Close it when its machines are closed.
@@ -54,6 +76,7 @@ type Driver struct {
 	cfg      Config
 	memories memories
 	prober   prober
+	cids     cids
 }
 
 var (
@@ -72,6 +95,25 @@ func New(cfg Config) (*Driver, error) {
 	case accelAuto, accelKVM, accelTCG:
 	default:
 		return nil, fmt.Errorf("qemu: accelerator %q: want auto, kvm or tcg", cfg.Accel)
+	}
+	switch cfg.Channel {
+	case "":
+		cfg.Channel = channelAuto
+	case channelAuto, channelVsock, channelSerial:
+	default:
+		return nil, fmt.Errorf("qemu: channel %q: want auto, vsock or serial", cfg.Channel)
+	}
+	if cfg.CIDBase == 0 && cfg.CIDCount == 0 {
+		cfg.CIDBase, cfg.CIDCount = 1_000_000, 65_536
+	}
+	if cfg.CIDBase < 3 || cfg.CIDCount < 1 || cfg.CIDBase+cfg.CIDCount > math.MaxInt32 { // 0 to 2 are not machines' (vsock(7))
+		return nil, fmt.Errorf("qemu: %d cids from %d on: they begin at 3", cfg.CIDCount, cfg.CIDBase)
+	}
+	if cfg.CIDLock == "" {
+		cfg.CIDLock = "/run/paddock-cids"
+	}
+	if cfg.Disk.BytesPerSecond < 0 || cfg.Disk.OpsPerSecond < 0 {
+		return nil, errors.New("qemu: a disk limit below zero")
 	}
 	if cfg.Binary == "" {
 		cfg.Binary = "qemu-system-x86_64"
@@ -95,7 +137,10 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.StepTimeout == 0 {
 		cfg.StepTimeout = 30 * time.Second
 	}
-	return &Driver{cfg: cfg, prober: prober{held: make(chan struct{}, 1)}}, nil
+	return &Driver{
+		cfg: cfg, prober: prober{held: make(chan struct{}, 1)},
+		cids: cids{base: cfg.CIDBase, count: cfg.CIDCount, path: cfg.CIDLock, used: map[int]bool{}},
+	}, nil
 }
 
 // Name is "qemu".
@@ -105,7 +150,7 @@ func (*Driver) Name() string { return "qemu" }
 func (d *Driver) Release(dir string) error { return d.memories.release(dir) }
 
 // Close releases all templates. It ends no machine.
-func (d *Driver) Close() error { return d.memories.release("") }
+func (d *Driver) Close() error { return errors.Join(d.memories.release(""), d.cids.close()) }
 
 // step bounds one step of QEMU's.
 func (d *Driver) step(ctx context.Context) (context.Context, context.CancelFunc) {

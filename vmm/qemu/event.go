@@ -15,6 +15,8 @@ func (p *process) event(e qmpEvent) {
 		Reason    string `json:"reason"`
 		Node      string `json:"node-name"`
 		Operation string `json:"operation"`
+		Device    string `json:"device"`
+		Info      ost    `json:"info"`
 	}
 	if len(e.Data) > 0 && json.Unmarshal(e.Data, &data) != nil {
 		return
@@ -34,6 +36,14 @@ func (p *process) event(e qmpEvent) {
 			case p.backedUp <- struct{}{}:
 			default:
 			}
+		}
+	case "DEVICE_DELETED":
+		p.unplugs.tell(data.Device, nil)
+	case "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR":
+		p.unplugs.tell(data.Device, errKept)
+	case "ACPI_DEVICE_OST":
+		if data.Info.kept() {
+			p.unplugs.tell(data.Info.Device, errKept)
 		}
 	case "GUEST_PANICKED":
 		p.guestEnded("panic")

@@ -24,24 +24,34 @@ type machine struct {
 	boot     vmm.Boot
 	platform manifest
 	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
+	size     *size
 }
 
 var (
 	_ vmm.Machine   = (*machine)(nil)
 	_ vmm.HostFault = (*machine)(nil)
+	_ vmm.Resizer   = (*machine)(nil)
 )
 
 // Boot starts a machine from its kernel. What it writes to its memory ends in a file that Snapshot keeps.
-func (d *Driver) Boot(ctx context.Context, b vmm.Boot, _ vmm.Attach) (vmm.Machine, error) {
+func (d *Driver) Boot(ctx context.Context, b vmm.Boot, a vmm.Attach) (vmm.Machine, error) {
 	caps, err := d.Probe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	memory, err := newMemory("boot", int64(b.MemoryMiB)<<20)
+	if err := checkHeadroom(b); err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	tap, err := tapOf(b, a)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
-	m, err := d.cold(ctx, b, manifestOf(caps), memory)
+	memory, err := newMemory("boot", int64(b.MemoryMiB)<<20)
+	if err != nil {
+		_ = tap.Close()
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	m, err := d.cold(ctx, b, manifestOf(caps), memory, tap)
 	if err != nil {
 		memory.Close()
 		return nil, fmt.Errorf("boot: %w", err)
@@ -53,12 +63,13 @@ func (d *Driver) Boot(ctx context.Context, b vmm.Boot, _ vmm.Attach) (vmm.Machin
 	return m, nil
 }
 
-// cold starts a QEMU with a kernel, paused. memory stays the caller's.
-func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory *os.File) (_ *machine, err error) {
+// cold starts a QEMU with a kernel, paused. memory stays the caller's, tap does not.
+func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory, tap *os.File) (_ *machine, err error) {
 	c := &commandLine{}
 	defer func() {
 		if err != nil {
 			c.closeFiles()
+			_ = tap.Close()
 		}
 	}()
 	kernel, err := os.Open(b.Kernel)
@@ -77,19 +88,19 @@ func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory
 	if err != nil {
 		return nil, err
 	}
-	return d.machine(ctx, c, b, platform, machineFiles{memory: theirs, shareMemory: true})
+	return d.machine(ctx, c, b, platform, machineFiles{memory: theirs, shareMemory: true, tap: tap})
 }
 
 // Prepare spawns a QEMU that waits for the template's state.
-func (d *Driver) Prepare(ctx context.Context, t vmm.Template, _ vmm.Attach) (vmm.Prepared, error) {
-	m, err := d.prepare(ctx, t)
+func (d *Driver) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	m, err := d.prepare(ctx, t, a)
 	if err != nil {
 		return nil, fmt.Errorf("prepare a clone of %s: %w", t.Dir, err)
 	}
 	return &prepared{m: m}, nil
 }
 
-func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) {
+func (d *Driver) prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (*machine, error) {
 	platform, err := d.platform(ctx, t.Dir)
 	if err != nil {
 		return nil, err
@@ -99,13 +110,18 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 		return nil, err
 	}
 	defer state.Close()
+	tap, err := tapOf(t.Boot, a)
+	if err != nil {
+		return nil, err
+	}
 	memory, err := d.memories.get(t.Dir, int64(t.Boot.MemoryMiB)<<20)
 	if err != nil {
+		_ = tap.Close()
 		return nil, err
 	}
 	c := &commandLine{}
 	c.add("-incoming", "defer")
-	m, err := d.machine(ctx, c, t.Boot, platform, machineFiles{memory: memory})
+	m, err := d.machine(ctx, c, t.Boot, platform, machineFiles{memory: memory, tap: tap})
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +133,7 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 
 // machine starts QEMU with the machine's devices. It takes f.memory and the files of c over.
 func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platform manifest, f machineFiles) (_ *machine, err error) {
-	m := &machine{d: d, boot: b, platform: platform}
+	m := &machine{d: d, boot: b, platform: platform, size: newSize(b)}
 	var output *os.File
 	defer func() {
 		if err != nil {
@@ -130,7 +146,7 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}()
 	id := newID()
-	if m.channel, f.agent, err = newChannel(filepath.Join(d.cfg.RunDir, id)); err != nil {
+	if m.channel, err = d.channel(id, platform, &f); err != nil {
 		return nil, err
 	}
 	if output, f.console, err = socketPair("console"); err != nil {
@@ -146,9 +162,27 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 			return nil, err
 		}
 	}
-	c.devices(b, platform, f)
-	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead})
+	c.devices(b, platform, d.cfg.Disk, f)
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b)})
 	return m, err
+}
+
+// channel makes the way to the guest's agent, and QEMU's part of it.
+func (d *Driver) channel(id string, platform manifest, f *machineFiles) (*channel, error) {
+	if platform.Channel == channelVsock {
+		l, err := d.cids.take()
+		if err != nil {
+			return nil, err
+		}
+		f.lease = l
+		return newChannel(&vsock{lease: l}), nil
+	}
+	s, listener, err := newSerial(filepath.Join(d.cfg.RunDir, id))
+	if err != nil {
+		return nil, err
+	}
+	f.agent = listener
+	return newChannel(s), nil
 }
 
 // capabilities leave the memory out of the state and tell of a migration's progress by events.
@@ -198,7 +232,21 @@ func (m *machine) restore(ctx context.Context) error {
 	if err := m.migration(ctx); err != nil {
 		return err
 	}
-	return m.qmp.execute(ctx, "cont", nil, nil)
+	if err := m.qmp.execute(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	return m.awake(ctx)
+}
+
+// awake waits until a guest that has a vsock device was told that its transport was reset, which QEMU does in its main loop after it has let
+// the guest run, and before its next command: connections made later live (vsock.go).
+func (m *machine) awake(ctx context.Context) error {
+	v, ok := m.channel.way.(*vsock)
+	if !ok {
+		return nil
+	}
+	v.restored = true
+	return m.qmp.execute(ctx, "query-name", nil, nil)
 }
 
 // Close ends the QEMU that nobody restored.
@@ -222,7 +270,9 @@ func (m *machine) Exit() vmm.Exit {
 	return m.exit
 }
 
-func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) { return m.channel.dial(ctx) }
+func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
+	return m.channel.dial(ctx, m.done)
+}
 
 func (m *machine) Pause(ctx context.Context) error  { return m.command(ctx, "stop") }
 func (m *machine) Resume(ctx context.Context) error { return m.command(ctx, "cont") }
@@ -254,10 +304,11 @@ type manifest struct {
 	Accel   string `json:"accel"`
 	Machine string `json:"machine"`
 	CPU     string `json:"cpu"`
+	Channel string `json:"channel"`
 }
 
 func manifestOf(c vmm.Caps) manifest {
-	return manifest{Version: c.Version, Accel: c.Accel, Machine: c.Machine, CPU: c.CPU}
+	return manifest{Version: c.Version, Accel: c.Accel, Machine: c.Machine, CPU: c.CPU, Channel: c.Channel}
 }
 
 // platform gives the template's, which has to be this driver's: QEMU loads another one's state half-way, or wrongly.
@@ -280,7 +331,10 @@ func (d *Driver) platform(ctx context.Context, dir string) (m manifest, err erro
 }
 
 func (f machineFiles) close() {
-	for _, f := range []*os.File{f.memory, f.console, f.agent, f.root, f.scratch} {
+	for _, f := range []*os.File{f.memory, f.console, f.agent, f.root, f.scratch, f.tap} {
 		_ = f.Close()
+	}
+	if f.lease != nil {
+		_ = f.lease.device.Close()
 	}
 }

@@ -23,6 +23,7 @@ type prober struct {
 	held   chan struct{} // by the one who probes
 	caps   *vmm.Caps
 	kvmErr error // why KVM is not used, where it was tried
+	vsock  error // why vsock is not used, where it was tried
 }
 
 // Probe runs a guest of a few instructions with KVM, and where that does not come through in time, with TCG. That /dev/kvm exists,
@@ -38,6 +39,14 @@ func (d *Driver) KVMError(ctx context.Context) error {
 	return errors.Join(kvmErr, err)
 }
 
+// VsockError tells why vsock is not used; nil where it is, or where the driver was told not to.
+func (d *Driver) VsockError(ctx context.Context) error {
+	if _, _, err := d.probed(ctx); err != nil {
+		return err
+	}
+	return d.prober.vsock // never changes after the first success
+}
+
 func (d *Driver) probed(ctx context.Context) (caps vmm.Caps, kvmErr, err error) {
 	p := &d.prober
 	select {
@@ -51,7 +60,11 @@ func (d *Driver) probed(ctx context.Context) (caps vmm.Caps, kvmErr, err error) 
 		if err != nil {
 			return vmm.Caps{}, nil, fmt.Errorf("probe qemu: %w", err)
 		}
-		p.caps, p.kvmErr = &caps, kvmErr
+		vsockErr, err := d.probeChannel(ctx, &caps)
+		if err != nil {
+			return vmm.Caps{}, nil, fmt.Errorf("probe qemu: %w", err)
+		}
+		p.caps, p.kvmErr, p.vsock = &caps, kvmErr, vsockErr
 	}
 	caps = *p.caps
 	caps.Degraded = slices.Clone(caps.Degraded)

@@ -25,6 +25,7 @@ type process struct {
 	migrated chan string   // how a migration ended; buffered for one
 	pointing chan struct{} // held by the one who takes a checkpoint
 	backedUp chan struct{} // its copy of the disk has ended; buffered for one
+	unplugs  unplugs
 	over     chan struct{} // closed when the guest ended itself
 	stop     chan struct{} // closed to end it
 	stopOnce sync.Once

@@ -53,7 +53,7 @@ func TestReleaseWhilePreparing(t *testing.T) {
 	caps, err := d.Probe(within(t))
 	must(t, err)
 	template := vmm.Template{Dir: t.TempDir(), Driver: d.Name(), Boot: vmm.Boot{VCPUs: 1, MemoryMiB: 1}}
-	manifest, err := json.Marshal(map[string]string{"version": caps.Version, "accel": caps.Accel, "machine": caps.Machine, "cpu": caps.CPU})
+	manifest, err := json.Marshal(map[string]string{"version": caps.Version, "accel": caps.Accel, "machine": caps.Machine, "cpu": caps.CPU, "channel": caps.Channel})
 	must(t, err)
 	for name, content := range map[string][]byte{"qemu.json": manifest, "state": nil, "memory": make([]byte, 1<<20)} {
 		must(t, os.WriteFile(filepath.Join(template.Dir, name), content, 0o444))

@@ -1,0 +1,54 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// probeChannel finds the way to guests' agents: vsock where that is wanted and works. vsockErr tells why it is not taken.
+func (d *Driver) probeChannel(ctx context.Context, caps *vmm.Caps) (vsockErr, err error) {
+	caps.Channel = channelSerial
+	if d.cfg.Channel == channelSerial {
+		return nil, nil
+	}
+	vsockErr = d.tryVsock(ctx, manifestOf(*caps))
+	switch {
+	case vsockErr == nil:
+		caps.Channel = channelVsock
+		return nil, nil
+	case ctx.Err() != nil || d.cfg.Channel == channelVsock:
+		return nil, vsockErr
+	}
+	return vsockErr, nil
+}
+
+// tryVsock gives a QEMU in its jail a vhost-vsock device. That one exists, and opens, proves nothing: the kernel and QEMU must agree on it.
+func (d *Driver) tryVsock(ctx context.Context, platform manifest) error {
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("vsock: %w (modprobe vhost_vsock)", err)
+	}
+	_ = unix.Close(fd)
+	l, err := d.cids.take()
+	if err != nil {
+		return fmt.Errorf("vsock: %w (modprobe vhost_vsock)", err)
+	}
+	defer l.give()
+	c := &commandLine{}
+	c.add("-machine", platform.Machine, "-m", "16M")
+	c.vsock(l)
+	p, err := d.start(ctx, "probe-vsock", platform, c, nil, vmm.Command{MemoryBytes: vmmOverhead})
+	if err != nil {
+		return fmt.Errorf("vsock: %w", err)
+	}
+	return p.close()
+}
+
+// vsock is the device that leads to the guest's agent, with a CID that is this machine's.
+func (c *commandLine) vsock(l *lease) {
+	c.add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", l.cid, c.file(l.device)))
+}

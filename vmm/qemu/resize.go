@@ -1,0 +1,214 @@
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/paddockvm/paddock/vmm"
+)
+
+// A machine grows by processors of its own kind and by DIMMs of memory, all of one size, plugged into slots that it was booted with. It
+// shrinks by the same, last in first out, as its guest lets go of them by ACPI.
+
+// size is what is plugged into a machine.
+type size struct {
+	cpus  []string // by id, in the order in which they came
+	dimms []string
+	named int // ids given so far: none is used twice
+	unit  int // MiB of a DIMM
+}
+
+func newSize(b vmm.Boot) *size { return &size{unit: dimmMiB(b)} }
+
+// plugged tells whether the machine has more than its template's devices.
+func (s *size) plugged() bool { return len(s.cpus)+len(s.dimms) > 0 }
+
+// Resize grows first and shrinks then; where a step fails, those before it are undone. Memory that the guest does not give up, or a
+// processor, is an error after StepTimeout.
+func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
+	if err := m.resize(ctx, vcpus, memoryMiB); err != nil {
+		return fmt.Errorf("resize %s to %d processors and %d MiB: %w", m.id, vcpus, memoryMiB, err)
+	}
+	return nil
+}
+
+func (m *machine) resize(ctx context.Context, vcpus, memoryMiB int) error {
+	if err := m.canBe(vcpus, memoryMiB); err != nil {
+		return err
+	}
+	release, err := m.oneCheckpoint(ctx) // what is taken of a machine is of one size
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := m.forgetGone(ctx); err != nil {
+		return err
+	}
+	cpus, dimms := vcpus-m.boot.VCPUs, (memoryMiB-m.boot.MemoryMiB)/m.size.unit
+	hadCPUs, hadDIMMs := len(m.size.cpus), len(m.size.dimms)
+	if err = m.plug(ctx, cpus, dimms); err == nil {
+		return nil
+	}
+	return errors.Join(err, m.plug(context.WithoutCancel(ctx), hadCPUs, hadDIMMs))
+}
+
+// canBe tells whether the machine can have that size.
+func (m *machine) canBe(vcpus, memoryMiB int) error {
+	b := m.boot
+	switch {
+	case m.memory != nil:
+		return fmt.Errorf("a machine that is to be a template keeps its size: %w", vmm.ErrUnsupported)
+	case vcpus < b.VCPUs || memoryMiB < b.MemoryMiB:
+		return fmt.Errorf("it was booted with %d processors and %d MiB, and cannot have less: %w", b.VCPUs, b.MemoryMiB, vmm.ErrUnsupported)
+	case vcpus > max(b.VCPUs, b.MaxVCPUs) || memoryMiB > max(b.MemoryMiB, b.MaxMemoryMiB):
+		return fmt.Errorf("it can have at most %d processors and %d MiB: %w", max(b.VCPUs, b.MaxVCPUs), max(b.MemoryMiB, b.MaxMemoryMiB), vmm.ErrUnsupported)
+	case (memoryMiB-b.MemoryMiB)%m.size.unit != 0:
+		return fmt.Errorf("its memory grows from %d MiB by %d MiB at a time: %w", b.MemoryMiB, m.size.unit, vmm.ErrUnsupported)
+	}
+	return nil
+}
+
+// plug has the machine have so many processors and DIMMs besides those that it was booted with.
+func (m *machine) plug(ctx context.Context, cpus, dimms int) error {
+	s := m.size
+	for len(s.dimms) < dimms {
+		if err := m.addDIMM(ctx); err != nil {
+			return err
+		}
+	}
+	for len(s.cpus) < cpus {
+		if err := m.addCPU(ctx); err != nil {
+			return err
+		}
+	}
+	for len(s.cpus) > cpus {
+		if err := m.pull(ctx, s.cpus[len(s.cpus)-1]); err != nil {
+			return err
+		}
+		s.cpus = s.cpus[:len(s.cpus)-1]
+	}
+	for len(s.dimms) > dimms {
+		if err := m.pull(ctx, s.dimms[len(s.dimms)-1]); err != nil {
+			return err
+		}
+		s.dimms = s.dimms[:len(s.dimms)-1]
+	}
+	return nil
+}
+
+// cpuPlace is where a processor can be plugged in (qapi/machine.json, HotpluggableCPU).
+type cpuPlace struct {
+	Type  string         `json:"type"`
+	Props map[string]int `json:"props"`
+	Taken string         `json:"qom-path"` // empty: it is free
+}
+
+func (p cpuPlace) compare(o cpuPlace) int {
+	for _, level := range []string{"socket-id", "die-id", "core-id", "thread-id"} {
+		if c := cmp.Compare(p.Props[level], o.Props[level]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+// addCPU plugs a processor into the first free place, so that the guest counts them as they come.
+func (m *machine) addCPU(ctx context.Context) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	var places []cpuPlace
+	if err := m.qmp.execute(ctx, "query-hotpluggable-cpus", nil, &places); err != nil {
+		return err
+	}
+	slices.SortFunc(places, cpuPlace.compare)
+	for _, p := range places {
+		if p.Taken != "" {
+			continue
+		}
+		id := m.size.name("cpu")
+		args := map[string]any{"driver": p.Type, "id": id}
+		for name, n := range p.Props {
+			args[name] = n
+		}
+		if err := m.qmp.execute(ctx, "device_add", args, nil); err != nil {
+			return err
+		}
+		m.size.cpus = append(m.size.cpus, id)
+		return nil
+	}
+	return errors.New("no place is free for another processor")
+}
+
+// addDIMM plugs memory in. It is nobody's but this machine's, and gone with it.
+func (m *machine) addDIMM(ctx context.Context) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	id := m.size.name("dimm")
+	err := m.qmp.execute(ctx, "object-add", map[string]any{
+		"qom-type": "memory-backend-ram", "id": memoryOf(id), "size": int64(m.size.unit) << 20, "dump": false, "merge": false,
+	}, nil)
+	if err != nil {
+		return err
+	}
+	if err := m.qmp.execute(ctx, "device_add", map[string]any{"driver": "pc-dimm", "id": id, "memdev": memoryOf(id)}, nil); err != nil {
+		return errors.Join(err, m.qmp.execute(ctx, "object-del", map[string]string{"id": memoryOf(id)}, nil))
+	}
+	m.size.dimms = append(m.size.dimms, id)
+	return nil
+}
+
+// memoryOf names the memory of a DIMM.
+func memoryOf(dimm string) string { return "memory-" + dimm }
+
+// pull asks the guest to let go of a device, and waits until it has.
+func (m *machine) pull(ctx context.Context, id string) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	answer := m.unplugs.expect(id)
+	if err := m.qmp.execute(ctx, "device_del", map[string]string{"id": id}, nil); err != nil {
+		m.unplugs.giveUp(id)
+		return err
+	}
+	var err error
+	select {
+	case err = <-answer:
+	case <-m.done:
+		err = errOver
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if gone := m.unplugs.giveUp(id); !gone && err != nil {
+		return fmt.Errorf("pull %s: %w", id, err)
+	}
+	return m.freeMemory(context.WithoutCancel(ctx), id)
+}
+
+// freeMemory gives a DIMM's memory back; a processor has none.
+func (m *machine) freeMemory(ctx context.Context, id string) error {
+	if !slices.Contains(m.size.dimms, id) {
+		return nil
+	}
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	return m.qmp.execute(ctx, "object-del", map[string]string{"id": memoryOf(id)}, nil)
+}
+
+// forgetGone takes note of what the guest let go of when nobody waited for it any more.
+func (m *machine) forgetGone(ctx context.Context) error {
+	var errs []error
+	for _, id := range m.unplugs.gone() {
+		errs = append(errs, m.freeMemory(ctx, id))
+		same := func(other string) bool { return other == id }
+		m.size.cpus, m.size.dimms = slices.DeleteFunc(m.size.cpus, same), slices.DeleteFunc(m.size.dimms, same)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *size) name(kind string) string {
+	s.named++
+	return kind + "-" + strconv.Itoa(s.named)
+}
