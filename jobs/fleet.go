@@ -55,6 +55,9 @@ type OfferedImage struct {
 	Resources Resources `json:"resources"`
 	// NoRoot says that no step may run as root.
 	NoRoot bool `json:"no_root,omitempty"`
+	// Snapshot says that its machines are clones of one that lived already: they have just these Resources, and a network card where NIC.
+	Snapshot bool `json:"snapshot,omitempty"`
+	NIC      bool `json:"nic,omitempty"`
 }
 
 // Beat is a worker's heartbeat, every 2 s. The first, with Session 0, registers it.

@@ -13,7 +13,9 @@ const (
 	EventSubjects  = prefix + "job.*.*.event"
 	CancelSubjects = prefix + "job.*.*.cancel"
 	StdinSubjects  = prefix + "job.*.*.stdin"
-	DLQSubjects    = prefix + "dlq.*"
+	// SnapshotSubjects too: each is served by the worker that runs the job.
+	SnapshotSubjects = prefix + "job.*.*.snapshot"
+	DLQSubjects      = prefix + "dlq.*"
 
 	LeaseSubject     = prefix + "fleet.lease"
 	HeartbeatSubject = prefix + "fleet.heartbeat"
@@ -45,6 +47,11 @@ func CancelSubject(tenant, job string) string {
 	return prefix + "job." + tenant + "." + job + ".cancel"
 }
 func StdinSubject(tenant, job string) string { return prefix + "job." + tenant + "." + job + ".stdin" }
+
+// SnapshotSubject takes requests for a snapshot of the job's machine, while the job runs.
+func SnapshotSubject(tenant, job string) string {
+	return prefix + "job." + tenant + "." + job + ".snapshot"
+}
 
 // DLQSubject is where what can never run goes.
 func DLQSubject(tenant string) string { return prefix + "dlq." + tenant }

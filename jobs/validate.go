@@ -17,7 +17,6 @@ import (
 
 var (
 	tokenRE    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
-	imageRE    = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 	envRE      = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
 	stepNameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$`)
 	labelRE    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
@@ -94,7 +93,7 @@ func (s *Spec) faults() []Fault {
 	}
 	c.text("idempotency_key", s.IdempotencyKey, 200)
 	if s.Image != "" && !imageRE.MatchString(s.Image) {
-		c.fault("image", "%.80q must be 1 to 63 lower-case letters, digits, '.', '_' or '-'", s.Image)
+		c.fault("image", "%.80q must be 1 to 63 lower-case letters, digits, '.', '_' or '-', or snapshot:TENANT/NAME", s.Image)
 	}
 	s.whatToRun(c)
 	s.filesAndArtifacts(c)

@@ -54,6 +54,7 @@ func TestDecodeAgrees(t *testing.T) {
 	s := compile(t, "spec")
 	for _, body := range []string{
 		`{"language":"python","source":"print(1)"}`,
+		`{"image":"snapshot:a_Team/warm-1","steps":[{"shell":"true"}]}`,
 		`{"version":"v1","id":"01939d1c-7a6b-7c3d-8e4f-0123456789ab","idempotency_key":"k","image":"base","steps":[{"shell":"true"}]}`,
 		`{"image":"base","steps":[{"name":"a b","cmd":"ls","args":["-l"],"env":{"A":"b"},"cwd":"/tmp","stdin":"x","user":"root","limits":{"wall_ms":5}}],
 		 "files":[{"path":"a","text":"b","mode":"0755"},{"path":"/b","base64":"YQ=="},{"path":"c","object":{"name":"n","sha256":"` + strings.Repeat("0a", 32) + `"}}],
@@ -72,6 +73,7 @@ func TestDecodeAgrees(t *testing.T) {
 	for _, body := range []string{
 		`{"image":7,"steps":[{"shell":"true"}]}`,
 		`{"image":"Base","steps":[{"shell":"true"}]}`,
+		`{"image":"snapshot:warm","steps":[{"shell":"true"}]}`,
 		`{"image":"base","steps":[{"shell":"true","user":"admin"}]}`,
 		`{"image":"base","steps":[{"shell":"true","name":"/"}]}`,
 		`{"image":"base","steps":[{"shell":"true"}],"network":{"policy":"lan"}}`,

@@ -86,7 +86,7 @@ const (
 var rules = map[string]func(*jsonschema.Schema){
 	"Spec.version":         oneOf("", jobs.Version),
 	"Spec.id":              pattern("^([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})?$"),
-	"Spec.image":           pattern("^([a-z0-9][a-z0-9._-]{0,62})?$"),
+	"Spec.image":           pattern("^([a-z0-9][a-z0-9._-]{0,62}|snapshot:[A-Za-z0-9][A-Za-z0-9_-]{0,62}/[a-z0-9][a-z0-9._-]{0,62})?$"),
 	"Spec.language":        oneOf(append([]string{""}, jobs.Languages()...)...),
 	"Spec.args":            atMost(jobs.MaxArgs),
 	"Spec.steps":           atMost(jobs.MaxSteps),
