@@ -74,7 +74,7 @@ func admission(tenant string, spec *jobs.Spec, now time.Time) ledger.Admission {
 		Hash: spec.Hash(), Key: spec.IdempotencyKey, KeyUntil: now.Add(keyRemembered), ExpiresAt: now.Add(ttl),
 		Entry: ledger.Entry{
 			ID: id, Tenant: tenant, Image: spec.ImageName(), State: jobs.StateQueued, Priority: or(spec.Priority, defaultPriority), Resources: spec.Resources,
-			Network: networkOf(spec), AcceptedAt: now, ExpiresAt: now.Add(ttl), InfraLeft: or(spec.InfraRetries, defaultRetries),
+			Network: strings.Join(spec.Network.Needs(), ","), AcceptedAt: now, ExpiresAt: now.Add(ttl), InfraLeft: or(spec.InfraRetries, defaultRetries),
 		},
 	}
 }
@@ -162,22 +162,21 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 
 // unsupported finds what Paddock knows and nobody here does.
 func (o offer) unsupported(spec *jobs.Spec) (faults []jobs.Fault) {
-	if p := networkOf(spec); p != "" && o.images != nil && !o.networks[p] {
-		faults = append(faults, jobs.Fault{Path: "network.policy", Message: fmt.Sprintf("no worker here offers %q; there are %s", p,
-			strings.Join(append(slices.Sorted(maps.Keys(o.networks)), jobs.NetworkNone), ", "))})
+	for _, need := range spec.Network.Needs() {
+		if o.images == nil || o.networks[need] {
+			continue
+		}
+		path := "network.policy"
+		if need == jobs.NetworkIPv6 || need == jobs.NetworkPorts {
+			path = "network." + need
+		}
+		offered := append(slices.Sorted(maps.Keys(o.networks)), jobs.NetworkNone)
+		faults = append(faults, jobs.Fault{Path: path, Message: fmt.Sprintf("no worker here offers %q; there are %s", need, strings.Join(offered, ", "))})
 	}
 	if len(spec.Callbacks) > 0 {
 		faults = append(faults, jobs.Fault{Path: "callbacks", Message: "this dispatcher calls no webhooks; follow the job's events"})
 	}
 	return faults
-}
-
-// networkOf is the policy for which a worker has to have a network; empty where there is to be none.
-func networkOf(spec *jobs.Spec) string {
-	if !spec.Network.NIC() {
-		return ""
-	}
-	return spec.Network.Policy
 }
 
 func invalid(faults ...jobs.Fault) *jobs.Error {

@@ -36,7 +36,7 @@ const takenFor = 5 * time.Second
 // offer is what the workers that are known can run, one or another.
 type offer struct {
 	images   map[string]jobs.OfferedImage // nil: no worker is known
-	networks map[string]bool              // policies besides none
+	networks map[string]bool              // what is offered of networks
 	largest  jobs.Resources               // capacity
 }
 

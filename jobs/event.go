@@ -10,6 +10,7 @@ const (
 	EventState  EventType = "state"  // State (and Reason)
 	EventOutput EventType = "output" // Step, Stream, Offset, Content; or Truncated
 	EventStep   EventType = "step"   // StepResult: a step ended
+	EventPorts  EventType = "ports"  // Ports: where the job's ports can be reached
 	EventResult EventType = "result" // Result; Final is true
 )
 
@@ -48,10 +49,20 @@ type Event struct {
 	// Truncated marks the place where a stream passed its limit; nothing of that stream follows.
 	Truncated bool `json:"truncated,omitempty"`
 
+	// Ports are where the job's ports can be reached, until the attempt ends.
+	Ports []Port `json:"ports,omitempty"`
 	// StepResult is how a step ended.
 	StepResult *StepResult `json:"step_result,omitempty"`
 	// Result is how the job ended.
 	Result *Result `json:"result,omitempty"`
+}
+
+// Port is one of a machine's ports and where it can be reached.
+type Port struct {
+	// Guest is the port in the machine.
+	Guest int `json:"guest"`
+	// Host is the address, "127.0.0.1:30001", on the worker's host.
+	Host string `json:"host"`
 }
 
 // Names of the output streams.

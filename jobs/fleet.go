@@ -71,7 +71,7 @@ type Beat struct {
 	// Capacity is the whole host's, as far as Paddock may use it.
 	Capacity Resources      `json:"capacity"`
 	Images   []OfferedImage `json:"images,omitempty"`
-	Networks []string       `json:"networks,omitempty"` // policies it offers besides none
+	Networks []string       `json:"networks,omitempty"` // what it offers of networks: policies besides none, "ipv6", "ports"
 	Driver   string         `json:"driver"`
 	Degraded []string       `json:"degraded,omitempty"`
 	Running  []Held         `json:"running,omitempty"`

@@ -145,10 +145,35 @@ type Network struct {
 	Policy string `json:"policy,omitempty"`
 	// Allow lists CIDRs and domains, for "allowlist".
 	Allow []string `json:"allow,omitempty"`
+	// IPv6 lets the machine use IPv6 too, as far as its policy goes.
+	IPv6 bool `json:"ipv6,omitempty"`
+	// Ports are TCP ports that programs in the machine listen on, with any policy. While the job runs each can be reached at an address
+	// of the worker's host, which an event of the type "ports" tells.
+	Ports []int `json:"ports,omitempty"`
 }
+
+// What a worker may offer of networks besides policies.
+const (
+	NetworkIPv6  = "ipv6"
+	NetworkPorts = "ports"
+)
 
 // NIC tells whether the policy needs a network card.
 func (n Network) NIC() bool { return n.Policy != "" && n.Policy != NetworkNone }
+
+// Needs lists what a worker has to offer of networks for the job, in a fixed order: a policy other than none, "ipv6", "ports".
+func (n Network) Needs() (l []string) {
+	if n.NIC() {
+		l = append(l, n.Policy)
+	}
+	if n.IPv6 {
+		l = append(l, NetworkIPv6)
+	}
+	if len(n.Ports) > 0 {
+		l = append(l, NetworkPorts)
+	}
+	return l
+}
 
 // Shape is what a machine has to be for a job: its size, and whether it has a network card. Machines of one image and shape are alike.
 type Shape struct {

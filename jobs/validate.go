@@ -344,6 +344,10 @@ func (s *Spec) network(c *checker) {
 	if n.Policy != NetworkAllowlist && len(n.Allow) > 0 {
 		c.fault("network.allow", "belongs to the policy allowlist")
 	}
+	if n.IPv6 && !n.NIC() {
+		c.fault("network.ipv6", "belongs to the policies internet and allowlist")
+	}
+	s.ports(c)
 	if len(n.Allow) > 256 {
 		c.fault("network.allow", "has %d, at most 256 are taken", len(n.Allow))
 		return
@@ -353,6 +357,22 @@ func (s *Spec) network(c *checker) {
 		_, addrErr := netip.ParseAddr(a)
 		if cidrErr != nil && addrErr != nil && !domainRE.MatchString(a) {
 			c.fault(fmt.Sprintf("network.allow[%d]", i), "%.80q must be a CIDR (192.0.2.0/24), an address, or a domain in lower case", a)
+		}
+	}
+}
+
+func (s *Spec) ports(c *checker) {
+	ports := s.Network.Ports
+	if len(ports) > 16 {
+		c.fault("network.ports", "has %d, at most 16 are taken", len(ports))
+		return
+	}
+	for i, p := range ports {
+		at := fmt.Sprintf("network.ports[%d]", i)
+		if p < 1 || p > 65535 {
+			c.fault(at, "%d must be from 1 to 65535", p)
+		} else if slices.Contains(ports[:i], p) {
+			c.fault(at, "%d is there twice", p)
 		}
 	}
 }

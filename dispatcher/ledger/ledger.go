@@ -76,7 +76,7 @@ type Entry struct {
 	State             jobs.State
 	Priority          int
 	Resources         jobs.Resources
-	Network           string // the job's network policy; empty for none
+	Network           string // what a worker has to offer of networks for it, joined by commas; empty for nothing
 	AcceptedAt        time.Time
 	ExpiresAt         time.Time // of the queue TTL, which is for the first attempt
 	NotBefore         time.Time

@@ -4,6 +4,7 @@ package match
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -14,7 +15,7 @@ type Item struct {
 	ID, Image string
 	Priority  int // 0 to 9, 9 first
 	Resources jobs.Resources
-	// Network is the job's network policy; empty for none.
+	// Network is what a worker has to offer of networks, joined by commas; empty for nothing.
 	Network string
 	// NotBefore is the earliest time for it.
 	NotBefore time.Time
@@ -31,7 +32,7 @@ type Worker struct {
 	Warm  map[string]int
 	// Images that it can run; nil means every image.
 	Images map[string]jobs.Resources
-	// Networks are the policies that it offers besides none.
+	// Networks is what it offers of networks.
 	Networks []string
 }
 
@@ -98,8 +99,12 @@ func better(image string, a, b *Worker) bool {
 
 // Fits tells whether the worker has the image, the network, a slot and the room for an item.
 func (w *Worker) Fits(i Item) bool {
-	if i.Network != "" && !slices.Contains(w.Networks, i.Network) {
-		return false
+	if i.Network != "" {
+		for need := range strings.SplitSeq(i.Network, ",") {
+			if !slices.Contains(w.Networks, need) {
+				return false
+			}
+		}
 	}
 	if w.Images != nil {
 		if _, ok := w.Images[i.Image]; !ok {

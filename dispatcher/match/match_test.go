@@ -150,9 +150,9 @@ func TestMatch(t *testing.T) {
 		},
 		{
 			name:    "a network that a worker does not offer waits for one that does, and holds nobody up",
-			items:   []match.Item{{ID: "1", Network: "allowlist"}, {ID: "2", Network: "internet"}, {ID: "3"}},
+			items:   []match.Item{{ID: "1", Network: "allowlist"}, {ID: "2", Network: "internet,ipv6"}, {ID: "3", Network: "internet"}, {ID: "4"}},
 			workers: []match.Worker{idle("a", 3), {Name: "b", Slots: 1, Free: room, Networks: []string{"internet"}}},
-			want:    []string{"2>b", "3>a"},
+			want:    []string{"3>b", "4>a"},
 		},
 		{
 			name:    "too early, and when it will not be",

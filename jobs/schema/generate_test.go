@@ -42,7 +42,7 @@ var enums = map[reflect.Type][]any{
 	},
 	reflect.TypeFor[jobs.Class]():     {jobs.ClassUser, jobs.ClassPolicy, jobs.ClassInfra},
 	reflect.TypeFor[jobs.State]():     {jobs.StateQueued, jobs.StateLeased, jobs.StateRunning, jobs.StateEnded, jobs.StateDead},
-	reflect.TypeFor[jobs.EventType](): {jobs.EventState, jobs.EventOutput, jobs.EventStep, jobs.EventResult},
+	reflect.TypeFor[jobs.EventType](): {jobs.EventState, jobs.EventOutput, jobs.EventStep, jobs.EventPorts, jobs.EventResult},
 	reflect.TypeFor[jobs.Code](): {
 		jobs.CodeInvalid, jobs.CodeUnsupported, jobs.CodeConflict, jobs.CodeNotFound, jobs.CodeForbidden, jobs.CodeTooLarge, jobs.CodeQuota,
 		jobs.CodeQueueFull, jobs.CodeNoCapacity, jobs.CodeUnavailable, jobs.CodeInternal,
@@ -73,6 +73,15 @@ func atMost(n uint64) func(*jsonschema.Schema) {
 			s.MaxProperties = &n
 		}
 	}
+}
+
+// ports are numbers of 16 bits, each once.
+func ports(s *jsonschema.Schema) {
+	atMost(16)(s)
+	if s.Items != nil { // TestBounds asks of no list
+		between(1, 65535)(s.Items)
+	}
+	s.UniqueItems = true
 }
 
 const (
@@ -116,6 +125,7 @@ var rules = map[string]func(*jsonschema.Schema){
 	"Resources.memory_mib": between(0, 1<<20),
 	"Network.policy":       oneOf("", jobs.NetworkNone, jobs.NetworkInternet, jobs.NetworkAllowlist),
 	"Network.allow":        atMost(256),
+	"Network.ports":        ports,
 }
 
 // generate reflects a message of the contract.
