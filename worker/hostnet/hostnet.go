@@ -6,11 +6,8 @@
 package hostnet
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -89,50 +86,3 @@ type Guest struct {
 
 // ErrClosed says that the host, or the slot, is closed.
 var ErrClosed = errors.New("hostnet: closed")
-
-// Host makes and keeps the slots of one host.
-type Host struct {
-	cfg Config
-}
-
-// New checks that slots can be made here, and removes what workers that died left of theirs. Run has to be called, and ends it.
-func New(ctx context.Context, cfg Config) (*Host, error) {
-	return nil, fmt.Errorf("hostnet: %w", errors.ErrUnsupported)
-}
-
-// Run keeps slots ready until ctx ends, closes those, and returns when those that were taken are closed too and nothing is left.
-func (h *Host) Run(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Take gives a slot to one machine, waiting where none is ready. It is denied everything until Allow. The caller closes it.
-func (h *Host) Take(ctx context.Context) (*Slot, error) { return nil, errors.ErrUnsupported }
-
-// Problems says, in sentences for an operator, what on this host keeps machines from being reached or from reaching what they may.
-func (h *Host) Problems() []string { return nil }
-
-// Slot is one machine's network.
-type Slot struct{}
-
-// Tap is attached to the slot's tap interface: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR, non-blocking, close-on-exec (kernel:
-// Documentation/networking/tuntap.rst). Whoever holds it is the guest's card, in whatever namespace; the slot keeps it open until Close.
-func (s *Slot) Tap() *os.File { return nil }
-
-// Guest is what the guest has to configure.
-func (s *Slot) Guest() Guest { return Guest{} }
-
-// Address is the machine's on the LAN where the host bridges; else invalid: nobody can connect to a machine, but through Forward.
-func (s *Slot) Address() netip.Addr { return netip.Addr{} }
-
-// Allow replaces what the machine may do, all at once. What it had connected to and may no longer is cut off.
-func (s *Slot) Allow(ctx context.Context, p Policy) error { return errors.ErrUnsupported }
-
-// Forward gives a port of the host, TCP, that leads to the guest's until Close, whatever the policy. A guest's port has one: asked again,
-// it is the same.
-func (s *Slot) Forward(ctx context.Context, guest uint16) (netip.AddrPort, error) {
-	return netip.AddrPort{}, errors.ErrUnsupported
-}
-
-// Forwards are the ports that lead to the guest, by the guest's.
-func (s *Slot) Forwards() map[uint16]netip.AddrPort { return nil }
-
-// Close destroys the slot, and cuts every connection through it; the machine has ended before. Idempotent.
-func (s *Slot) Close() error { return nil }

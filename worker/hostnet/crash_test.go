@@ -1,0 +1,3 @@
+package hostnet_test
+
+func worker(args []string) {}
