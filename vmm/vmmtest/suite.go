@@ -64,6 +64,7 @@ func Run(t *testing.T, f Fixture) {
 		{"prepare cancelled", s.prepareCancelled},
 		{"restore cancelled", s.restoreCancelled},
 		{"boot cancelled", s.bootCancelled},
+		{"network card", s.networkCard},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			NoLeaks(t, f.Dirs...)
@@ -77,8 +78,13 @@ type suite struct{ Fixture }
 // Build boots a machine, waits for its guest, and makes a template of it that lives as long as the test.
 func Build(t testing.TB, d vmm.Driver, b vmm.Boot, g Guest) vmm.Template {
 	t.Helper()
+	return buildWith(t, d, b, vmm.Attach{}, g)
+}
+
+func buildWith(t testing.TB, d vmm.Driver, b vmm.Boot, a vmm.Attach, g Guest) vmm.Template {
+	t.Helper()
 	ctx, dir := deadline(t), t.TempDir()
-	m, err := d.Boot(ctx, b, vmm.Attach{})
+	m, err := d.Boot(ctx, b, a)
 	must(t, err)
 	defer m.Close()
 	got, err := g.Echo(ctx, m, []byte("booted"))

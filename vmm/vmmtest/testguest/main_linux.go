@@ -156,6 +156,14 @@ func serve(p io.ReadWriter) error {
 			answer = diskFill()
 		case "disk-beyond":
 			answer = diskBeyond()
+		case "nics":
+			answer = nics()
+		case "frame-listen":
+			answer = okOr(frameListen())
+		case "frame-send":
+			answer = okOr(frameSend(arg))
+		case "frame-get":
+			answer = frameGet()
 		case "poweroff":
 			_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 		case "reboot":
