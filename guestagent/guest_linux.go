@@ -17,8 +17,8 @@ import (
 // for the commands before the snapshot, and after the restore the root of a fresh one with the scratch disk above.
 type guest struct {
 	initramfs  *os.File // the way back
-	epoch      []byte // of the latest restore; nil before the first
-	bootMemory []int // the memory blocks that were there at the boot; what comes later was plugged in
+	epoch      []byte   // of the latest restore; nil before the first
+	bootMemory []int    // the memory blocks that were there at the boot; what comes later was plugged in
 }
 
 const (
