@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 		case "filtered":
 			filtered()
 			os.Exit(0)
+		case "unprivileged":
+			unprivileged(os.Args[2])
+			os.Exit(0)
 		case "launcher":
 			launcher(os.Args[2])
 			os.Exit(0)

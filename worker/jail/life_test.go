@@ -25,7 +25,7 @@ import (
 
 // launcher starts a machine on a uid that is the only one, tells its uid, and waits to be killed. Descriptor 3 is the machine's.
 func launcher(lock string) {
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "stub"}, UIDCount: 1, UIDLock: lock})
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "stub"}, UIDCount: 1, UIDLock: lock, CgroupParent: os.Getenv("CGROUP_PARENT")})
 	if err == nil {
 		held := os.NewFile(3, "held")
 		var p vmm.Process
