@@ -76,11 +76,10 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 			err = &failure{jobs.HostResources, fmt.Errorf("a bug in the worker: %v", bug)}
 		}
 	}()
-	if err := a.connect(ctx, m); err != nil {
+	if ok, err := a.connect(ctx, m); err != nil || !ok {
 		return err
 	}
-	ok, err := a.copyIn(ctx, m)
-	if err != nil || !ok {
+	if ok, err := a.copyIn(ctx, m); err != nil || !ok {
 		return err
 	}
 	stop, err := a.openStdin(ctx)
@@ -90,6 +89,11 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 	defer stop()
 	a.w.held.running(a.lease.Held)
 	a.events.add(jobs.Event{Type: jobs.EventState, State: jobs.StateRunning, Worker: a.w.cfg.Name})
+	closePorts, err := a.openPorts(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer closePorts()
 	start := time.Now()
 	err = a.steps(ctx, m)
 	a.result.Phases.RunMS = ms(time.Since(start))

@@ -124,12 +124,8 @@ func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*w.cfg.BeatEvery)
 	defer cancel()
 	sentAt, sent := time.Now(), w.session.id()
-	var networks []string
-	if w.cfg.Networks != nil {
-		networks = w.cfg.Networks.Offers()
-	}
 	r, err := w.cfg.Dispatcher.Beat(ctx, jobs.Beat{
-		Worker: w.cfg.Name, Session: sent, Version: w.cfg.Version, Capacity: w.cfg.Capacity, Images: w.cfg.Images.Offered(), Networks: networks,
+		Worker: w.cfg.Name, Session: sent, Version: w.cfg.Version, Capacity: w.cfg.Capacity, Images: w.cfg.Images.Offered(), Networks: w.networks(),
 		Driver: w.cfg.Driver.Name(), Degraded: w.cfg.Caps.Degraded, Running: w.held.list(), Draining: draining, Instance: w.instance,
 	})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 
 // Networks gives machines with a network card their places in the host's network.
 type Networks interface {
-	// Offers are the policies that jobs can have here besides none.
+	// Offers are the policies that jobs can have here besides none, and "ipv6" where they can have that.
 	Offers() []string
 	// Take gives a place that nobody else has, and from which nothing can be reached yet.
 	Take(ctx context.Context) (Network, error)
@@ -30,6 +30,9 @@ type Network interface {
 	// Close gives the place up, with all that was allowed. It is idempotent.
 	Close() error
 }
+
+// ErrNeverAllowed is wrapped by Network.Allow's error where the job asks for what no job may reach: another try would end the same.
+var ErrNeverAllowed = errors.New("no job may reach it here")
 
 // spare is a VMM that waits for its template's state, and its machine's place in the network; nil for none.
 type spare struct {
@@ -75,13 +78,29 @@ func leave(n Network) error {
 	return n.Close()
 }
 
-// connect lets the machine reach what the job may reach.
-func (a *attempt) connect(ctx context.Context, m *machine) error {
+// networks is what the worker offers of networks.
+func (w *Worker) networks() (l []string) {
+	if w.cfg.Networks != nil {
+		l = w.cfg.Networks.Offers()
+	}
+	if w.cfg.Ports != nil {
+		l = append(l, jobs.NetworkPorts)
+	}
+	return l
+}
+
+// connect lets the machine reach what the job may reach; false where no job may, and the result says so.
+func (a *attempt) connect(ctx context.Context, m *machine) (bool, error) {
 	if m.net == nil {
-		return nil
+		return true, nil
 	}
-	if err := m.net.Allow(ctx, a.spec.Network); err != nil {
-		return ended(ctx, jobs.HostResources, fmt.Errorf("open the network: %w", err))
+	err := m.net.Allow(ctx, a.spec.Network)
+	if errors.Is(err, ErrNeverAllowed) {
+		a.result.Ending, a.result.Reason = jobs.StartFailed, err.Error()
+		return false, nil
 	}
-	return nil
+	if err != nil {
+		return false, ended(ctx, jobs.HostResources, fmt.Errorf("open the network: %w", err))
+	}
+	return true, nil
 }

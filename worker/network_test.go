@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -139,6 +140,7 @@ func TestNetworkFailures(t *testing.T) {
 	}{
 		{"no place", func(_ *rig, p *places) { p.full = errors.New("no slot is free") }, jobs.VMFailed, "no slot is free"},
 		{"no rules", func(_ *rig, p *places) { p.refuse = errors.New("nftables says no") }, jobs.HostResources, "nftables says no"},
+		{"what no job may reach", func(_ *rig, p *places) { p.refuse = fmt.Errorf("%w: 10.0.0.0/8", worker.ErrNeverAllowed) }, jobs.StartFailed, "10.0.0.0/8"},
 		{"no networks at all", func(r *rig, _ *places) { r.cfg.Networks = nil }, jobs.VMFailed, "no networks"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

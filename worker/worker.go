@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -73,6 +74,8 @@ type Config struct {
 	Stdin      Stdin    // nil: jobs with stdin_stream get an empty input
 	Objects    Objects  // nil: no objects in, no large artifacts out
 	Networks   Networks // nil: no machine has a network card
+	// Ports gives a listener on a port of this host, of those that may lead to machines; nil: none may.
+	Ports func() (net.Listener, error)
 
 	// Capacity is what machines may use together. A vCPU is a slot: a machine of one vCPU takes one.
 	Capacity jobs.Resources

@@ -36,11 +36,12 @@ var may = map[string][]string{
 	"worker/jail":             {"vmm"},
 	"worker/host":             {},
 	"worker/demand":           {},
+	"worker/forward":          {},
 	"worker/hostnet":          {},
 	// level 2
 	"images":                       {"jobs", "vmm", "vmm/checkpoint", "guestagent/client", "guestagent/wire"},
 	"images/build":                 {"images", "jobs"},
-	"worker":                       {"jobs", "vmm", "worker/demand", "guestagent/client", "guestagent/wire"},
+	"worker":                       {"jobs", "vmm", "worker/demand", "worker/forward", "guestagent/client", "guestagent/wire"},
 	"dispatcher/match":             {"jobs"},
 	"dispatcher/ledger":            {"jobs"},
 	"dispatcher/ledger/sqlite":     {"dispatcher/ledger", "jobs"},
@@ -66,7 +67,7 @@ var may = map[string][]string{
 }
 
 // standard are the packages that use nothing but the standard library.
-var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand"}
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward"}
 
 type listed struct {
 	ImportPath string

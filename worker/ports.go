@@ -1,0 +1,33 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/worker/forward"
+)
+
+// openPorts makes the job's ports reachable on this host and tells viewers where, until the function that it gives is called. The guest's
+// agent connects to them, on its loopback: programs listen there, or everywhere, with a network card or without.
+func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err error) {
+	if len(a.spec.Network.Ports) == 0 {
+		return func() {}, nil
+	}
+	if a.w.cfg.Ports == nil {
+		return nil, ended(ctx, jobs.HostResources, fmt.Errorf("this worker forwards no ports"))
+	}
+	ports := forward.New(a.w.cfg.Ports, func(ctx context.Context, port uint16) (net.Conn, error) { return m.agent.Dial(ctx, int(port)) })
+	event := jobs.Event{Type: jobs.EventPorts}
+	for _, guest := range a.spec.Network.Ports {
+		at, err := ports.Open(uint16(guest))
+		if err != nil {
+			_ = ports.Close()
+			return nil, ended(ctx, jobs.HostResources, err)
+		}
+		event.Ports = append(event.Ports, jobs.Port{Guest: guest, Host: at.String()})
+	}
+	a.events.add(event)
+	return func() { _ = ports.Close() }, nil
+}

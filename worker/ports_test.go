@@ -1,0 +1,64 @@
+package worker_test
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/worker/forward"
+)
+
+// TestPorts: a viewer hears where a job's port is, and it is there as long as the job runs. The in-process guest connects nowhere: what is
+// behind the port is for test/e2e.
+func TestPorts(t *testing.T) {
+	r := newRig(t)
+	ports, err := forward.ParseRange("127.0.0.1:38400-38499")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cfg.Ports = ports.Listen
+	r.run(t)
+	s := steps([]string{"sleep", "1"})
+	s.Network.Ports = []int{80, 8080}
+	l := r.put(s)
+	var told []jobs.Port
+	settled(t, "the event", func() bool {
+		for _, e := range r.board.of(l.Job) {
+			if e.Type == jobs.EventPorts {
+				told = e.Ports
+			}
+		}
+		return told != nil
+	})
+	if len(told) != 2 || told[0].Guest != 80 || told[1].Guest != 8080 || told[0].Host == told[1].Host {
+		t.Fatalf("told: %+v", told)
+	}
+	c, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second)
+	if err != nil {
+		t.Fatal("while the job runs:", err)
+	}
+	defer c.Close()
+	if rep := r.report(t, l.Job); !rep.Result.Success() {
+		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+	if _, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second); err == nil {
+		t.Error("the port is open after the job's end")
+	}
+	if !strings.Contains(strings.Join(r.beats[0].Networks, " "), jobs.NetworkPorts) {
+		t.Errorf("the worker offers %v", r.beats[0].Networks)
+	}
+}
+
+func TestNoPorts(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Ports = func() (net.Listener, error) { return nil, errors.New("all ports are taken") }
+	r.run(t)
+	s := steps([]string{"true"})
+	s.Network.Ports = []int{80}
+	if rep := r.report(t, r.put(s).Job); rep.Result.Ending != jobs.HostResources || !strings.Contains(rep.Result.Reason, "all ports are taken") {
+		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+}
