@@ -8,6 +8,10 @@ export REQUIRE_KVM=1 REQUIRE_QEMU=1 REQUIRE_ROOT=1
 
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
+step "images for the tests (built once, then kept by content)"
+cache=${PADDOCK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/paddock}
+bin/paddock image build --image-dir "$cache/images" base python
+
 step "the host itself, and what it tells of programs that fail, skip, hang or leave something"
 go test -count=1 -timeout 15m ./test/kvmhost/ ./test/kvmhost/steps/
 

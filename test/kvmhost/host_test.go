@@ -44,7 +44,7 @@ func shell(name, line string, timeout time.Duration) kvmhost.Set {
 func nested(ctx context.Context, t *testing.T, live *bytes.Buffer, sets ...kvmhost.Set) (map[string]kvmhost.Result, string, error) {
 	t.Helper()
 	out := t.TempDir()
-	o := kvmhost.Options{Place: kvmhost.Nested, Out: out, Live: live, VCPUs: 2, MemoryMiB: 2048, Grace: 30 * time.Second}
+	o := kvmhost.Options{Place: kvmhost.Nested, Out: out, Live: live, VCPUs: 2, MemoryMiB: 2048, Grace: 20 * time.Second}
 	results, err := kvmhost.Run(ctx, sets, o)
 	byName := map[string]kvmhost.Result{}
 	for _, r := range results {
@@ -66,9 +66,10 @@ func TestHost(t *testing.T) {
 		shell("fails", "echo this is why; exit 3", time.Minute),
 		shell("skips", "echo '--- SKIP: TestX (0.00s)'", time.Minute),
 		shell("hangs", "echo I hang; sleep 600", 20*time.Second),
-		shell("leaves a process", "setsid sleep 600 </dev/null >/dev/null 2>&1 &", time.Minute),
+		shell("leaves a process", "sleep 600 </dev/null >/dev/null 2>&1 &", time.Minute),
 		shell("leaves a cgroup", "mkdir /sys/fs/cgroup/system.slice/leaves-a-cgroup.service/below", time.Minute),
-		shell("last", "! pgrep sleep", time.Minute),
+		shell("leaves a network", "ip netns add one; ip link add two type dummy; nft add table inet three; mount -t tmpfs four /mnt", time.Minute),
+		shell("last", `! pgrep sleep; test -z "$(nft list ruleset)$(ls /run/netns)"; ! ip link show two; ! mountpoint /mnt`, time.Minute),
 	)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, live.Bytes())
@@ -80,6 +81,11 @@ func TestHost(t *testing.T) {
 		r := got[name]
 		if !r.Ran || !r.Ended || r.OK() != (want == "") || !strings.Contains(r.Detail, want) {
 			t.Errorf("%s: %+v, want %q", name, r, want)
+		}
+	}
+	for _, thing := range []string{"a network namespace: one", "a link: two", "a nftables table: table inet three", "a mount: /mnt"} {
+		if r := got["leaves a network"]; !strings.Contains(r.Detail, "left "+thing) {
+			t.Errorf("%q was not found: %+v", thing, r)
 		}
 	}
 	if r := got["skips"]; r.OK() || len(r.Skipped) != 1 {
@@ -107,10 +113,10 @@ func TestHostThatDies(t *testing.T) {
 	need(t)
 	for name, c := range map[string]struct{ line, want string }{
 		"panics":      {"echo c >/proc/sysrq-trigger; sleep 60", "sysrq triggered crash"},
-		"falls still": {"kill -STOP $PPID; echo stopped >/dev/console; sleep 600", "the host took more than 50s for falls still"},
+		"falls still": {"kill -STOP $PPID; echo stopped >/dev/console; sleep 600", "the host took more than 36s for falls still"},
 	} {
 		var live bytes.Buffer
-		got, _, err := nested(t.Context(), t, &live, shell(name, c.line, 20*time.Second), shell("after", "true", time.Minute))
+		got, _, err := nested(t.Context(), t, &live, shell(name, c.line, 16*time.Second), shell("after", "true", time.Minute))
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "console") {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/test/harness"
 	"github.com/paddockvm/paddock/test/kvmhost/steps"
 )
@@ -141,46 +141,46 @@ func (p payload) sources(ctx context.Context) error {
 	return nil
 }
 
-// images copies the parts of images and the build stages that lead to them: with these a changed agent costs an initramfs inside.
+// digest is how an image's manifest and a build stage name a file.
+var digest = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// images copies images with their files, and the build stages that these are of: with them a changed agent costs an initramfs inside.
 func (p payload) images(names ...string) error {
 	cache, err := harness.Cache()
 	if err != nil {
 		return err
 	}
 	from, to := filepath.Join(cache, "images"), filepath.Join(p.dir, "cache", "images")
-	store, err := images.Open(from)
+	stages, err := filepath.Glob(filepath.Join(from, "stages", "*.json"))
 	if err != nil {
 		return err
 	}
+	var files []string
 	for _, name := range names {
-		img, err := store.Get(name)
+		files = append(files, filepath.Join(from, "images", name+".json"))
+	}
+	blobs := map[string]bool{}
+	for i, file := range append(files, stages...) {
+		b, err := os.ReadFile(file)
 		if err != nil {
+			return fmt.Errorf("%w: make test-kvm builds the images", err)
+		}
+		named := digest.FindAllString(string(b), -1)
+		if i >= len(files) && !slices.ContainsFunc(named, func(d string) bool { return blobs[d] }) {
+			continue // of another image
+		}
+		for _, d := range named {
+			blobs[d] = true
+		}
+		if err := copyFile(file, filepath.Join(to, filepath.Base(filepath.Dir(file)), filepath.Base(file))); err != nil {
 			return err
 		}
-		for _, file := range []string{img.Kernel, img.Initrd, img.Root, img.Scratch} {
-			if err := link(file, filepath.Join(to, "blobs", filepath.Base(file))); err != nil {
-				return err
-			}
-		}
 	}
-	for _, pattern := range []string{"images/*.json", "stages/*.json"} {
-		files, err := filepath.Glob(filepath.Join(from, pattern))
-		if err != nil {
+	for blob := range blobs {
+		err := copyFile(filepath.Join(from, "blobs", blob), filepath.Join(to, "blobs", blob))
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a digest of something else, or of what is not kept
 			return err
 		}
-		for _, file := range files {
-			if err := link(file, filepath.Join(to, filepath.Dir(pattern), filepath.Base(file))); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// link is copyFile, also for a file that is there already: images share parts.
-func link(from, to string) error {
-	if err := copyFile(from, to); !errors.Is(err, os.ErrExist) {
-		return err
 	}
 	return nil
 }

@@ -124,10 +124,11 @@ func run(ctx context.Context, p Plan, s Step, w Where, emit func(Event)) (err er
 		}()
 	}
 	err = cmd.Run()
-	if cmd.Process != nil {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what is left of the group; it has no other members
+	cause := context.Cause(stepCtx)
+	if cmd.Process != nil && (cause != nil || w.Enter == nil) { // else what is left of its group is found by leave
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	}
-	if cause := context.Cause(stepCtx); cause != nil && err != nil {
+	if cause != nil && err != nil {
 		return errors.Join(cause, err)
 	}
 	return err
