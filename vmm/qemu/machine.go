@@ -163,7 +163,7 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}
 	c.devices(b, platform, d.cfg.Disk, f)
-	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b)})
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b), Share: share(b)})
 	return m, err
 }
 
