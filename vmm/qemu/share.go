@@ -11,8 +11,8 @@ const (
 	vmmThreads = 96
 )
 
-// share is what a machine may use of its host, at the largest that it can become. Beside the processors its devices need some time: one
-// that only does I/O keeps half a processor busy with that, and with less the guest's own waits for it.
+// share is what a machine may use of its host, at the largest that it can become. QEMU's main loop and its threads for I/O work beside the
+// processors: without time of their own they would take it from a guest that computes.
 func share(b vmm.Boot) vmm.Share {
 	cpus := max(b.VCPUs, b.MaxVCPUs)
 	return vmm.Share{
