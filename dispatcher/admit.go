@@ -24,7 +24,7 @@ func (d *Dispatcher) Admit(ctx context.Context, tenant string, spec *jobs.Spec) 
 	if err := d.ready(ctx); err != nil {
 		return job, false, err
 	}
-	if err := d.offered(spec); err != nil {
+	if err := d.offered(tenant, spec); err != nil {
 		return job, false, err
 	}
 	leave, err := d.enterQueue()
@@ -120,7 +120,7 @@ const guestMiB = 64
 // offered refuses what no worker here could ever run: a job that would only wait is worse than an error. While no worker has ever been
 // seen, nothing is known, and everything may wait: what came in then waits out its queue TTL, even when the workers that come cannot run it.
 // Others may come later that can.
-func (d *Dispatcher) offered(spec *jobs.Spec) error {
+func (d *Dispatcher) offered(tenant string, spec *jobs.Spec) error {
 	d.mu.Lock()
 	o := d.offers()
 	d.mu.Unlock()
@@ -130,6 +130,7 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 	if o.images == nil {
 		return nil
 	}
+	maps.DeleteFunc(o.images, func(name string, i jobs.OfferedImage) bool { return i.Snapshot && jobs.SnapshotTenant(name) != tenant })
 	image, ok := o.images[spec.ImageName()]
 	if !ok {
 		known := slices.Sorted(maps.Keys(o.images))
@@ -143,6 +144,7 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 	if r.MemoryMiB > o.largest.MemoryMiB {
 		faults = append(faults, jobs.Fault{Path: "resources.memory_mib", Message: fmt.Sprintf("%d, and the largest worker has %d", r.MemoryMiB, o.largest.MemoryMiB)})
 	}
+	faults = append(faults, snapshotFaults(spec, image)...)
 	if r.MemoryMiB == 0 {
 		r.MemoryMiB = image.Resources.MemoryMiB
 	}
@@ -158,6 +160,24 @@ func (d *Dispatcher) offered(spec *jobs.Spec) error {
 		return invalid(faults...)
 	}
 	return nil
+}
+
+// snapshotFaults finds what a snapshot's machines, which are as they were, cannot be.
+func snapshotFaults(spec *jobs.Spec, image jobs.OfferedImage) (faults []jobs.Fault) {
+	if !image.Snapshot {
+		return nil
+	}
+	own := image.Resources
+	for at, v := range map[string][2]int{"vcpus": {spec.Resources.VCPUs, own.VCPUs}, "memory_mib": {spec.Resources.MemoryMiB, own.MemoryMiB}} {
+		if v[0] != 0 && v[0] != v[1] {
+			faults = append(faults, jobs.Fault{Path: "resources." + at, Message: fmt.Sprintf("%d, and the snapshot's machine has %d: leave it out", v[0], v[1])})
+		}
+	}
+	if nic := spec.Network.NIC(); nic != image.NIC {
+		has := map[bool]string{true: "has a network card: ask for a network", false: "has no network card: ask for none"}[image.NIC]
+		faults = append(faults, jobs.Fault{Path: "network.policy", Message: "the snapshot's machine " + has})
+	}
+	return faults
 }
 
 // unsupported finds what Paddock knows and nobody here does.

@@ -29,11 +29,14 @@ type Host struct {
 	// Tap gives a tap interface, as vmm.Attach wants it, to boot machines with a network card; from it nothing can be reached. Nil where
 	// no machine has one.
 	Tap func(ctx context.Context) (tap *os.File, release func() error, err error)
+	// Snapshots are offered as images too; nil: none are.
+	Snapshots *Snapshots
 	// Progress is told what a template's building does; nil for nobody.
 	Progress func(image, stage string)
 
 	mu     sync.Mutex
-	opened map[string]bool // templates whose files this process has seen to be right
+	opened map[string]bool   // templates whose files this process has seen to be right
+	held   map[string]func() // snapshots that are in use, by their templates' directories
 }
 
 // templateFormat changes when older templates cannot be used any more.
@@ -48,11 +51,15 @@ func (h *Host) Offered() []jobs.OfferedImage {
 			Name: img.Name, Digest: img.Digest, Resources: img.Resources(), NoRoot: !img.AllowsRoot(),
 		})
 	}
-	return offered
+	return append(offered, h.offeredSnapshots()...)
 }
 
 // Env is the environment of every program in the image; nil for an image that is not there.
 func (h *Host) Env(image string) []string {
+	if jobs.SnapshotTenant(image) != "" && h.Snapshots != nil {
+		s, _ := h.Snapshots.named(image) // one that is not there has none
+		return s.Env
+	}
 	img, err := h.Store.Get(image)
 	if err != nil {
 		return nil
@@ -63,6 +70,9 @@ func (h *Host) Env(image string) []string {
 // Template gives the template of an image in a shape, with its digest. It is built where it is missing, once among all processes of
 // this host, which takes seconds to minutes; its files are read and checked before their first use in this process.
 func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
+	if jobs.SnapshotTenant(image) != "" {
+		return h.snapshotTemplate(ctx, image, s)
+	}
 	img, err := h.Store.OpenImage(ctx, image)
 	if err != nil {
 		return vmm.Template{}, "", err
@@ -78,6 +88,7 @@ func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Te
 	if errors.Is(err, errNotWhole) {
 		zerolog.Ctx(ctx).Warn().Err(err).Str("image", image).Msg("template is built anew")
 	}
+	hit := err == nil
 	if errors.Is(err, errNotWhole) || errors.Is(err, os.ErrNotExist) {
 		t, err = h.build(ctx, img, boot, key)
 	}
@@ -87,6 +98,7 @@ func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Te
 	if err != nil {
 		return vmm.Template{}, "", fmt.Errorf("template of %s: %w", image, err)
 	}
+	h.Store.count(image, hit)
 	return t, key, nil
 }
 

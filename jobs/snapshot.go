@@ -75,6 +75,13 @@ type Snapshot struct {
 	StoredBytes  int64 `json:"stored_bytes"`
 }
 
+// SnapshotOrigin is whose machine a snapshot is of.
+type SnapshotOrigin struct {
+	Tenant, Job, Worker string
+	// Last is the id of the latest snapshot that was made of this very machine; empty where there is none.
+	Last string
+}
+
 // SnapshotReply answers a SnapshotRequest: Snapshot, or Error.
 type SnapshotReply struct {
 	Snapshot *Snapshot `json:"snapshot,omitempty"`

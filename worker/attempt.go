@@ -94,6 +94,7 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 		return err
 	}
 	defer closePorts()
+	defer a.serveSnapshots(ctx, m)()
 	start := time.Now()
 	err = a.steps(ctx, m)
 	a.result.Phases.RunMS = ms(time.Since(start))
@@ -117,6 +118,9 @@ func (a *attempt) rootRefused() bool {
 
 // claim takes a machine; the pool makes one where none is ready.
 func (a *attempt) claim(ctx context.Context) (*machine, error) {
+	if err := a.ownSnapshot(); err != nil {
+		return nil, err
+	}
 	c, err := a.w.pools.take(ctx, a.lease.Image, a.spec.Shape())
 	if err != nil {
 		var f *failure

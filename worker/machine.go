@@ -19,6 +19,7 @@ type machine struct {
 	vmm.Machine
 	agent *client.Client
 	net   Network // nil: it has no network card
+	tmpl  vmm.Template
 	// restored and ready are how long the VMM's restore and the agent's first answers took.
 	restored, ready time.Duration
 	closed          func() // gives its memory back to the pools; may be called again
@@ -46,7 +47,7 @@ func (p *pool) restore(ctx context.Context, v *spare) (_ *machine, err error) {
 		_ = errors.Join(m.Close(), leave(v.net))
 		return nil, fmt.Errorf("machine %s did not become ready: %w; console: %q", m.ID(), err, console)
 	}
-	return &machine{Machine: m, agent: agent, net: v.net, restored: restored.Sub(start), ready: ready}, nil
+	return &machine{Machine: m, agent: agent, net: v.net, tmpl: p.tmpl, restored: restored.Sub(start), ready: ready}, nil
 }
 
 // introduce gives the clone its own identity, randomness and clock, in the agent's native code and order.

@@ -182,7 +182,7 @@ func (ps *pools) open(key poolKey, o *poolOnce) {
 		err = errRebuilt
 	}
 	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, demand: demand.New(), asked: time.Now()}
-	if key.shape == ps.own(key.image) {
+	if key.shape == ps.own(key.image) && !offered.Snapshot { // one is run as often as it is asked for
 		p.least = ps.cfg.Ready
 	}
 	ps.mu.Lock()
@@ -214,14 +214,17 @@ func (ps *pools) drop(p *pool) {
 
 // release lets the driver forget a template that no pool clones any more.
 func (ps *pools) release(t vmm.Template) {
-	r, ok := ps.cfg.Driver.(vmm.Releaser)
-	if !ok {
-		return
-	}
 	for _, p := range ps.all() {
 		if p.tmpl.Dir == t.Dir {
 			return
 		}
+	}
+	if r, ok := ps.cfg.Images.(templateReleaser); ok {
+		r.Release(t)
+	}
+	r, ok := ps.cfg.Driver.(vmm.Releaser)
+	if !ok {
+		return
 	}
 	if err := r.Release(t.Dir); err != nil {
 		zerolog.Ctx(ps.ctx).Error().Err(err).Msg("release template")

@@ -71,9 +71,10 @@ type Config struct {
 	Images     Images
 	Dispatcher Dispatcher
 	Events     Events
-	Stdin      Stdin    // nil: jobs with stdin_stream get an empty input
-	Objects    Objects  // nil: no objects in, no large artifacts out
-	Networks   Networks // nil: no machine has a network card
+	Stdin      Stdin            // nil: jobs with stdin_stream get an empty input
+	Objects    Objects          // nil: no objects in, no large artifacts out
+	Snapshots  SnapshotRequests // nil: nobody can ask for a snapshot of a running job
+	Networks   Networks         // nil: no machine has a network card
 	// Ports gives a listener on a port of this host, of those that may lead to machines; nil: none may.
 	Ports func() (net.Listener, error)
 
