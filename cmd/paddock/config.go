@@ -28,26 +28,41 @@ type config struct {
 	MaxQueued     int           `koanf:"max_queued"`
 	KeepEnded     time.Duration `koanf:"keep_ended"`
 
-	Name             string        `koanf:"name"`
-	Driver           string        `koanf:"driver"`
-	Accel            string        `koanf:"accel"`
-	QEMU             string        `koanf:"qemu"`
-	Jail             string        `koanf:"jail"`
-	JailRequire      string        `koanf:"jail_require"`
-	CgroupParent     string        `koanf:"cgroup_parent"`
-	ProbeTimeout     time.Duration `koanf:"probe_timeout"`
-	StepTimeout      time.Duration `koanf:"step_timeout"`
-	Insecure         bool          `koanf:"insecure_no_isolation"`
-	Agent            string        `koanf:"agent"`
-	Images           []string      `koanf:"images"`
-	VCPUs            int           `koanf:"vcpus"`
-	MemoryMiB        int           `koanf:"memory_mib"`
-	ReserveMemoryMiB int           `koanf:"reserve_memory_mib"`
-	OvercommitVCPUs  float64       `koanf:"overcommit_vcpus"`
-	OvercommitMemory float64       `koanf:"overcommit_memory"`
-	Ready            int           `koanf:"ready"`
-	ReadyMost        int           `koanf:"ready_most"`
-	Prepared         int           `koanf:"prepared"`
+	Name           string        `koanf:"name"`
+	Driver         string        `koanf:"driver"`
+	Accel          string        `koanf:"accel"`
+	QEMU           string        `koanf:"qemu"`
+	Jail           string        `koanf:"jail"`
+	JailRequire    string        `koanf:"jail_require"`
+	CgroupParent   string        `koanf:"cgroup_parent"`
+	ProbeTimeout   time.Duration `koanf:"probe_timeout"`
+	StepTimeout    time.Duration `koanf:"step_timeout"`
+	Insecure       bool          `koanf:"insecure_no_isolation"`
+	Agent          string        `koanf:"agent"`
+	Images         []string      `koanf:"images"`
+	VCPUs          int           `koanf:"vcpus"`
+	MemoryMiB      int           `koanf:"memory_mib"`
+	Network        string        `koanf:"network"`
+	NetworkUplink  string        `koanf:"network_uplink"`
+	NetworkDNS     []string      `koanf:"network_dns"`
+	NetworkAllow   []string      `koanf:"network_allow"`
+	NetworkDeny    []string      `koanf:"network_deny"`
+	NetworkIPv6    bool          `koanf:"network_ipv6"`
+	NetworkMbit    int           `koanf:"network_mbit"`
+	NetworkRange   string        `koanf:"network_range"`
+	NetworkBridge  string        `koanf:"network_bridge"`
+	NetworkCIDR    string        `koanf:"network_cidr"`
+	NetworkLease   string        `koanf:"network_lease"`
+	NetworkGateway string        `koanf:"network_gateway"`
+	NetworkInbound bool          `koanf:"network_inbound"`
+	Ports          string        `koanf:"ports"`
+
+	ReserveMemoryMiB int     `koanf:"reserve_memory_mib"`
+	OvercommitVCPUs  float64 `koanf:"overcommit_vcpus"`
+	OvercommitMemory float64 `koanf:"overcommit_memory"`
+	Ready            int     `koanf:"ready"`
+	ReadyMost        int     `koanf:"ready_most"`
+	Prepared         int     `koanf:"prepared"`
 }
 
 // defaultConfigFile is read where it exists and --config names no other.
@@ -109,6 +124,20 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.Int("ready", 2, "machines kept ready of each image, at least")
 		f.Int("ready-most", 16, "machines kept ready of each image and shape at most, where there is demand for them")
 		f.Int("prepared", 1, "VMMs kept prepared beyond those")
+		addChoice(c, "network", "", "auto", "networks for jobs that ask for one: auto where this host can, on or not at all, off", "auto", "on", "off")
+		f.String("network-uplink", "", "interface that leads out (the default route's)")
+		f.StringSlice("network-dns", nil, "DNS servers to ask for machines (those of /etc/resolv.conf)")
+		f.StringSlice("network-allow", nil, "private ranges that jobs' policies may let machines reach, like 10.1.0.0/16")
+		f.StringSlice("network-deny", nil, "further ranges that no machine reaches")
+		f.Bool("network-ipv6", false, "offer IPv6 to jobs that ask for it")
+		f.Int("network-mbit", 0, "megabits a second that a machine may send, and receive; 0 is no bound")
+		f.String("network-range", "", "addresses between host and machines, for nothing else (100.96.0.0/16)")
+		f.String("network-bridge", "", "bridge of a LAN to put machines on, instead of address translation; the four below are about it")
+		f.String("network-cidr", "", "the LAN's addresses, like 192.168.1.0/24")
+		f.String("network-lease", "", "those of them that are machines' (all)")
+		f.String("network-gateway", "", "the LAN's gateway")
+		f.Bool("network-inbound", false, "let the LAN connect to machines")
+		f.String("ports", "127.0.0.1:30000-32767", "address and ports of this host that jobs' ports are reached at; empty for none")
 	}
 	return cf
 }

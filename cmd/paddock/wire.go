@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ import (
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/hostproc"
 	"github.com/paddockvm/paddock/vmm/inproc"
@@ -137,28 +139,85 @@ func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	return l, l.Close, nil
 }
 
-// openWorker gives a worker, and the host's images with which it works.
-func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
-	d, caps, closeDriver, err := openDriver(ctx, c)
-	if err != nil {
-		return nil, nil, nil, err
+// site is what a worker works with on this host.
+type site struct {
+	driver   vmm.Driver
+	caps     vmm.Caps
+	capacity jobs.Resources
+	ports    func() (net.Listener, error) // nil: none is forwarded
+	networks *networks                    // nil: no machine has one
+	closers  []func() error
+}
+
+// openSite opens it all. The caller closes it, when the worker has ended.
+func openSite(ctx context.Context, c config, r prometheus.Registerer) (_ *site, err error) {
+	s := &site{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.capacity, err = capacityOf(c); err != nil {
+		return s, err
 	}
-	capacity, err := capacityOf(c)
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, closeDriver())
+	if s.ports, err = portsOf(c); err != nil {
+		return s, err
 	}
+	driver, caps, closeDriver, err := openDriver(ctx, c)
+	if err != nil {
+		return s, err
+	}
+	s.driver, s.caps, s.closers = driver, caps, append(s.closers, closeDriver)
+	nets, closeNetworks, err := openNetworks(ctx, c, r)
+	if err != nil {
+		return s, err
+	}
+	s.networks, s.closers = nets, append(s.closers, closeNetworks)
 	if r != nil {
 		r.MustRegister(host.Reader{})
 	}
-	here := &images.Host{Store: store, Driver: d, Caps: caps, Progress: progress}
-	w, err := worker.New(worker.Config{
-		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: d, Caps: caps, Images: here, Dispatcher: b, Events: b, Stdin: b, Objects: b,
-		Capacity: capacity, Ready: c.Ready, ReadyMost: c.ReadyMost, Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
-	})
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, closeDriver())
+	return s, nil
+}
+
+// Close closes all, what was opened last first.
+func (s *site) Close() error {
+	var errs []error
+	for _, closer := range slices.Backward(s.closers) {
+		errs = append(errs, closer())
 	}
-	return w, here, closeDriver, nil
+	return errors.Join(errs...)
+}
+
+// images are the host's, of a store.
+func (s *site) images(store *images.Store, progress func(image, stage string)) *images.Host {
+	h := &images.Host{Store: store, Driver: s.driver, Caps: s.caps, Progress: progress}
+	if s.networks != nil {
+		h.Tap = s.networks.tap
+	}
+	return h
+}
+
+// openWorker gives a worker, and the host's images with which it works.
+func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
+	s, err := openSite(ctx, c, r)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	here := s.images(store, progress)
+	cfg := worker.Config{
+		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
+		Dispatcher: b, Events: b, Stdin: b, Objects: b, Capacity: s.capacity, Ports: s.ports,
+		Ready: c.Ready, ReadyMost: c.ReadyMost, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
+		Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short,
+	}
+	if s.networks != nil {
+		cfg.Networks = s.networks
+	}
+	w, err := worker.New(cfg)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, s.Close())
+	}
+	return w, here, s.Close, nil
 }
 
 // agentPath finds the agent's binary: named, beside this one, or in PATH.
