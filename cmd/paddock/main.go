@@ -58,7 +58,7 @@ func command() *cobra.Command {
 	}
 	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand())
 	add("server", upCommand(), dispatcherCommand(), workerCommand())
-	add("host", imageCommand(), doctorCommand(), benchCommand())
+	add("host", imageCommand(), snapshotCommand(), doctorCommand(), benchCommand())
 	root.AddCommand(versionCommand(), jailCommand())
 	root.SetVersionTemplate("paddock {{.Version}}\n")
 	root.InitDefaultCompletionCmd()

@@ -43,6 +43,9 @@ func runCommand() *cobra.Command {
 	c.Flags().DurationVar(&o.cpu, "cpu-time", 0, "cpu time limit (as --time)")
 	c.Flags().Int64Var(&o.memoryMiB, "memory", 0, "memory limit in MiB (128)")
 	c.Flags().Int64Var(&o.pids, "pids", 0, "processes and threads at once (128)")
+	o.network = addChoice(c, "network", "", "none", "what the machine may reach; --allow makes it an allowlist", "none", "internet", "allowlist")
+	c.Flags().StringSliceVar(&o.allow, "allow", nil, "CIDRs, addresses and domains that it may reach, and nothing else (may be repeated)")
+	c.Flags().IntSliceVar(&o.ports, "port", nil, "TCP port of the machine to be reached on the worker's host while the program runs (may be repeated)")
 	c.RunE = func(c *cobra.Command, args []string) error { return o.run(c, args, c.ArgsLenAtDash() == 0) }
 	return c
 }
@@ -55,6 +58,9 @@ type runFlags struct {
 	user                  *string
 	wall, cpu             time.Duration
 	memoryMiB, pids       int64
+	network               *string
+	allow                 []string
+	ports                 []int
 	output                *string
 	put                   []inputFile
 }
@@ -98,9 +104,13 @@ func (o *runFlags) spec(args []string, isCommand bool) (*jobs.Spec, error) {
 	if o.memoryMiB != o.memoryMiB<<20>>20 {
 		return nil, fmt.Errorf("--memory %d: that many MiB are no number of bytes", o.memoryMiB)
 	}
-	s := &jobs.Spec{Image: o.image, Limits: jobs.Limits{
+	s := &jobs.Spec{Image: ownImage(o.image, *o.tenant), Limits: jobs.Limits{
 		WallMS: o.wall.Milliseconds(), CPUMS: o.cpu.Milliseconds(), MemoryBytes: o.memoryMiB << 20, PIDs: o.pids,
 	}}
+	s.Network = jobs.Network{Allow: o.allow, Ports: o.ports}
+	if s.Network.Policy = *o.network; len(o.allow) > 0 && *o.network == jobs.NetworkNone {
+		s.Network.Policy = jobs.NetworkAllowlist
+	}
 	for name, d := range map[string]time.Duration{"--time": o.wall, "--cpu-time": o.cpu} {
 		if d != 0 && d < time.Millisecond {
 			return nil, fmt.Errorf("%s %s: want at least 1ms", name, d)
