@@ -47,7 +47,7 @@ func (n *Snapshots) Create(ctx context.Context, m vmm.Machine, t vmm.Template, c
 	}
 	tmp := n.kept(s.ID) + tmpSuffix
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	for _, sub := range []string{"base", "delta", "files"} {
+	for _, sub := range []string{"base", "delta"} {
 		if err := os.MkdirAll(filepath.Join(tmp, sub), 0o755); err != nil {
 			return s, err
 		}
@@ -185,6 +185,9 @@ var errOtherLine = errors.New("it is another tenant's, or of another image")
 
 // flattenOnto makes the whole files of a snapshot that was taken as a delta.
 func (n *Snapshots) flattenOnto(files, delta string, s *Snapshot, line []Snapshot) error {
+	if err := os.Mkdir(files, 0o755); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(delta)
 	if err != nil {
 		return err
