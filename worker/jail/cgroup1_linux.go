@@ -4,6 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +19,7 @@ type legacy struct {
 	path    cgroup1.Path // the parent's in each
 	systems []cgroup1.Subsystem
 	parents []string
+	ours    bool // nobody configured it
 	have    map[cgroup1.Name]bool
 	swap    bool // can be bounded
 }
@@ -27,7 +31,7 @@ var legacyControllers = []struct {
 }{{cgroup1.Freezer, "kill"}, {cgroup1.Cpu, "cpu"}, {cgroup1.Memory, "memory"}, {cgroup1.Pids, "pids"}, {cgroup1.Blkio, "io"}}
 
 func openLegacy(parent string) (*cgroups, error) {
-	l := &legacy{path: cgroup1.NestedPath(machinesCgroup), have: map[cgroup1.Name]bool{}}
+	l := &legacy{path: cgroup1.NestedPath(machinesCgroup), ours: parent == "", have: map[cgroup1.Name]bool{}}
 	if parent != "" {
 		l.path = cgroup1.StaticPath(filepath.Clean("/" + parent))
 	}
@@ -56,6 +60,9 @@ func openLegacy(parent string) (*cgroups, error) {
 		return nil, errors.New("no controller of cgroup v1 can be used")
 	}
 	c.parents = l.parents
+	if err := l.ensure(); err != nil {
+		return nil, err
+	}
 	if l.have[cgroup1.Blkio] {
 		c.lacks = append(c.lacks, Lack{NoCgroup + ".io", "cgroup v1 does not bound what is written by way of the page cache"})
 	}
@@ -88,8 +95,16 @@ func (l *legacy) ensure() error {
 			return err
 		}
 	}
-	return nil
+	if !l.ours || !l.have[cgroup1.Cpu] {
+		return nil
+	}
+	// As in v2, all machines together weigh what they would each for itself.
+	dir := l.parents[slices.IndexFunc(l.systems, func(s cgroup1.Subsystem) bool { return s.Name() == cgroup1.Cpu })]
+	return set(filepath.Join(dir, "cpu.shares"), strconv.FormatUint(shares(float64(runtime.NumCPU())), 10))
 }
+
+// shares are v1's weight: 1024, the kernel's default, for each processor.
+func shares(cpus float64) uint64 { return min(max(uint64(1024*cpus), 2), 1<<18) }
 
 func (l *legacy) create(name string, s vmm.Share, disks []device) error {
 	path := func(system cgroup1.Name) (string, error) {
@@ -103,7 +118,7 @@ func (l *legacy) create(name string, s vmm.Share, disks []device) error {
 func (l *legacy) resources(s vmm.Share, disks []device) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if s.CPUs > 0 && l.have[cgroup1.Cpu] {
-		quota, shares := quota(s.CPUs), min(max(uint64(1024*s.CPUs), 2), 1<<18)
+		quota, shares := quota(s.CPUs), shares(s.CPUs)
 		r.CPU = &specs.LinuxCPU{Quota: &quota, Shares: &shares}
 	}
 	if s.MemoryBytes > 0 && l.have[cgroup1.Memory] {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -27,18 +28,20 @@ var controllers = []string{"cpu", "memory", "pids", "io"}
 // unified is cgroup v2 (kernel: Documentation/admin-guide/cgroup-v2.rst).
 type unified struct {
 	path string          // of the parent, from the mount
+	ours bool            // nobody configured it
 	have map[string]bool // controllers
 	swap bool            // can be bounded
 }
 
 func openUnified(parent string) (*cgroups, error) {
-	if parent == "" {
+	ours := parent == ""
+	if ours {
 		var err error
 		if parent, err = unifiedParent(); err != nil {
 			return nil, err
 		}
 	}
-	u := &unified{path: filepath.Clean("/" + parent), have: map[string]bool{}}
+	u := &unified{path: filepath.Clean("/" + parent), ours: ours, have: map[string]bool{}}
 	c := &cgroups{hierarchy: u, unified: true, parents: []string{filepath.Join(cgroupMount, u.path)}}
 	if err := os.MkdirAll(c.parents[0], 0o755); err != nil {
 		return nil, err
@@ -49,6 +52,9 @@ func openUnified(parent string) (*cgroups, error) {
 			continue
 		}
 		u.have[name] = true
+	}
+	if err := u.weigh(); err != nil {
+		return nil, err
 	}
 	if u.have["memory"] {
 		u.swap = c.boundsSwap(filepath.Join(c.parents[0], "memory.swap.max"))
@@ -128,7 +134,15 @@ func (u *unified) ensure() error {
 			return err
 		}
 	}
-	return nil
+	return u.weigh()
+}
+
+// weigh has all machines together weigh against the rest of the host what they would each for itself, if they had all processors.
+func (u *unified) weigh() error {
+	if !u.ours || !u.have["cpu"] {
+		return nil
+	}
+	return set(filepath.Join(cgroupMount, u.path, "cpu.weight"), strconv.FormatUint(weight(float64(runtime.NumCPU())), 10))
 }
 
 func (u *unified) create(name string, s vmm.Share, disks []device) error {
@@ -142,7 +156,7 @@ func (u *unified) create(name string, s vmm.Share, disks []device) error {
 func (u *unified) resources(s vmm.Share, disks []device) *cgroup2.Resources {
 	r := &cgroup2.Resources{}
 	if s.CPUs > 0 && u.have["cpu"] {
-		quota, weight := quota(s.CPUs), min(max(uint64(100*s.CPUs), 1), 10_000)
+		quota, weight := quota(s.CPUs), weight(s.CPUs)
 		r.CPU = &cgroup2.CPU{Weight: &weight, Max: cgroup2.NewCPUMax(&quota, nil)}
 	}
 	if s.MemoryBytes > 0 && u.have["memory"] {
@@ -166,6 +180,9 @@ func (u *unified) resources(s vmm.Share, disks []device) *cgroup2.Resources {
 	}
 	return r
 }
+
+// weight is v2's: 100, the kernel's default, for each processor.
+func weight(cpus float64) uint64 { return min(max(uint64(100*cpus), 1), 10_000) }
 
 // quota is the processor time in each period of 100 ms, the kernel's default, in µs; no less than 1 ms, the kernel's least.
 func quota(cpus float64) int64 { return max(int64(cpus*100_000), 1000) }

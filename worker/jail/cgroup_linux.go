@@ -275,13 +275,15 @@ func removeDir(dir string) error {
 	}
 }
 
-// doors are the files by which a process enters a cgroup of v1 by itself, "0" for its number; v2's is entered with the process's making.
+// doors are the files by which the stub's thread enters a cgroup of v1 by itself, "0" for its number; v2's is entered with the process's
+// making. It is one thread that enters, and becomes the VMM alone: to move a whole process, the kernel would wait for all processors
+// (cgroup_attach_lock), 3 ms and more each time.
 func (g *cgroup) doors() (files []*os.File, _ error) {
 	if g == nil || g.unified {
 		return nil, nil
 	}
 	for _, dir := range g.dirs {
-		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
 		if err != nil {
 			closeAll(files)
 			return nil, err
@@ -292,13 +294,12 @@ func (g *cgroup) doors() (files []*os.File, _ error) {
 }
 
 // enter puts another process into a cgroup of v1; into v2's it was born.
-func (g *cgroup) enter(pid int) error {
-	doors, err := g.doors()
-	defer closeAll(doors)
-	for _, door := range doors {
-		if _, writeErr := door.WriteString(strconv.Itoa(pid)); writeErr != nil {
-			err = errors.Join(err, writeErr)
-		}
+func (g *cgroup) enter(pid int) (err error) {
+	if g.unified {
+		return nil
+	}
+	for _, dir := range g.dirs {
+		err = errors.Join(err, set(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)))
 	}
 	return err
 }

@@ -79,7 +79,7 @@ func (s *setup) become(parent *os.File) error {
 	return s.execute(int(parent.Fd()))
 }
 
-// enterCgroups goes by the doors that it was given, and shuts the host's tree of cgroups off: this one looks like the root from inside.
+// enterCgroups goes by the doors that it was given: this thread does, which becomes the VMM. And it shuts the host's tree of cgroups off: this one looks like the root from inside.
 func (s *setup) enterCgroups() error {
 	for i := range s.Doors {
 		if _, err := unix.Write(5+s.Files+i, []byte("0")); err != nil {
