@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -28,10 +29,11 @@ type Host struct {
 	own     []netip.Addr // the host's among those that a bridge's slots are given
 	metrics *metrics
 
-	ready  chan *Slot
-	free   chan struct{} // has one where a slot has been given back
-	ended  chan struct{} // closed when Run takes no more
-	asking chan struct{} // one for each question that DNS servers are asked
+	ready   chan *Slot
+	waiting atomic.Int64  // in ready, or in the hands of fill
+	free    chan struct{} // has one where a slot has been given back
+	ended   chan struct{} // closed when Run takes no more
+	asking  chan struct{} // one for each question that DNS servers are asked
 
 	mu       sync.Mutex
 	slots    map[*Slot]bool
@@ -263,6 +265,7 @@ func (h *Host) Run(ctx context.Context) error {
 	for {
 		select {
 		case s := <-h.ready:
+			h.waiting.Add(-1)
 			err = errors.Join(err, s.Close())
 			continue
 		default:
@@ -292,9 +295,11 @@ func (h *Host) fill(ctx context.Context) {
 		s, err := h.create(ctx)
 		if err == nil {
 			wait = 100 * time.Millisecond
+			h.waiting.Add(1)
 			select {
 			case h.ready <- s:
 			case <-ctx.Done():
+				h.waiting.Add(-1)
 				if err := s.Close(); err != nil {
 					zerolog.Ctx(ctx).Error().Err(err).Msg("a network slot could not be removed")
 				}
@@ -318,6 +323,7 @@ func (h *Host) Take(ctx context.Context) (*Slot, error) {
 	begun := time.Now()
 	select {
 	case s := <-h.ready:
+		h.waiting.Add(-1)
 		h.metrics.taken.Observe(time.Since(begun).Seconds())
 		return s, nil
 	case <-h.ended:
@@ -326,6 +332,9 @@ func (h *Host) Take(ctx context.Context) (*Slot, error) {
 		return nil, fmt.Errorf("hostnet: wait for a slot: %w", context.Cause(ctx))
 	}
 }
+
+// Ready is how many slots Take gives at once.
+func (h *Host) Ready() int { return int(h.waiting.Load()) }
 
 // Problems says, in sentences for an operator, what on this host keeps machines from being reached or from reaching what they may.
 func (h *Host) Problems() []string {

@@ -451,7 +451,7 @@ func (g *guest) carry(tap *os.File) {
 }
 
 // patience is how long a denied thing is waited for. Everything is on this machine; what is let through answers in a millisecond.
-const patience = 700 * time.Millisecond
+const patience = 500 * time.Millisecond
 
 // tcp connects from a namespace, and tells as whom.
 func tcp(ns *os.File, from, to string, port int) (as string, err error) {
@@ -518,7 +518,11 @@ func ping(ns *os.File, to string) error {
 			if err != nil {
 				return err
 			}
-			if n >= 8 && b[0] == reply && b[4] == 0x12 && b[5] == 0x34 {
+			m := b[:n]
+			if request == 8 && n >= 20 { // a raw socket has the IPv4 header too
+				m = m[min(n, int(m[0]&15)*4):]
+			}
+			if len(m) >= 8 && m[0] == reply && m[4] == 0x12 && m[5] == 0x34 {
 				return nil
 			}
 		}
@@ -557,3 +561,18 @@ func lookup(ns *os.File, network, server, name string, kind uint16) (*dns.Msg, e
 	})
 	return a, err
 }
+
+func addressesOf(m *dns.Msg) []string {
+	var l []string
+	for _, rr := range m.Answer {
+		switch r := rr.(type) {
+		case *dns.A:
+			l = append(l, r.A.String())
+		case *dns.AAAA:
+			l = append(l, r.AAAA.String())
+		}
+	}
+	return l
+}
+
+func parseMAC(s string) (net.HardwareAddr, error) { return net.ParseMAC(s) }

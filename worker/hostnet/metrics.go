@@ -18,7 +18,7 @@ func newMetrics(h *Host, r prometheus.Registerer) *metrics {
 	m := &metrics{
 		registerer: r,
 		ready: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "paddock_network_slots_ready", Help: "Network slots that wait for a machine."},
-			func() float64 { return float64(len(h.ready)) }),
+			func() float64 { return float64(h.Ready()) }),
 		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "paddock_network_slots", Help: "Network slots, ready or taken."},
 			func() float64 { return float64(len(h.live())) }),
 		taken: prometheus.NewHistogram(prometheus.HistogramOpts{

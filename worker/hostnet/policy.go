@@ -34,7 +34,7 @@ func ParsePolicy(kind string, allow []string) (Policy, error) {
 	for _, a := range allow {
 		if prefix, err := netip.ParsePrefix(a); err == nil {
 			p.Prefixes = append(p.Prefixes, prefix.Masked())
-		} else if addr, err := netip.ParseAddr(a); err == nil {
+		} else if addr, err := netip.ParseAddr(a); err == nil && addr.Zone() == "" {
 			p.Prefixes = append(p.Prefixes, netip.PrefixFrom(addr, addr.BitLen()))
 		} else {
 			p.Domains = append(p.Domains, a)
