@@ -207,6 +207,9 @@ func (v *viewer) show(e jobs.Event) error {
 		say("attempt %d", e.Attempt)
 	}
 	v.attempt = e.Attempt
+	for _, p := range e.Ports {
+		say("port %d is at %s on the worker's host", p.Guest, p.Host)
+	}
 	if e.Type != jobs.EventOutput {
 		return nil
 	}

@@ -34,6 +34,8 @@ type Options struct {
 	Args []string
 	// Log takes what the process prints; nil keeps the last of it for errors.
 	Log io.Writer
+	// Netns is the network namespace to start it in, by its name (ip-netns(8)); empty means this process's.
+	Netns string
 	// ReadyWithin bounds the start, builds included; 0 means 15 minutes.
 	ReadyWithin time.Duration
 }
@@ -122,6 +124,9 @@ func Start(ctx context.Context, o Options) (_ *Paddock, err error) {
 		return nil, err
 	}
 	p.cmd = exec.Command(bin, args...)
+	if o.Netns != "" {
+		p.cmd = exec.Command("ip", append([]string{"netns", "exec", o.Netns, bin}, args...)...)
+	}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := p.cmd.Start(); err != nil {
