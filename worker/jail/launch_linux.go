@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,7 @@ type setup struct {
 	ReadOnly []string
 	Writable []string
 	Devices  []string
+	Groups   []uint32 // by which it may open its devices
 	Hostname string
 }
 
@@ -175,6 +177,7 @@ func (m *process) setup(c vmm.Command, largest int64) setup {
 		FileSize: unix.RLIM_INFINITY, System: system, ReadOnly: c.ReadOnly, Writable: c.Writable,
 		Devices: append([]string{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"}, c.Devices...), Hostname: c.Name,
 	}
+	s.Groups = groupsOf(c.Devices)
 	if m.group != nil && !m.group.unified {
 		s.Doors = len(m.group.dirs)
 	}
@@ -189,6 +192,18 @@ func (m *process) setup(c vmm.Command, largest int64) setup {
 	}
 	s.FileSize = uint64(max(c.MemoryBytes, largest))
 	return s
+}
+
+// groupsOf gives the groups whose members may read and write a device: Debian gives /dev/kvm to root and the group kvm. Root's own group
+// is not given.
+func groupsOf(devices []string) (groups []uint32) {
+	for _, device := range devices {
+		var st unix.Stat_t
+		if err := unix.Stat(device, &st); err == nil && st.Mode&0o060 == 0o060 && st.Gid != 0 && !slices.Contains(groups, st.Gid) {
+			groups = append(groups, st.Gid)
+		}
+	}
+	return groups
 }
 
 // direct forks into new namespaces, and into g.

@@ -2,6 +2,7 @@ package jail
 
 import (
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,11 +64,12 @@ func (s *setup) drop() error {
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
 
-// identify takes the machine's uid.
+// identify takes the machine's uid, and no groups but its devices'.
 func (s *setup) identify() error {
 	id := uintptr(s.UID)
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-		return fmt.Errorf("drop groups: %w", errno)
+	groups := append(s.Groups, 0) // for an address, where there are none
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(s.Groups)), uintptr(unsafe.Pointer(&groups[0])), 0); errno != 0 {
+		return fmt.Errorf("set groups: %w", errno)
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, id, id, id); errno != 0 {
 		return fmt.Errorf("set gid: %w", errno)
