@@ -76,8 +76,21 @@ func setUp() error {
 		unix.Sethostname([]byte("kvmhost")),
 		tool("modprobe", append([]string{"-a"}, wanted...)...),
 		tool("ip", "link", "set", "lo", "up"),
+		giveDevices(),
 		makeSlice(),
 	)
+}
+
+// kvmGroup is the group kvm, whatever its number.
+const kvmGroup = 104
+
+// giveDevices gives devices to whom systemd's udev gives them on Debian (50-udev-default.rules).
+func giveDevices() error {
+	var errs []error
+	for _, device := range []string{"/dev/kvm", "/dev/vhost-net", "/dev/vhost-vsock"} {
+		errs = append(errs, os.Chown(device, 0, kvmGroup), os.Chmod(device, 0o660))
+	}
+	return errors.Join(append(errs, os.Chmod("/dev/net/tun", 0o666))...)
 }
 
 func (m mount) do() error {
