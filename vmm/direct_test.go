@@ -182,7 +182,7 @@ func TestDirectKillsWhoLeavesTheGroup(t *testing.T) {
 		if err == nil {
 			err = syscall.Setpgid(0, n)
 		}
-		os.NewFile(3, "says").WriteString(fmt.Sprintln("left", err))
+		fmt.Fprintln(os.NewFile(3, "says"), "left", err)
 		select {}
 	}
 	r, w := pipe(t)

@@ -2,6 +2,7 @@ package jail
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -57,7 +58,7 @@ func openLegacy(parent string) (*cgroups, error) {
 		l.parents = append(l.parents, dir)
 	}
 	if len(l.systems) == 0 {
-		return nil, errors.New("no controller of cgroup v1 can be used")
+		return nil, fmt.Errorf("no controller of cgroup v1 can be used: %s", c.lacks[0].Why)
 	}
 	c.parents = l.parents
 	if err := l.ensure(); err != nil {

@@ -78,8 +78,9 @@ func unifiedParent() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(filepath.Join(here, "cgroup.type")); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
-		return "/" + machinesCgroup, nil // this is the root, or others are here
+	_, err = os.Stat(filepath.Join(here, "cgroup.type")) // which the root does not have
+	if root := errors.Is(err, os.ErrNotExist); root || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
+		return "/" + machinesCgroup, nil
 	}
 	room := filepath.Join(here, ownCgroup)
 	if err := os.Mkdir(room, 0o755); err != nil && !errors.Is(err, os.ErrExist) {

@@ -104,7 +104,7 @@ func lockDir(dir string, how int) (*os.File, error) {
 		if err == nil {
 			return f, nil
 		}
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 		}
 	}

@@ -284,8 +284,8 @@ func testPIDs(t *testing.T, l *jail.Launcher) {
 	if len(got) < 2 || len(got) > most || !strings.Contains(got[len(got)-1], "resource temporarily unavailable") {
 		t.Errorf("it started %d processes, and then %q", len(got)-1, got[len(got)-1])
 	}
-	if max := cgroupFile(t, m.PID(), "pids.max", "pids", "pids.max"); max != strconv.Itoa(most) {
-		t.Errorf("pids.max = %s", max)
+	if set := cgroupFile(t, m.PID(), "pids.max", "pids", "pids.max"); set != strconv.Itoa(most) {
+		t.Errorf("pids.max = %s", set)
 	}
 	must(t, m.Kill())
 	if rest := tells(t, r, ""); len(rest) > 0 {
