@@ -95,13 +95,8 @@ func (c *commandLine) throttle(l DiskLimits) {
 	if l == (DiskLimits{}) {
 		return
 	}
-	group := "throttle-group,id=disks"
-	if l.BytesPerSecond > 0 {
-		group += fmt.Sprintf(",limits.bps-total=%d", l.BytesPerSecond)
-	}
-	if l.OpsPerSecond > 0 {
-		group += fmt.Sprintf(",limits.iops-total=%d", l.OpsPerSecond)
-	}
+	// 0 is no limit there too.
+	group := fmt.Sprintf(`{"qom-type":"throttle-group","id":"disks","limits":{"bps-total":%d,"iops-total":%d}}`, l.BytesPerSecond, l.OpsPerSecond)
 	c.add("-object", group)
 }
 

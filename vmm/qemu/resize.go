@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/paddockvm/paddock/vmm"
 )
@@ -37,15 +38,15 @@ func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 }
 
 func (m *machine) resize(ctx context.Context, vcpus, memoryMiB int) error {
-	if err := m.canBe(vcpus, memoryMiB); err != nil {
-		return err
-	}
 	release, err := m.oneCheckpoint(ctx) // what is taken of a machine is of one size
 	if err != nil {
 		return err
 	}
 	defer release()
 	if err := m.forgetGone(ctx); err != nil {
+		return err
+	}
+	if err := m.canBe(vcpus, memoryMiB); err != nil {
 		return err
 	}
 	cpus, dimms := vcpus-m.boot.VCPUs, (memoryMiB-m.boot.MemoryMiB)/m.size.unit
@@ -66,6 +67,9 @@ func (m *machine) canBe(vcpus, memoryMiB int) error {
 		return fmt.Errorf("it was booted with %d processors and %d MiB, and cannot have less: %w", b.VCPUs, b.MemoryMiB, vmm.ErrUnsupported)
 	case vcpus > max(b.VCPUs, b.MaxVCPUs) || memoryMiB > max(b.MemoryMiB, b.MaxMemoryMiB):
 		return fmt.Errorf("it can have at most %d processors and %d MiB: %w", max(b.VCPUs, b.MaxVCPUs), max(b.MemoryMiB, b.MaxMemoryMiB), vmm.ErrUnsupported)
+	case m.platform.Accel == accelTCG && vcpus-b.VCPUs < len(m.size.cpus):
+		// QEMU 7.2 dies when a processor is plugged in after one was pulled.
+		return fmt.Errorf("an emulated processor cannot be pulled: %w", vmm.ErrUnsupported)
 	case (memoryMiB-b.MemoryMiB)%m.size.unit != 0:
 		return fmt.Errorf("its memory grows from %d MiB by %d MiB at a time: %w", b.MemoryMiB, m.size.unit, vmm.ErrUnsupported)
 	}
@@ -164,27 +168,74 @@ func (m *machine) addDIMM(ctx context.Context) error {
 // memoryOf names the memory of a DIMM.
 func memoryOf(dimm string) string { return "memory-" + dimm }
 
-// pull asks the guest to let go of a device, and waits until it has.
+// pull asks the guest to let go of a device, and waits until it has. A guest that refuses, or does nothing, is asked again until its time is
+// up: it may still be about to take in what was just plugged, and misses what it is asked meanwhile.
 func (m *machine) pull(ctx context.Context, id string) error {
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := m.ask(ctx, id)
+		if err == nil {
+			return m.freeMemory(context.WithoutCancel(ctx), id)
+		}
+		if !errors.Is(err, errKept) {
+			return fmt.Errorf("pull %s: %w", id, err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-m.done:
+			return errOver
+		case <-ctx.Done():
+			return fmt.Errorf("pull %s: %w", id, err)
+		}
+	}
+}
+
+// askAgain is when a guest that says nothing is asked again.
+const askAgain = 2 * time.Second
+
+// ask asks once.
+func (m *machine) ask(ctx context.Context, id string) error {
 	answer := m.unplugs.expect(id)
-	if err := m.qmp.execute(ctx, "device_del", map[string]string{"id": id}, nil); err != nil {
-		m.unplugs.giveUp(id)
-		return err
+	err := m.qmp.execute(ctx, "device_del", map[string]string{"id": id}, nil)
+	if err == nil {
+		err = m.pulled(ctx, id, answer)
 	}
-	var err error
-	select {
-	case err = <-answer:
-	case <-m.done:
-		err = errOver
-	case <-ctx.Done():
-		err = context.Cause(ctx)
+	if gone := m.unplugs.giveUp(id); gone {
+		return nil
 	}
-	if gone := m.unplugs.giveUp(id); !gone && err != nil {
-		return fmt.Errorf("pull %s: %w", id, err)
+	return err
+}
+
+// pulled waits for the guest's answer. QEMU's emulator never tells of a processor that has gone, for something in it holds on to what it was:
+// so it is looked for too.
+func (m *machine) pulled(ctx context.Context, id string, answer <-chan error) error {
+	again := time.After(askAgain)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		select {
+		case err := <-answer:
+			return err
+		case <-again:
+			return errKept
+		case <-m.done:
+			return errOver
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		var devices []qomProperty
+		if err := m.qmp.execute(ctx, "qom-list", map[string]string{"path": "/machine/peripheral"}, &devices); err != nil {
+			return err
+		}
+		if !slices.Contains(devices, qomProperty{id}) {
+			return nil
+		}
 	}
-	return m.freeMemory(context.WithoutCancel(ctx), id)
+}
+
+// qomProperty names one; /machine/peripheral has those devices that have an id.
+type qomProperty struct {
+	Name string `json:"name"`
 }
 
 // freeMemory gives a DIMM's memory back; a processor has none.

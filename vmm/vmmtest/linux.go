@@ -22,7 +22,7 @@ func Linux(t testing.TB, kernel, initrd string) vmm.Boot {
 	}
 	modules, err := os.ReadFile(initrd)
 	must(t, err)
-	must(t, os.WriteFile(boot.Initrd, append(modules, initOf(t, buildTestGuest(t, dir))...), 0o444))
+	must(t, os.WriteFile(boot.Initrd, append(modules, initOf(t, buildProgram(t, dir, "vmm/vmmtest/testguest"))...), 0o444))
 	must(t, os.WriteFile(boot.Root, bytes.Repeat([]byte("root disk. "), RootBytes/11+1)[:RootBytes], 0o444))
 	scratch, err := os.OpenFile(boot.Scratch, os.O_RDWR|os.O_CREATE, 0o444)
 	must(t, err)
@@ -41,13 +41,28 @@ const (
 	ScratchBytes = 64 << 20
 )
 
-func buildTestGuest(t testing.TB, dir string) string {
+// Agent gives a machine of one of Paddock's images to boot, with the agent as this source has it.
+func Agent(t testing.TB, kernel, initrd, root, scratch string) vmm.Boot {
 	t.Helper()
-	out := filepath.Join(dir, "testguest")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "github.com/paddockvm/paddock/vmm/vmmtest/testguest")
+	dir := t.TempDir()
+	own := filepath.Join(dir, "initrd")
+	of, err := os.ReadFile(initrd)
+	must(t, err)
+	must(t, os.WriteFile(own, append(of, initOf(t, buildProgram(t, dir, "cmd/paddock-agent"))...), 0o444))
+	return vmm.Boot{
+		Kernel: kernel, Initrd: own, Root: root, Scratch: scratch,
+		Cmdline: "console=ttyS0 quiet loglevel=1 panic=-1 random.trust_cpu=on no_timer_check cryptomgr.notests", VCPUs: 1, MemoryMiB: 256,
+	}
+}
+
+// buildProgram builds one of this module's, for a guest.
+func buildProgram(t testing.TB, dir, pkg string) string {
+	t.Helper()
+	out := filepath.Join(dir, filepath.Base(pkg))
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "github.com/paddockvm/paddock/"+pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the test guest: %v\n%s", err, b)
+		t.Fatalf("build %s: %v\n%s", pkg, err, b)
 	}
 	return out
 }

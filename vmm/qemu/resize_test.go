@@ -1,0 +1,138 @@
+package qemu_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/qemu"
+)
+
+// grown has the machine be of that size, and the guest use it.
+func grown(t *testing.T, m vmm.Machine, c *client.Client, vcpus, memoryMiB int) {
+	t.Helper()
+	must(t, m.(vmm.Resizer).Resize(within(t), vcpus, memoryMiB))
+	used(t, c, vcpus, memoryMiB-256)
+}
+
+// used has the guest use that much.
+func used(t *testing.T, c *client.Client, vcpus, pluggedMiB int) {
+	t.Helper()
+	got, err := c.Resize(within(t), wire.Resize{VCPUs: vcpus, PluggedMiB: pluggedMiB})
+	must(t, err)
+	if diff := cmp.Diff(wire.Size{VCPUs: vcpus, PluggedMiB: pluggedMiB}, got); diff != "" {
+		t.Errorf("in use: %s", diff)
+	}
+}
+
+// TestResize grows a clone, has its guest use what came, shrinks it, and grows it again.
+func TestResize(t *testing.T) {
+	r := &registry{Launcher: vmm.Direct{}}
+	d := newDriver(t, qemu.Config{Launcher: r})
+	boot := agentBoot(t)
+	boot.MaxVCPUs, boot.MaxMemoryMiB = 3, 1024
+	template := agentTemplate(t, d, boot, vmm.Attach{})
+	m, c := agentClone(t, d, template, vmm.Attach{}, nil)
+	resizer := m.(vmm.Resizer)
+
+	for name, size := range map[string][2]int{
+		"too many processors": {4, 256}, "too much memory": {1, 1152}, "no processor": {0, 256}, "less memory": {1, 128},
+		"half a DIMM": {1, 256 + 64},
+	} {
+		if err := resizer.Resize(within(t), size[0], size[1]); !errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := resizer.Resize(gone, 2, 512); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	used(t, c, 1, 0)
+
+	grown(t, m, c, 3, 768)
+	if got := inGuest(t, c, "nproc; awk '/MemTotal/ { print ($2 > 600000) }' /proc/meminfo"); got != "3\n1" {
+		t.Errorf("processors, and whether there is the memory: %q", got)
+	}
+	// More than the machine was booted with is written, on all processors.
+	if got := inGuest(t, c, "mount -t tmpfs -o size=600m none /mnt && head -c 400M /dev/zero > /mnt/f && wc -c < /mnt/f && rm /mnt/f && umount /mnt"); got != "419430400" {
+		t.Errorf("written: %q", got)
+	}
+	other, otherAgent := agentClone(t, d, template, vmm.Attach{}, nil)
+	used(t, otherAgent, 1, 0) // another clone is as the template was
+	must(t, other.Close())
+
+	caps, err := d.Probe(within(t))
+	must(t, err)
+	fewest := 1
+	if caps.Accel == "tcg" {
+		fewest = 3
+		if err := resizer.Resize(within(t), 2, 768); !errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("fewer emulated processors: %v", err)
+		}
+	}
+	used(t, c, max(2, fewest), 256)
+	grown(t, m, c, max(2, fewest), 512)
+	if got := inGuest(t, c, "awk '/MemTotal/ { print ($2 < 500000) }' /proc/meminfo"); got != "1" {
+		t.Errorf("whether the memory has gone: %q", got)
+	}
+	grown(t, m, c, fewest, 256) // the guest's kernel lets go of it although its agent was not asked
+	grown(t, m, c, 3, 1024)
+	if got := inGuest(t, c, "nproc"); got != "3" {
+		t.Errorf("processors: %q", got)
+	}
+}
+
+// TestNoHeadroom shows what a machine without headroom says, and what cannot be booted.
+func TestNoHeadroom(t *testing.T) {
+	l := newLab(t, vmm.Direct{})
+	m := l.Machine(t).(vmm.Resizer)
+	must(t, m.Resize(within(t), 1, 256)) // it has that size
+	for _, size := range [][2]int{{2, 256}, {1, 384}} {
+		if err := m.Resize(within(t), size[0], size[1]); !errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("%v: %v", size, err)
+		}
+	}
+	for name, change := range map[string]func(*vmm.Boot){
+		"fewer processors": func(b *vmm.Boot) { b.VCPUs, b.MaxVCPUs = 2, 1 },
+		"less memory":      func(b *vmm.Boot) { b.MaxMemoryMiB = 128 },
+		"part of a DIMM":   func(b *vmm.Boot) { b.MaxMemoryMiB = 300 },
+	} {
+		boot := l.Boot
+		change(&boot)
+		if m, err := l.Driver.Boot(within(t), boot, vmm.Attach{}); err == nil {
+			m.Close()
+			t.Errorf("%s: booted", name)
+		}
+	}
+}
+
+// TestResizeFails lets single steps of a resize fail: the machine is then as it was before.
+func TestResizeFails(t *testing.T) {
+	s := &saboteur{Launcher: vmm.Direct{}}
+	d := newDriver(t, qemu.Config{Launcher: s})
+	boot := agentBoot(t)
+	boot.MaxVCPUs, boot.MaxMemoryMiB = 2, 512
+	template := agentTemplate(t, d, boot, vmm.Attach{})
+	m, c := agentClone(t, d, template, vmm.Attach{}, nil)
+	for _, command := range []string{"query-hotpluggable-cpus", "object-add", "device_add"} {
+		s.next(command, refuse, func() { s.command = "" }) // once: what undoes it works
+		if err := m.(vmm.Resizer).Resize(within(t), 2, 512); err == nil || !strings.HasSuffix(err.Error(), command+": sabotage") {
+			t.Errorf("%s: %v", command, err)
+		}
+		used(t, c, 1, 0)
+	}
+	grown(t, m, c, 2, 512)
+	s.next("device_del", refuse, func() { s.command = "" })
+	if err := m.(vmm.Resizer).Resize(within(t), 2, 256); err == nil || !strings.HasSuffix(err.Error(), "device_del: sabotage") {
+		t.Errorf("device_del: %v", err)
+	}
+	used(t, c, 2, 256)
+	must(t, m.(vmm.Resizer).Resize(within(t), 2, 512)) // as it was
+}
