@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		case "build":
 			dyingBuild(os.Args[2])
 			return
+		case "snapshot":
+			dyingSnapshot(os.Args[2])
+			return
 		}
 	}
 	goleak.VerifyTestMain(m)
