@@ -17,6 +17,7 @@ const (
 	scratchDisk = "scratch"
 	vsockID     = "vsock"
 	netID       = "net"
+	diskLimits  = "disks"
 )
 
 // guestCID is the guest's address in its own vsock; the host's side of each is a unix socket of its own, so all have the same.
@@ -43,11 +44,15 @@ func (d *Driver) cold(b vmm.Boot) api.VM {
 	if b.Initrd != "" {
 		v.Payload.Initramfs = fdPath(initrdFD)
 	}
+	group := ""
+	if v.Limits = d.cfg.Disk.groups(); v.Limits != nil {
+		group = diskLimits
+	}
 	if b.Root != "" {
-		v.Disks = append(v.Disks, api.Disk{ID: rootDisk, Path: fdPath(rootFD), ReadOnly: true, ImageType: "Raw", Limiter: d.cfg.Disk.limiter()})
+		v.Disks = append(v.Disks, api.Disk{ID: rootDisk, Path: fdPath(rootFD), ReadOnly: true, ImageType: "Raw", Limits: group})
 	}
 	if b.Scratch != "" {
-		v.Disks = append(v.Disks, api.Disk{ID: scratchDisk, Path: fdPath(scratchFD), ImageType: "Raw", Limiter: d.cfg.Disk.limiter()})
+		v.Disks = append(v.Disks, api.Disk{ID: scratchDisk, Path: fdPath(scratchFD), ImageType: "Raw", Limits: group})
 	}
 	walls(&v)
 	return v
@@ -67,8 +72,9 @@ func walls(v *api.VM) {
 // refill is in what time a limiter's bucket fills: long beside the 100 ms that Cloud Hypervisor rests once one is empty (docs/io_throttling.md).
 const refill = 1000 // ms
 
-func (l DiskLimit) limiter() *api.Limiter {
-	if l == (DiskLimit{}) {
+// groups are the one that all disks of a machine are in; none where nothing is bounded.
+func (l DiskLimits) groups() []api.Limits {
+	if l == (DiskLimits{}) {
 		return nil
 	}
 	var r api.Limiter
@@ -78,7 +84,7 @@ func (l DiskLimit) limiter() *api.Limiter {
 	if l.OpsPerSecond > 0 {
 		r.Ops = &api.Bucket{Size: l.OpsPerSecond * refill / 1000, RefillTime: refill}
 	}
-	return &r
+	return []api.Limits{{ID: diskLimits, Limiter: r}}
 }
 
 // clone makes of the configuration that a snapshot holds that of a clone: its memory is the template's file, mapped private; what
@@ -97,8 +103,12 @@ func (d *Driver) clone(saved []byte) ([]byte, error) {
 	zones[0]["shared"], zones[0]["file"] = false, fdPath(extraFD, memoryFile)
 	// Nothing is booted anew.
 	c["payload"] = map[string]any{"kernel": "/dev/null"}
+	groups := d.cfg.Disk.groups()
+	c["rate_limit_groups"] = groups
 	for _, disk := range objects(c["disks"]) {
-		disk["rate_limiter_config"] = d.cfg.Disk.limiter()
+		if delete(disk, "rate_limit_group"); groups != nil {
+			disk["rate_limit_group"] = diskLimits
+		}
 	}
 	for _, card := range objects(c["net"]) {
 		// That of the template's tap, which v53 notes and would set.

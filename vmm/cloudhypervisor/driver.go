@@ -37,16 +37,16 @@ type Config struct {
 	RunDir string
 	// Launcher starts the processes.
 	Launcher vmm.Launcher
-	// Disk bounds what each disk of a machine does; the zero value does not.
-	Disk DiskLimit
+	// Disk bounds what each machine does to its disks, the root and the scratch disk together.
+	Disk DiskLimits
 	// ProbeTimeout is how long the probe's guest may run; 0 means 2 s. It needs milliseconds where KVM works.
 	ProbeTimeout time.Duration
 	// StepTimeout is how long Cloud Hypervisor may take for one thing: to start, to answer a request. 0 means 30 s.
 	StepTimeout time.Duration
 }
 
-// DiskLimit bounds one disk, reads and writes together.
-type DiskLimit struct {
+// DiskLimits bound a machine's reading and writing together; a zero field does not. They are the host's, not a template's.
+type DiskLimits struct {
 	BytesPerSecond, OpsPerSecond int64
 }
 
@@ -64,7 +64,7 @@ func New(cfg Config) (*Driver, error) {
 		return nil, errors.New("cloud-hypervisor: a launcher and a run directory are needed")
 	}
 	if cfg.Disk.BytesPerSecond < 0 || cfg.Disk.OpsPerSecond < 0 {
-		return nil, errors.New("cloud-hypervisor: a disk's limit below 0")
+		return nil, errors.New("cloud-hypervisor: a disk limit below zero")
 	}
 	if cfg.Binary == "" {
 		cfg.Binary = "cloud-hypervisor"
@@ -73,7 +73,10 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cloud-hypervisor: %w (its releases, v51.0 or newer, are single static binaries)", err)
 	}
-	if cfg.Binary, err = filepath.Abs(path); err != nil {
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: %w", err)
+	}
+	if cfg.Binary, err = filepath.EvalSymlinks(path); err != nil { // a jail shows the file, not what leads to it
 		return nil, fmt.Errorf("cloud-hypervisor: %w", err)
 	}
 	if cfg.RunDir, err = filepath.Abs(cfg.RunDir); err != nil {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/cloudhypervisor/api"
 )
@@ -49,10 +51,27 @@ func (d *Driver) Boot(ctx context.Context, b vmm.Boot, a vmm.Attach) (vmm.Machin
 	return m, nil
 }
 
-// attached says what is missing before anything is started.
+// attached says what does not fit before anything is started. A template and its clones must agree on what the card can leave to the host,
+// so that a tap is taken only if it is of the kind that vmm.Attach names.
 func attached(b vmm.Boot, a vmm.Attach) error {
-	if b.NIC && a.Tap == nil {
+	switch {
+	case b.NIC && a.Tap == nil:
 		return errors.New("the machine has a network card, and no tap is attached")
+	case !b.NIC && a.Tap != nil:
+		return errors.New("a tap is attached, and the machine has no network card")
+	case !b.NIC:
+		return nil
+	}
+	ifr, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(int(a.Tap.Fd()), unix.TUNGETIFF, ifr); err != nil {
+		return fmt.Errorf("the attached descriptor is no tap's: %w", err)
+	}
+	const want = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	if flags := ifr.Uint16(); flags&(want|unix.IFF_MULTI_QUEUE) != want {
+		return fmt.Errorf("the attached tap was made with %#x, want IFF_TAP, IFF_NO_PI and IFF_VNET_HDR (%#x)", flags, want)
 	}
 	return nil
 }

@@ -45,6 +45,9 @@ func (d *Driver) Probe(ctx context.Context) (vmm.Caps, error) {
 	}
 	if p.caps == nil {
 		caps, err := d.probe(ctx)
+		if _, noKVM := os.Stat("/dev/kvm"); err != nil && noKVM != nil {
+			err = fmt.Errorf("%w: Cloud Hypervisor needs KVM (modprobe kvm_intel or kvm_amd): %w", noKVM, err)
+		}
 		if err != nil {
 			return vmm.Caps{}, fmt.Errorf("probe cloud-hypervisor: %w", err)
 		}
@@ -59,9 +62,6 @@ func (d *Driver) Probe(ctx context.Context) (vmm.Caps, error) {
 const probeMiB = 16
 
 func (d *Driver) probe(ctx context.Context) (vmm.Caps, error) {
-	if _, err := os.Stat("/dev/kvm"); err != nil {
-		return vmm.Caps{}, fmt.Errorf("%w: Cloud Hypervisor needs KVM (modprobe kvm_intel or kvm_amd)", err)
-	}
 	cpu, err := hostCPU()
 	if err != nil {
 		return vmm.Caps{}, err

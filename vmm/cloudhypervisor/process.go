@@ -90,7 +90,7 @@ func (d *Driver) start(ctx context.Context, id string, dir *directory, files []*
 	}
 	ours = append(ours, p.output, p.hold)
 
-	cmd.Name, cmd.Path, cmd.Stderr, cmd.Devices = id, d.cfg.Binary, errorsW, []string{"/dev/kvm"}
+	cmd.Name, cmd.Path, cmd.ReadOnly, cmd.Devices, cmd.Stderr = id, d.cfg.Binary, []string{d.cfg.Binary}, []string{"/dev/kvm"}, errorsW
 	cmd.Args = []string{"--api-socket", fmt.Sprintf("fd=%d", apiFD), "--event-monitor", fmt.Sprintf("fd=%d", eventsFD)}
 	cmd.Files = append([]*os.File{dir.f, listener, eventsW}, files...)
 	if p.proc, err = d.cfg.Launcher.Launch(ctx, cmd); err != nil {

@@ -37,6 +37,7 @@ type VM struct {
 	Memory   Memory     `json:"memory"`
 	Payload  Payload    `json:"payload"`
 	Disks    []Disk     `json:"disks,omitempty"`
+	Limits   []Limits   `json:"rate_limit_groups,omitempty"`
 	RNG      RNG        `json:"rng"`
 	Serial   Console    `json:"serial"`
 	Console  Console    `json:"console"`
@@ -80,11 +81,17 @@ type Payload struct {
 
 // Disk is a virtio disk.
 type Disk struct {
-	ID        string   `json:"id"`
-	Path      string   `json:"path"`
-	ReadOnly  bool     `json:"readonly"`
-	ImageType string   `json:"image_type"`
-	Limiter   *Limiter `json:"rate_limiter_config,omitempty"`
+	ID        string `json:"id"`
+	Path      string `json:"path"`
+	ReadOnly  bool   `json:"readonly"`
+	ImageType string `json:"image_type"`
+	Limits    string `json:"rate_limit_group,omitempty"`
+}
+
+// Limits are what the disks that name them may do together.
+type Limits struct {
+	ID      string  `json:"id"`
+	Limiter Limiter `json:"rate_limiter_config"`
 }
 
 // Limiter bounds bytes and operations.

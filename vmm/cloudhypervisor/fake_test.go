@@ -1,0 +1,285 @@
+package cloudhypervisor_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+)
+
+// fakeBoot is a machine to boot whose files are small.
+func fakeBoot(t testing.TB) vmm.Boot {
+	t.Helper()
+	dir := t.TempDir()
+	b := vmm.Boot{Cmdline: "quiet", VCPUs: 1, MemoryMiB: 8}
+	for name, path := range map[string]*string{"kernel": &b.Kernel, "initrd": &b.Initrd, "root": &b.Root, "scratch": &b.Scratch} {
+		*path = filepath.Join(dir, name)
+		must(t, os.WriteFile(*path, []byte(strings.Repeat(name, 1000)), 0o444))
+	}
+	return b
+}
+
+// talk is with the fake's guest, which has no network card to try.
+type talk struct{ vmmtest.TestGuest }
+
+// TestFakeConformance holds the fake against what the real one is held against, in every version that it plays.
+func TestFakeConformance(t *testing.T) {
+	for _, version := range []string{"v51.0", "v52.0", "v53.0", "v54.0-3-g0123456"} {
+		t.Run(version, func(t *testing.T) {
+			l, d := newFakes(t, version)
+			vmmtest.Run(t, vmmtest.Fixture{
+				Driver: d, Boot: fakeBoot(t), Guest: talk{},
+				Kill: func(m vmm.Machine) error {
+					l.mu.Lock()
+					defer l.mu.Unlock()
+					l.procs[m.ID()].end(errKilled)
+					return nil
+				},
+			})
+		})
+	}
+}
+
+func TestVersions(t *testing.T) {
+	for version, want := range map[string]string{
+		"v50.1": "v51.0 or newer", "v9.0": "v51.0 or newer", "main": "not a release", "": "not a release", "v51.0": "", "v53.0-dirty": "", "v100.2": "",
+	} {
+		_, d := newFakes(t, version)
+		caps, err := d.Probe(within(t))
+		if want == "" && (err != nil || caps.Version != version) {
+			t.Errorf("%s: %+v, %v", version, caps, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", version, err)
+		}
+	}
+}
+
+// TestCard has a tap go with the requests, at the creation and at each restore, and the note of the template's gone.
+func TestCard(t *testing.T) {
+	_, d := newFakes(t, "v53.0")
+	boot := fakeBoot(t)
+	boot.NIC = true
+	if _, err := d.Boot(within(t), boot, vmm.Attach{}); err == nil || !strings.Contains(err.Error(), "tap") {
+		t.Errorf("boot without a tap: %v", err)
+	}
+	vmmtest.NoLeaks(t)
+	tap := vmmtest.NewWire(t).Tap
+	m, err := d.Boot(within(t), boot, vmm.Attach{Tap: tap})
+	must(t, err)
+	defer m.Close()
+	template, err := m.Snapshot(within(t), t.TempDir())
+	must(t, err)
+	p, err := d.Prepare(within(t), template, vmm.Attach{Tap: tap})
+	must(t, err)
+	c, err := p.Restore(within(t))
+	must(t, err)
+	must(t, c.Close())
+}
+
+// TestResizing holds the limits against what was booted.
+func TestResizing(t *testing.T) {
+	_, d := newFakes(t, "v53.0")
+	boot := fakeBoot(t)
+	boot.MaxVCPUs = 2
+	m, err := d.Boot(within(t), boot, vmm.Attach{})
+	must(t, err)
+	defer m.Close()
+	r := m.(vmm.Resizer)
+	must(t, r.Resize(within(t), 2, 8))
+	for _, size := range [][2]int{{0, 8}, {3, 8}, {1, 16}} {
+		if err := r.Resize(within(t), size[0], size[1]); err == nil {
+			t.Errorf("it has become %v", size)
+		}
+	}
+}
+
+// TestDiskLimits has them in the request, and in a clone's configuration as they are then.
+func TestDiskLimits(t *testing.T) {
+	l, _ := newFakes(t, "v53.0")
+	dir := t.TempDir()
+	driver := func(limits cloudhypervisor.DiskLimits) *cloudhypervisor.Driver {
+		d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: dir, Launcher: l, Disk: limits})
+		must(t, err)
+		return d
+	}
+	m, err := driver(cloudhypervisor.DiskLimits{BytesPerSecond: 1 << 20}).Boot(within(t), fakeBoot(t), vmm.Attach{})
+	must(t, err)
+	template, err := m.Snapshot(within(t), t.TempDir())
+	must(t, err)
+	for limits, want := range map[cloudhypervisor.DiskLimits]any{
+		{}: nil,
+		{OpsPerSecond: 100, BytesPerSecond: 5 << 20}: []any{map[string]any{"id": "disks", "rate_limiter_config": map[string]any{
+			"bandwidth": map[string]any{"size": 5e0 * (1 << 20), "refill_time": 1000.0}, "ops": map[string]any{"size": 100.0, "refill_time": 1000.0},
+		}}},
+	} {
+		p, err := driver(limits).Prepare(within(t), template, vmm.Attach{})
+		must(t, err)
+		m, err := p.Restore(within(t))
+		must(t, err)
+		vm := l.procs[m.ID()].vm
+		if diff := cmp.Diff(want, vm.config["rate_limit_groups"]); diff != "" {
+			t.Errorf("%+v: %s", limits, diff)
+		}
+		for _, disk := range vm.config["disks"].([]any) {
+			if _, limited := disk.(map[string]any)["rate_limit_group"]; limited != (want != nil) {
+				t.Errorf("%+v: disk %v", limits, disk)
+			}
+		}
+		must(t, m.Close())
+	}
+}
+
+// TestFaults has everything go wrong at every request, and wants an error that says what, and nothing left.
+func TestFaults(t *testing.T) {
+	l, d := newFakes(t, "v51.0") // the one with the most requests
+	boot, guest := fakeBoot(t), vmmtest.TestGuest{}
+	template := vmmtest.Build(t, d, boot, guest)
+	prepare := func(t *testing.T) vmm.Prepared {
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
+		must(t, err) // the fault is for later
+		return p
+	}
+	for _, phase := range []struct {
+		name  string
+		paths []string
+		run   func(*testing.T, context.Context) error
+	}{
+		{"prepare", []string{"vmm.ping"}, func(_ *testing.T, ctx context.Context) error {
+			p, err := d.Prepare(ctx, template, vmm.Attach{})
+			if err != nil {
+				return err
+			}
+			return p.Close()
+		}},
+		{"restore", []string{"vm.restore", "vm.resume"}, func(t *testing.T, ctx context.Context) error {
+			p := prepare(t)
+			m, err := p.Restore(ctx)
+			if err != nil {
+				return errors.Join(err, p.Close())
+			}
+			return m.Close()
+		}},
+		{"boot", []string{"vmm.ping", "vm.create", "vm.boot"}, func(_ *testing.T, ctx context.Context) error {
+			m, err := d.Boot(ctx, boot, vmm.Attach{})
+			if err != nil {
+				return err
+			}
+			return m.Close()
+		}},
+		{"snapshot", []string{"vm.pause", "vm.snapshot"}, func(t *testing.T, ctx context.Context) error {
+			m, err := d.Boot(within(t), boot, vmm.Attach{})
+			must(t, err)
+			defer m.Close()
+			dir := t.TempDir()
+			_, err = m.Snapshot(ctx, dir)
+			if left, _ := os.ReadDir(dir); err != nil && len(left) > 0 {
+				t.Errorf("files left: %v", left)
+			}
+			select {
+			case <-m.Done():
+			default:
+				t.Error("the machine lives after its snapshot")
+			}
+			return err
+		}},
+		{"pause", []string{"vm.pause"}, func(t *testing.T, ctx context.Context) error {
+			m, err := prepare(t).Restore(within(t))
+			must(t, err)
+			return errors.Join(m.Pause(ctx), m.Close())
+		}},
+		{"resize", []string{"vm.resize"}, func(t *testing.T, ctx context.Context) error {
+			m, err := prepare(t).Restore(within(t))
+			must(t, err)
+			return errors.Join(m.(vmm.Resizer).Resize(ctx, 1, boot.MemoryMiB), m.Close())
+		}},
+		{"probe", []string{"vmm.ping", "vm.create", "vm.boot"}, func(t *testing.T, ctx context.Context) error {
+			fresh, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: t.TempDir(), Launcher: l})
+			must(t, err)
+			_, err = fresh.Probe(ctx)
+			return err
+		}},
+	} {
+		for _, path := range phase.paths {
+			for _, f := range []fault{killBefore, killAfter, refuse, silent, garbage, hangUp, endless, badEvents} {
+				t.Run(phase.name+"/"+path+"/"+string(f), func(t *testing.T) {
+					strike(t, l, path, f, phase.run)
+				})
+			}
+		}
+	}
+}
+
+// strike runs with a fault.
+func strike(t *testing.T, l *fakeLauncher, path string, f fault, run func(*testing.T, context.Context) error) {
+	vmmtest.NoLeaks(t)
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	onHit := func() {}
+	if f == silent {
+		onHit = cancel // nothing else would end the wait
+	}
+	l.next(path, f, onHit)
+	defer l.next("", noMoreWords, nil)
+	err := run(t, ctx)
+	if err == nil && f != killAfter && f != badEvents { // one that is killed may have answered before, and its events are a guest's affair
+		t.Error("nobody noticed")
+	}
+	if l.hits == 0 {
+		t.Error("the fault was never met")
+	}
+	if f == refuse && !strings.Contains(fmt.Sprint(err), "sabotage") {
+		t.Errorf("error does not say what the VMM said: %v", err)
+	}
+	if f == silent && !errors.Is(err, context.Canceled) {
+		t.Errorf("error does not say that it was cancelled: %v", err)
+	}
+}
+
+// TestLaunchFails leaves nothing of a process that there never was.
+func TestLaunchFails(t *testing.T) {
+	l, d := newFakes(t, "v53.0")
+	boot := fakeBoot(t)
+	_, err := d.Probe(within(t))
+	must(t, err)
+	vmmtest.NoLeaks(t)
+	l.refuse = errors.New("no process today")
+	if m, err := d.Boot(within(t), boot, vmm.Attach{}); !errors.Is(err, l.refuse) {
+		t.Errorf("boot: %v", err)
+		if err == nil {
+			m.Close()
+		}
+	}
+	if _, err := mustNew(t, l).Probe(within(t)); !errors.Is(err, l.refuse) {
+		t.Errorf("probe: %v", err)
+	}
+}
+
+func mustNew(t *testing.T, l *fakeLauncher) *cloudhypervisor.Driver {
+	t.Helper()
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: t.TempDir(), Launcher: l})
+	must(t, err)
+	return d
+}
+
+// TestSlowVMM is given up when its time is over.
+func TestSlowVMM(t *testing.T) {
+	l, _ := newFakes(t, "v53.0")
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: t.TempDir(), Launcher: l, StepTimeout: 100 * time.Millisecond})
+	must(t, err)
+	vmmtest.NoLeaks(t)
+	l.next("vm.boot", silent, nil)
+	if _, err := d.Probe(within(t)); err == nil || !strings.Contains(err.Error(), "100ms") {
+		t.Errorf("err = %v", err)
+	}
+}

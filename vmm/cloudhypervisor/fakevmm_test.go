@@ -1,0 +1,650 @@
+package cloudhypervisor_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fakeVMM answers the API as v51 to v53 do (vmm/src/lib.rs and vmm/src/api/http of Cloud Hypervisor's sources).
+type fakeVMM struct {
+	l     *fakeLauncher
+	files map[int]*os.File // by the numbers that the VMM has them under
+	die   func(error)
+
+	listener *net.UnixListener
+	all      sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[io.Closer]bool
+	state  string // "" where there is no machine
+	config map[string]any
+	guest  *fakeGuest
+}
+
+func (v *fakeVMM) closeFiles() {
+	for _, f := range v.files {
+		_ = f.Close()
+	}
+}
+
+func (v *fakeVMM) serve() error {
+	l, err := net.FileListener(v.files[4])
+	if err != nil {
+		return err
+	}
+	v.listener, v.conns = l.(*net.UnixListener), map[io.Closer]bool{}
+	v.listener.SetUnlinkOnClose(false)
+	v.all.Go(func() { v.accept(v.listener, v.answerAll) })
+	v.event("vmm", "starting")
+	return nil
+}
+
+// accept hands each connection to f, and closes it.
+func (v *fakeVMM) accept(l *net.UnixListener, f func(*net.UnixConn)) {
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return
+		}
+		if !v.hold(c) {
+			return
+		}
+		v.all.Go(func() {
+			f(c)
+			_ = c.Close()
+		})
+	}
+}
+
+// hold has c closed at the end of the VMM; false where that was already.
+func (v *fakeVMM) hold(c io.Closer) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.held(c)
+}
+
+// held is hold for who has the lock.
+func (v *fakeVMM) held(c io.Closer) bool {
+	if v.closed {
+		_ = c.Close()
+		return false
+	}
+	v.conns[c] = true
+	return true
+}
+
+// stop ends everything.
+func (v *fakeVMM) stop() {
+	v.mu.Lock()
+	v.closed = true
+	conns := v.conns
+	v.mu.Unlock()
+	_ = v.listener.Close()
+	for c := range conns {
+		_ = c.Close()
+	}
+	v.all.Wait()
+	v.closeFiles()
+}
+
+func (v *fakeVMM) event(source, name string) {
+	b, _ := json.MarshalIndent(map[string]any{
+		"timestamp": map[string]int{"secs": 1, "nanos": 2}, "source": source, "event": name, "properties": nil,
+	}, "", "  ")
+	_, _ = v.files[5].Write(b)
+}
+
+// fdConn reads a connection and keeps the descriptors that come with the bytes.
+type fdConn struct {
+	*net.UnixConn
+	fds []int
+}
+
+func (c *fdConn) Read(b []byte) (int, error) {
+	oob := make([]byte, 1024)
+	n, oobn, _, _, err := c.ReadMsgUnix(b, oob)
+	if err != nil {
+		return 0, err
+	}
+	if messages, parseErr := unix.ParseSocketControlMessage(oob[:oobn]); parseErr == nil {
+		for _, m := range messages {
+			if fds, err := unix.ParseUnixRights(&m); err == nil {
+				c.fds = append(c.fds, fds...)
+			}
+		}
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (v *fakeVMM) answerAll(conn *net.UnixConn) {
+	c := &fdConn{UnixConn: conn}
+	for r := bufio.NewReaderSize(c, 4<<10); ; {
+		q, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		body, err := io.ReadAll(q.Body)
+		if err != nil {
+			return
+		}
+		fds := c.fds
+		c.fds = nil
+		v.answer(conn, q, body, len(fds))
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// refused is an answer that is no success.
+type refused struct {
+	status int
+	causes []string
+}
+
+func (r *refused) Error() string { return fmt.Sprint(r.status, r.causes) }
+
+// internal is the commonest: what could not be done, and why.
+func internal(causes ...string) error {
+	return &refused{500, append([]string{"Error from API"}, causes...)}
+}
+
+func (v *fakeVMM) answer(conn *net.UnixConn, q *http.Request, body []byte, fds int) {
+	path := strings.TrimPrefix(q.URL.Path, "/api/v1/")
+	v.l.schema.hold(v.l.t, q.Method, path, body)
+	f := v.l.struck(path)
+	switch f {
+	case killBefore:
+		v.die(errKilled)
+		return
+	case silent:
+		return // whoever waits has to give up by himself
+	case garbage:
+		_, _ = io.WriteString(conn, "\x00\x01 this is not HTTP\r\n\r\n")
+		return
+	case endless:
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 \r\nContent-Length: 99999999999\r\n\r\n")
+		for {
+			if _, err := conn.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {
+				return
+			}
+		}
+	case hangUp:
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 \r\nContent-Length: 100\r\n\r\n{\"build_v")
+		_ = conn.Close()
+		return
+	case badEvents:
+		_, _ = v.files[5].WriteString(`{"source": 7} ]]] {"source":"guest","event":"panic"`)
+		_, _ = v.files[5].Write(bytes.Repeat([]byte("x"), 32<<10))
+	}
+	var out any
+	err := error(&refused{500, []string{"Error from API", "sabotage"}})
+	if f != refuse {
+		out, err = v.handle(q.Method, path, body, fds)
+	}
+	reply(conn, out, err)
+	if f == killAfter {
+		v.die(errKilled)
+	}
+}
+
+func reply(w io.Writer, out any, err error) {
+	status, text := 204, ""
+	if r, is := errors.AsType[*refused](err); is {
+		b, _ := json.Marshal(r.causes)
+		status, text = r.status, string(b)
+	} else if out != nil {
+		b, _ := json.Marshal(out)
+		status, text = 200, string(b)
+	}
+	length := ""
+	if text != "" {
+		length = fmt.Sprintf("Content-Length: %d\r\n", len(text))
+	}
+	_, _ = fmt.Fprintf(w, "HTTP/1.1 %d \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n%s\r\n%s", status, length, text)
+}
+
+func (v *fakeVMM) handle(method, path string, body []byte, fds int) (any, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch method + " " + path {
+	case "GET vmm.ping":
+		return map[string]any{"build_version": v.l.version, "version": strings.TrimPrefix(v.l.version, "v"), "pid": 1, "features": []string{"kvm"}}, nil
+	case "GET vm.info":
+		return v.info()
+	case "GET vm.counters":
+		return map[string]any{"root": map[string]int64{"read_bytes": 4096}}, v.needs("The VM info is not available")
+	case "PUT vm.create":
+		return nil, v.create(body)
+	case "PUT vm.boot":
+		return nil, v.boot()
+	case "PUT vm.pause":
+		return nil, v.become("Paused", "Running", "The VM could not be paused")
+	case "PUT vm.resume":
+		return nil, v.become("Running", "Paused", "The VM could not resume")
+	case "PUT vm.shutdown":
+		if err := v.needs("The VM could not shutdown"); err != nil {
+			return nil, err
+		}
+		v.state = "Created"
+		v.event("vm", "shutdown")
+		return nil, nil
+	case "PUT vm.delete":
+		v.state, v.config = "", nil
+		v.event("vm", "deleted")
+		return nil, nil
+	case "PUT vm.reboot":
+		v.event("vm", "rebooting")
+		return nil, v.needs("The VM could not reboot")
+	case "PUT vm.power-button":
+		return nil, v.needs("Error triggering power button")
+	case "PUT vm.snapshot":
+		return nil, v.snapshot(body)
+	case "PUT vm.restore":
+		return nil, v.restore(body, fds)
+	case "PUT vm.add-net":
+		return v.add("net", body, fds)
+	case "PUT vm.add-disk":
+		return v.add("disks", body, 0)
+	case "PUT vm.add-vsock", "PUT vm.add-device":
+		return v.add("devices", body, 0)
+	case "PUT vm.resize", "PUT vm.resize-disk", "PUT vm.remove-device":
+		return nil, v.needs("The VM could not be resized")
+	case "PUT vmm.shutdown":
+		v.die(nil)
+		return nil, nil
+	}
+	return nil, &refused{404, []string{"Not Found"}}
+}
+
+// release is the fake's major version.
+func (v *fakeVMM) release() (n int) {
+	_, _ = fmt.Sscanf(v.l.version, "v%d.", &n)
+	return n
+}
+
+func (v *fakeVMM) needs(what string) error {
+	switch v.state {
+	case "Running", "Paused":
+		return nil
+	case "":
+		return internal(what, "VM is not created")
+	}
+	return internal(what, "VM is not running")
+}
+
+func (v *fakeVMM) info() (any, error) {
+	if v.state == "" {
+		status := 500
+		if v.release() >= 53 {
+			status = 404
+		}
+		return nil, &refused{status, []string{"Error from API", "The VM info is not available", "VM is not created"}}
+	}
+	return map[string]any{"config": v.config, "state": v.state, "memory_actual_size": 1 << 28}, nil
+}
+
+func (v *fakeVMM) become(state, from, what string) error {
+	if err := v.needs(what); err != nil {
+		return err
+	}
+	if v.state != from {
+		return internal(what, fmt.Sprintf("Invalid transition: InvalidStateTransition(%s, %s)", v.state, state))
+	}
+	v.state = state
+	v.guest.freeze(state == "Paused")
+	v.event("vm", strings.ToLower(state))
+	return nil
+}
+
+func (v *fakeVMM) create(body []byte) error {
+	if v.config != nil {
+		return internal("The VM could not be created", "VM is already created")
+	}
+	var c map[string]any
+	if err := json.Unmarshal(body, &c); err != nil || c["payload"] == nil {
+		return &refused{400, []string{"Failed to deserialize JSON", "missing field `payload`"}}
+	}
+	v.config, v.state = c, "Created"
+	return nil
+}
+
+func (v *fakeVMM) add(kind string, body []byte, fds int) (any, error) {
+	if v.config == nil {
+		return nil, &refused{404, []string{"Error from API", "The network device could not be added to the VM", "VM is not created"}}
+	}
+	var device map[string]any
+	if err := json.Unmarshal(body, &device); err != nil {
+		return nil, &refused{400, []string{"Failed to deserialize JSON"}}
+	}
+	if kind == "net" {
+		if fds == 0 {
+			return nil, internal("The network device could not be added to the VM", "no tap")
+		}
+		device["fds"] = []int{-1}
+		device["host_mac"] = "02:00:00:00:00:01" // v53 notes the tap's
+	}
+	list, _ := v.config[kind].([]any)
+	v.config[kind] = append(list, device)
+	if v.state == "Created" {
+		return nil, nil
+	}
+	return map[string]any{"id": device["id"], "bdf": "0000:00:07.0"}, nil
+}
+
+// boot opens what a machine is made of.
+func (v *fakeVMM) boot() error {
+	if v.config == nil {
+		return &refused{404, []string{"Error from API", "The VM could not boot", "VM config is missing"}}
+	}
+	v.event("vm", "booting")
+	if err := v.open(); err != nil {
+		return internal("The VM could not boot", err.Error())
+	}
+	payload, _ := v.config["payload"].(map[string]any)
+	kernel, err := v.own(fmt.Sprint(payload["kernel"]))
+	if err != nil {
+		return internal("The VM could not boot", err.Error())
+	}
+	f, err := os.Open(kernel)
+	if err != nil {
+		return internal("The VM could not boot", "Cannot open kernel file", err.Error())
+	}
+	defer f.Close()
+	v.state = "Running"
+	v.event("vm", "booted")
+	if v.config["vsock"] == nil { // the probe's guest
+		v.guest.print("+")
+		v.event("vm", "shutdown")
+		v.die(nil)
+	}
+	return nil
+}
+
+// open opens memory, disks, the serial line and the vsock's socket as they are configured.
+func (v *fakeVMM) open() error {
+	memory, _ := v.config["memory"].(map[string]any)
+	zones, _ := memory["zones"].([]any)
+	for _, z := range zones {
+		zone := z.(map[string]any)
+		path, err := v.own(fmt.Sprint(zone["file"]))
+		if err != nil {
+			return err
+		}
+		flag, prot, mode := os.O_RDONLY, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE
+		if zone["shared"] == true {
+			flag, mode = os.O_RDWR, unix.MAP_SHARED
+		}
+		if err := tryMap(path, flag, prot, mode, int(zone["size"].(float64))); err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+	}
+	disks, _ := v.config["disks"].([]any)
+	for _, d := range disks {
+		disk := d.(map[string]any)
+		flag := os.O_RDWR
+		if disk["readonly"] == true {
+			flag = os.O_RDONLY
+		}
+		path, err := v.own(fmt.Sprint(disk["path"]))
+		if err != nil {
+			return err
+		}
+		f, err := os.OpenFile(path, flag, 0)
+		if err != nil {
+			return err
+		}
+		_ = f.Close()
+	}
+	serial, _ := v.config["serial"].(map[string]any)
+	path, err := v.own(fmt.Sprint(serial["file"]))
+	if err != nil {
+		return err
+	}
+	console, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	v.guest = newFakeGuest(v, console)
+	if !v.held(console) {
+		return errKilled
+	}
+	vsock, is := v.config["vsock"].(map[string]any)
+	if !is {
+		return nil
+	}
+	if path, err = v.own(fmt.Sprint(vsock["socket"])); err != nil {
+		return err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	if !v.held(l) {
+		return errKilled
+	}
+	v.all.Go(func() { v.accept(l, v.guest.join) })
+	return nil
+}
+
+// tryMap maps a file as a VMM maps its guest's memory.
+func tryMap(path string, flag, prot, mode, size int) error {
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() < int64(size) {
+		return fmt.Errorf("%d bytes, want %d: %w", info.Size(), size, err)
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, size, prot, mode|unix.MAP_NORESERVE)
+	if err != nil {
+		return err
+	}
+	b[size-1] = 1
+	return unix.Munmap(b)
+}
+
+func (v *fakeVMM) snapshot(body []byte) error {
+	if err := v.needs("The VM could not be snapshotted"); err != nil {
+		return err
+	}
+	if v.state != "Paused" {
+		return internal("The VM could not be snapshotted", "Trying to snapshot while VM is running")
+	}
+	var r struct{ Destination_url string }
+	_ = json.Unmarshal(body, &r)
+	dir, err := v.own(strings.TrimPrefix(r.Destination_url, "file://"))
+	if err != nil {
+		return internal("The VM could not be snapshotted", err.Error())
+	}
+	config, _ := json.Marshal(v.config)
+	for name, b := range map[string][]byte{"config.json": config, "state.json": []byte(`{"snapshots":{}}`)} {
+		if err := os.WriteFile(dir+"/"+name, b, 0o600); err != nil {
+			return internal("The VM could not be snapshotted", err.Error())
+		}
+	}
+	v.event("vm", "snapshotted")
+	return nil
+}
+
+func (v *fakeVMM) restore(body []byte, fds int) error {
+	const what = "The VM could not be restored"
+	var r struct {
+		Source_url string
+		Resume     bool
+		Net_fds    []struct{ Num_fds int }
+	}
+	if json.Unmarshal(body, &r) != nil {
+		return &refused{400, []string{"Failed to deserialize JSON"}}
+	}
+	if v.config != nil {
+		return internal(what, "VM is already created")
+	}
+	want := 0
+	for _, n := range r.Net_fds {
+		want += n.Num_fds
+	}
+	if want != fds {
+		return &refused{400, []string{"Bad Request"}}
+	}
+	dir, err := v.own(strings.TrimPrefix(r.Source_url, "file://"))
+	if err != nil {
+		return internal(what, err.Error())
+	}
+	var state any
+	for name, to := range map[string]any{"config.json": &v.config, "state.json": &state} {
+		b, err := os.ReadFile(dir + "/" + name)
+		if err == nil {
+			err = json.Unmarshal(b, to)
+		}
+		if err != nil {
+			v.config = nil
+			return internal(what, "Error deserialising VM state snapshot", err.Error())
+		}
+	}
+	cards, _ := v.config["net"].([]any)
+	if len(cards) != fds {
+		return internal(what, "Number of Net FDs passed for 'net' during Restore")
+	}
+	for _, c := range cards {
+		if c.(map[string]any)["host_mac"] != nil {
+			return internal(what, "Error setting the tap's address: Operation not permitted")
+		}
+	}
+	if err := v.open(); err != nil {
+		v.config = nil
+		return internal(what, err.Error())
+	}
+	v.state = "Paused"
+	v.event("vm", "restored")
+	if r.Resume && v.release() >= 52 {
+		v.state = "Running"
+		v.event("vm", "resumed")
+	}
+	v.guest.freeze(v.state == "Paused")
+	return nil
+}
+
+// fakeGuest speaks as Command testguest does.
+type fakeGuest struct {
+	v       *fakeVMM
+	console *os.File
+
+	mu    sync.Mutex
+	still bool
+	value string
+	last  io.Closer
+}
+
+func newFakeGuest(v *fakeVMM, console *os.File) *fakeGuest {
+	return &fakeGuest{v: v, console: console}
+}
+
+func (g *fakeGuest) print(s string) { _, _ = io.WriteString(g.console, s) }
+
+func (g *fakeGuest) freeze(still bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.still = still
+}
+
+// wait is where a paused guest stands.
+func (g *fakeGuest) wait() {
+	for {
+		g.mu.Lock()
+		still := g.still
+		g.mu.Unlock()
+		g.v.mu.Lock()
+		closed := g.v.closed
+		g.v.mu.Unlock()
+		if !still || closed {
+			return
+		}
+		time.Sleep(time.Millisecond) // a fake's clock
+	}
+}
+
+// join is a connection of the host's, in the words of hybrid vsock.
+func (g *fakeGuest) join(c *net.UnixConn) {
+	r := bufio.NewReader(c)
+	line, err := r.ReadString('\n')
+	if err != nil || line != "CONNECT 1024\n" {
+		return
+	}
+	g.wait()
+	g.mu.Lock()
+	if g.last != nil {
+		_ = g.last.Close()
+	}
+	g.last = c
+	g.mu.Unlock()
+	if _, err := io.WriteString(c, "OK 1073741824\n"); err != nil {
+		return
+	}
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		g.wait()
+		if !g.obey(c, r, line) {
+			return
+		}
+	}
+}
+
+func (g *fakeGuest) obey(c io.Writer, r io.Reader, line string) bool {
+	verb, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
+	answer := "ok"
+	switch verb {
+	case "sync":
+		answer = "sync " + arg
+	case "echo":
+		var n int64
+		_, _ = fmt.Sscan(arg, &n)
+		_, err := io.CopyN(c, r, n)
+		return err == nil
+	case "set", "get":
+		g.mu.Lock()
+		if verb == "set" {
+			g.value = arg
+		} else {
+			answer = g.value
+		}
+		g.mu.Unlock()
+	case "print":
+		g.print(arg + "\n")
+	case "poweroff":
+		g.v.event("vm", "shutdown")
+		return false
+	case "reboot":
+		g.v.event("vm", "rebooting")
+		return false
+	case "panic":
+		g.print("Kernel panic - not syncing\n")
+		g.v.event("guest", "panic")
+		return false
+	default:
+		return true
+	}
+	_, err := io.WriteString(c, answer+"\n")
+	return err == nil
+}

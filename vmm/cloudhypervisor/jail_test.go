@@ -1,0 +1,44 @@
+package cloudhypervisor_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+	"github.com/paddockvm/paddock/worker/jail"
+)
+
+// TestMain is the jail's stub too.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "jail-exec" {
+		jail.Child(os.Args[2])
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// TestRealJailed boots, snapshots and clones inside the jail: another uid, no file of the host's but libraries, filters of system calls.
+func TestRealJailed(t *testing.T) {
+	real(t)
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: the jail needs root")
+	}
+	launcher, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}, UIDLock: t.TempDir() + "/uids"})
+	must(t, err)
+	defer launcher.Close()
+	l := newLab(t, launcher, nil)
+	t.Logf("degraded: %v", launcher.Degraded())
+	must(t, l.Machine(t).Close())
+	vmmtest.NoLeaks(t, l.runDir)
+	m := l.Machine(t)
+	must(t, l.Do(within(t), m, "disk-put x"))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.pid(m.ID())))
+	must(t, err)
+	if !strings.Contains(string(status), "NoNewPrivs:\t1") || strings.Contains(string(status), "Uid:\t0\t") {
+		t.Errorf("it is not jailed:\n%s", status)
+	}
+	must(t, m.Close())
+}

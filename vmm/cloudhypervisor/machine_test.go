@@ -1,0 +1,565 @@
+package cloudhypervisor_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+)
+
+// lab is a driver with a template.
+type lab struct {
+	vmmtest.Fixture
+	vmmtest.TestGuest
+	driver *cloudhypervisor.Driver
+	*registry
+	runDir string
+}
+
+func newLab(t testing.TB, launcher vmm.Launcher, change func(*cloudhypervisor.Config, *vmm.Boot)) *lab {
+	boot := linux(t)
+	l := &lab{registry: &registry{Launcher: launcher}, runDir: t.TempDir()}
+	cfg := cloudhypervisor.Config{RunDir: l.runDir, Launcher: l.registry}
+	if change != nil {
+		change(&cfg, &boot)
+	}
+	l.driver = newDriver(t, cfg)
+	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest)}
+	return l
+}
+
+func (l *lab) ask(t testing.TB, m vmm.Machine, line string) string {
+	t.Helper()
+	answer, err := l.Ask(within(t), m, line)
+	if err != nil {
+		t.Fatalf("ask %q: %v", line, err)
+	}
+	return answer
+}
+
+// exit waits for the machine's end.
+func exit(t testing.TB, m vmm.Machine) vmm.Exit {
+	t.Helper()
+	select {
+	case <-m.Done():
+	case <-within(t).Done():
+		t.Fatalf("the machine is not over; console:\n%s", m.Console())
+	}
+	return m.Exit()
+}
+
+func TestRealMachine(t *testing.T) {
+	l := newLab(t, vmm.Direct{}, nil)
+	must(t, l.Machine(t).Close())
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *lab)
+	}{
+		{"guest reboots", testReboot},
+		{"guest panics", testPanic},
+		{"console flood", testFlood},
+		{"console is kept", testConsole},
+		{"disks", testDisks},
+		{"template cannot be changed", testImmutable},
+		{"killed before the restore", testKilledPrepared},
+		{"a stopped vmm", testStopped},
+		{"broken templates", testBrokenTemplates},
+		{"missing files", testMissingFiles},
+		{"clone has no snapshot", testNoSnapshotOfClone},
+		{"nothing has a name", testNoNames},
+		{"resize", testResize},
+		{"many clones", testManyClones},
+		{"random kills", testRandomKills},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			vmmtest.NoLeaks(t, l.runDir)
+			c.test(t, l)
+		})
+	}
+}
+
+func testReboot(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, l.Reboot(within(t), m))
+	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "reset"}, exit(t, m)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func testPanic(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, l.Panic(within(t), m))
+	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "panic"}, exit(t, m)); diff != "" {
+		t.Error(diff)
+	}
+	if !strings.Contains(m.Console(), "Kernel panic") {
+		t.Errorf("the console does not tell of the panic:\n%s", m.Console())
+	}
+}
+
+func testConsole(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, l.Do(within(t), m, "print \x1b[31mred\x1b[0m\xff and done"))
+	must(t, m.Close())
+	if got := m.Console(); !strings.Contains(got, "[31mred[0m? and done\n") || strings.Contains(got, "\x1b") {
+		t.Errorf("console: %q", got)
+	}
+}
+
+// A guest that prints without end is answered and takes no memory of ours.
+func testFlood(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, l.Do(within(t), m, "flood"))
+	for range 20 {
+		if got, err := l.Echo(within(t), m, []byte("still there")); err != nil || string(got) != "still there" {
+			t.Fatalf("echo: %q, %v", got, err)
+		}
+	}
+	for !strings.Contains(m.Console(), "flood flood") {
+		l.ask(t, m, "get")
+	}
+	if n := len(m.Console()); n > 16<<10 {
+		t.Errorf("the console kept %d bytes", n)
+	}
+}
+
+func testDisks(t *testing.T, l *lab) {
+	before := hashes(t, l.Boot.Root, l.Boot.Scratch)
+	a, b := l.Machine(t), l.Machine(t)
+	if got, want := l.ask(t, a, "sum /dev/vda"), before[l.Boot.Root]; got != want {
+		t.Errorf("root disk: %s, want %s", got, want)
+	}
+	if got, want := l.ask(t, b, "sum /dev/vdb"), before[l.Boot.Scratch]; got != want {
+		t.Errorf("scratch disk: %s, want %s", got, want)
+	}
+	must(t, l.Do(within(t), a, "disk-put of a"))
+	if got := l.ask(t, a, "disk-get"); got != "of a" {
+		t.Errorf("scratch of a: %q", got)
+	}
+	if got := l.ask(t, b, "disk-get"); got != "" {
+		t.Errorf("scratch of b: %q", got)
+	}
+	must(t, l.Do(within(t), a, "disk-beyond"))
+	if diff := cmp.Diff(before, hashes(t, l.Boot.Root, l.Boot.Scratch)); diff != "" {
+		t.Errorf("images have changed: %s", diff)
+	}
+}
+
+func hashes(t testing.TB, paths ...string) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		must(t, err)
+		all[p] = fmt.Sprintf("%x", sha256.Sum256(b))
+	}
+	return all
+}
+
+func templateFiles(t testing.TB, l *lab) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(l.Template.Dir, "*"))
+	must(t, err)
+	if len(files) != 4 {
+		t.Errorf("template: %v", files)
+	}
+	return files
+}
+
+// Clones write to all of their memory that they can, a VMM that is taken over tries to write to the template's, and nothing happens to it.
+func testImmutable(t *testing.T, l *lab) {
+	files := templateFiles(t, l)
+	before := hashes(t, files...)
+	m, other := l.Machine(t), l.Machine(t)
+	must(t, l.Set(within(t), other, "mine"))
+	must(t, l.Do(within(t), m, "dirty 100"))
+
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", l.pid(m.ID())))
+	must(t, err)
+	mapped := int64(0)
+	for line := range strings.Lines(string(maps)) {
+		if strings.HasSuffix(strings.TrimSpace(line), "/memory") {
+			fields := strings.Fields(line)
+			if fields[1] != "rw-p" {
+				t.Errorf("the template is mapped %s", line)
+			}
+			var from, to int64
+			_, err := fmt.Sscanf(fields[0], "%x-%x", &from, &to)
+			must(t, err)
+			mapped += to - from
+		}
+	}
+	if mapped != int64(l.Boot.MemoryMiB)<<20 {
+		t.Errorf("of the template %d bytes are mapped:\n%s", mapped, maps)
+	}
+	tryToWrite(t, fmt.Sprintf("/proc/%d/fd", l.pid(m.ID())), l.Template.Dir)
+	if got := l.ask(t, other, "get"); got != "mine" {
+		t.Errorf("the other clone has %q", got)
+	}
+	if got := l.ask(t, l.Machine(t), "get"); got != "" {
+		t.Errorf("a new clone has %q", got)
+	}
+	if diff := cmp.Diff(before, hashes(t, files...)); diff != "" {
+		t.Errorf("the template has changed: %s", diff)
+	}
+}
+
+// tryToWrite opens what a VMM has of a template as the VMM could, here as root even.
+func tryToWrite(t *testing.T, fds, template string) {
+	t.Helper()
+	tried := 0
+	names, err := os.ReadDir(fds)
+	must(t, err)
+	for _, n := range names {
+		path := filepath.Join(fds, n.Name())
+		target, _ := os.Readlink(path)
+		info, err := os.Stat(path)
+		if err != nil {
+			continue
+		}
+		switch {
+		case info.IsDir() && sameFile(path, template):
+			tried++
+			for _, name := range []string{"memory", "state.json", "config.json"} {
+				if f, err := os.OpenFile(filepath.Join(path, name), os.O_RDWR, 0); !errors.Is(err, unix.EROFS) {
+					t.Errorf("open %s to write: %v", name, err)
+					f.Close()
+				}
+			}
+			if up, err := filepath.EvalSymlinks(path + "/.."); err == nil && sameFile(path+"/..", filepath.Dir(template)) {
+				t.Errorf("the template's descriptor leads to %s", up)
+			}
+		case strings.HasSuffix(target, "/memory"):
+			tried++
+			if f, err := os.OpenFile(path, os.O_RDWR, 0); !errors.Is(err, unix.EROFS) {
+				t.Errorf("open the memory to write: %v", err)
+				f.Close()
+			}
+		}
+	}
+	if tried < 2 {
+		t.Errorf("found %d descriptors of the template to try", tried)
+	}
+}
+
+func sameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+func testKilledPrepared(t *testing.T, l *lab) {
+	for _, restore := range []bool{true, false} {
+		before := len(l.procs)
+		p, err := l.Driver.Prepare(within(t), l.Template, vmm.Attach{})
+		must(t, err)
+		if len(l.procs) != before+1 {
+			t.Fatal("no new process")
+		}
+		must(t, syscall.Kill(l.last.PID(), syscall.SIGKILL))
+		<-l.last.Done()
+		if restore {
+			if m, err := p.Restore(within(t)); err == nil {
+				m.Close()
+				t.Error("restored a dead VMM")
+			}
+		}
+		must(t, p.Close())
+	}
+}
+
+// A VMM that does nothing at all, not even answer, can be left and ended.
+func testStopped(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, syscall.Kill(l.pid(m.ID()), syscall.SIGSTOP))
+	ctx, cancel := context.WithTimeout(within(t), 200*time.Millisecond)
+	defer cancel()
+	if err := m.Pause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("pause: %v", err)
+	}
+	for range 40 {
+		if conn, err := m.DialGuest(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("dial: %v", err)
+			if err == nil {
+				conn.Close()
+			}
+		}
+	}
+	must(t, m.Close())
+	if diff := cmp.Diff(vmm.Exit{}, m.Exit()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func testBrokenTemplates(t *testing.T, l *lab) {
+	overwrite := func(name string, change func([]byte) []byte) func(string) error {
+		return func(dir string) error {
+			path := filepath.Join(dir, name)
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return errors.Join(os.Remove(path), os.WriteFile(path, change(b), 0o444))
+		}
+	}
+	memory := func(size int64) func(string) error {
+		return func(dir string) error {
+			path := filepath.Join(dir, "memory")
+			return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o644), os.Truncate(path, size))
+		}
+	}
+	remove := func(name string) func(string) error {
+		return func(dir string) error { return os.Remove(filepath.Join(dir, name)) }
+	}
+	half := func(b []byte) []byte { return b[:len(b)/2] }
+	empty := func([]byte) []byte { return nil }
+	noise := func(b []byte) []byte { return []byte(strings.Repeat("noise", len(b)/5)) }
+	for name, breakIt := range map[string]func(string) error{
+		"half the state": overwrite("state.json", half), "no state": overwrite("state.json", empty), "noise for a state": overwrite("state.json", noise),
+		"half the memory": memory(128 << 20), "no memory": memory(0), "other memory": memory(256<<20 + 1),
+		"noise for a manifest": overwrite("cloud-hypervisor.json", noise), "an empty manifest": overwrite("cloud-hypervisor.json", func([]byte) []byte { return []byte("{}") }),
+		"noise for a configuration": overwrite("config.json", noise), "an empty configuration": overwrite("config.json", func([]byte) []byte { return []byte("{}") }),
+		"another version's": overwrite("cloud-hypervisor.json", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(`"v53`), []byte(`"v52`)) }),
+		"missing state":     remove("state.json"), "missing memory": remove("memory"), "missing manifest": remove("cloud-hypervisor.json"),
+		"memory to copy": func(dir string) error { return os.WriteFile(filepath.Join(dir, "memory-ranges"), nil, 0o444) },
+		"memory elsewhere": func(dir string) error {
+			path := filepath.Join(dir, "memory")
+			return errors.Join(os.Remove(path), os.Symlink(filepath.Join(l.Template.Dir, "memory"), path))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, name := range []string{"state.json", "memory", "config.json", "cloud-hypervisor.json"} {
+				must(t, os.Link(filepath.Join(l.Template.Dir, name), filepath.Join(dir, name)))
+			}
+			must(t, breakIt(dir))
+			template := l.Template
+			template.Dir = dir
+			p, err := l.Driver.Prepare(within(t), template, vmm.Attach{})
+			if err == nil {
+				var m vmm.Machine
+				if m, err = p.Restore(within(t)); err == nil {
+					m.Close()
+					t.Fatal("a machine came out of it")
+				}
+			}
+			t.Log(err)
+		})
+	}
+}
+
+func testMissingFiles(t *testing.T, l *lab) {
+	for name, change := range map[string]func(*vmm.Boot){
+		"kernel":  func(b *vmm.Boot) { b.Kernel += ".none" },
+		"initrd":  func(b *vmm.Boot) { b.Initrd += ".none" },
+		"root":    func(b *vmm.Boot) { b.Root += ".none" },
+		"scratch": func(b *vmm.Boot) { b.Scratch += ".none" },
+	} {
+		boot := l.Boot
+		change(&boot)
+		if m, err := l.Driver.Boot(within(t), boot, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("boot without a %s: %v", name, err)
+			if err == nil {
+				m.Close()
+			}
+		}
+		if name == "kernel" || name == "initrd" {
+			continue
+		}
+		template := l.Template
+		template.Boot = boot
+		if p, err := l.Driver.Prepare(within(t), template, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("prepare without a %s: %v", name, err)
+			if err == nil {
+				p.Close()
+			}
+		}
+	}
+	noise := l.Boot
+	noise.Kernel = l.Boot.Root
+	if m, err := l.Driver.Boot(within(t), noise, vmm.Attach{}); err == nil {
+		m.Close()
+		t.Error("booted a kernel that is none")
+	}
+	card := l.Template
+	card.Boot.NIC = true
+	if p, err := l.Driver.Prepare(within(t), card, vmm.Attach{}); err == nil || !strings.Contains(err.Error(), "tap") {
+		t.Errorf("prepare without a tap: %v", err)
+		if err == nil {
+			p.Close()
+		}
+	}
+}
+
+func testNoSnapshotOfClone(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	if _, err := m.Snapshot(within(t), t.TempDir()); !errors.Is(err, vmm.ErrUnsupported) {
+		t.Errorf("err = %v", err)
+	}
+	if got := l.ask(t, m, "get"); got != "" {
+		t.Errorf("value: %q", got)
+	}
+}
+
+// So there is nothing to clear up, whoever is killed.
+func testNoNames(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	must(t, l.Do(within(t), m, "disk-put x"))
+	names, err := os.ReadDir(l.runDir)
+	must(t, err)
+	if len(names) > 0 {
+		t.Errorf("in the run directory: %v", names)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	if strings.Contains(string(mounts), l.Template.Dir) {
+		t.Errorf("the template is mounted:\n%s", mounts)
+	}
+}
+
+func testResize(t *testing.T, l *lab) {
+	m := l.Machine(t)
+	r, ok := m.(vmm.Resizer)
+	if !ok {
+		t.Fatal("it cannot be resized")
+	}
+	must(t, r.Resize(within(t), 1, l.Boot.MemoryMiB))
+	if err := r.Resize(within(t), 2, l.Boot.MemoryMiB); err == nil {
+		t.Error("it has grown beyond what it was booted for")
+	}
+	if err := r.Resize(within(t), 0, l.Boot.MemoryMiB); err == nil {
+		t.Error("it has no processor")
+	}
+	if err := r.Resize(within(t), 1, 2*l.Boot.MemoryMiB); !errors.Is(err, vmm.ErrUnsupported) {
+		t.Errorf("more memory: %v", err)
+	}
+	if got := l.ask(t, m, "get"); got != "" {
+		t.Errorf("value: %q", got)
+	}
+}
+
+// testManyClones wants the template's files as they were after thirty clones have run and written.
+func testManyClones(t *testing.T, l *lab) {
+	files := templateFiles(t, l)
+	before := hashes(t, files...)
+	for i := range 30 {
+		m := l.Machine(t)
+		must(t, l.Set(within(t), m, fmt.Sprint(i)))
+		if i%10 == 0 {
+			must(t, l.Do(within(t), m, "dirty 50"))
+		}
+		must(t, m.Close())
+	}
+	if diff := cmp.Diff(before, hashes(t, files...)); diff != "" {
+		t.Errorf("the template has changed: %s", diff)
+	}
+}
+
+// testRandomKills kills VMMs at moments that nobody chose. What it comes to is an error or a machine that is over, and nothing is left.
+func testRandomKills(t *testing.T, l *lab) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20 {
+		after := time.Duration(random.IntN(600)) * time.Millisecond
+		killed := make(chan struct{})
+		ctx := within(t)
+		var once sync.Once
+		k := &killer{Launcher: vmm.Direct{}, kill: func(p vmm.Process) {
+			once.Do(func() {
+				time.AfterFunc(after, func() {
+					defer close(killed)
+					_ = syscall.Kill(p.PID(), syscall.SIGKILL)
+				})
+			})
+		}}
+		d := newDriver(t, cloudhypervisor.Config{RunDir: l.runDir, Launcher: &probeFirst{registry: &registry{Launcher: vmm.Direct{}}, then: k}})
+		if _, err := d.Probe(ctx); err != nil {
+			t.Fatal(err)
+		}
+		p, err := d.Prepare(ctx, l.Template, vmm.Attach{})
+		if err == nil {
+			var m vmm.Machine
+			if m, err = p.Restore(ctx); err == nil {
+				_, err = l.Echo(ctx, m, []byte("x"))
+				<-killed
+				<-m.Done()
+				if e := m.Exit(); e.Guest || e.Err == nil {
+					t.Errorf("exit: %+v", e)
+				}
+				must(t, m.Close())
+			}
+			must(t, p.Close())
+		}
+		<-killed
+		t.Logf("after %v: %v", after, err)
+	}
+}
+
+// killer does something to each process that it launches.
+type killer struct {
+	vmm.Launcher
+	kill func(vmm.Process)
+}
+
+func (k *killer) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	p, err := k.Launcher.Launch(ctx, c)
+	if err == nil {
+		k.kill(p)
+	}
+	return p, err
+}
+
+// probeFirst launches the probe's VMM by one launcher, and machines by another.
+type probeFirst struct {
+	*registry
+	then vmm.Launcher
+}
+
+func (p *probeFirst) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	if c.Name == "probe" {
+		return p.registry.Launch(ctx, c)
+	}
+	return p.then.Launch(ctx, c)
+}
+
+// TestRealMultiprocessor takes a processor from a machine that was booted with two, and gives it back.
+func TestRealMultiprocessor(t *testing.T) {
+	l := newLab(t, vmm.Direct{}, func(c *cloudhypervisor.Config, b *vmm.Boot) {
+		b.VCPUs, b.MaxVCPUs = 1, 2
+		c.Disk = cloudhypervisor.DiskLimits{BytesPerSecond: 8 << 20}
+	})
+	t.Run("resize", func(t *testing.T) {
+		m := l.Machine(t)
+		must(t, m.(vmm.Resizer).Resize(within(t), 2, l.Boot.MemoryMiB))
+		for l.ask(t, m, "sum /sys/devices/system/cpu/present") != fmt.Sprintf("%x", sha256.Sum256([]byte("0-1\n"))) {
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-within(t).Done():
+				t.Fatal("the second processor does not come")
+			}
+		}
+	})
+	t.Run("a disk's limit", func(t *testing.T) {
+		m := l.Machine(t)
+		start := time.Now()
+		must(t, l.Do(within(t), m, "disk-fill")) // 64 MiB, the first 8 at once
+		if took := time.Since(start); took < 5*time.Second {
+			t.Errorf("64 MiB took %v at 8 MiB/s", took)
+		}
+	})
+}
