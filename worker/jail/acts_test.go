@@ -76,19 +76,17 @@ var acts = map[string]func(){
 		tell(time.Duration(used.Utime.Nano()+used.Stime.Nano()).Milliseconds(), err)
 		select {}
 	},
-	// Children of children, in sessions of their own, deaf to all that can be ignored; they hold descriptor 3.
+	// Children of children, in sessions of their own, deaf to all that can be ignored; they hold descriptor 3. Five tell that they are there.
 	"hide": func() {
 		signal.Ignore()
 		for range 5 {
-			cmd := exec.Command("/bin/sh", "-c", `trap '' HUP INT TERM PIPE QUIT USR1 USR2; (setsid sh -c 'trap "" HUP INT TERM; setsid sleep 1000 & sleep 1000' &) & sleep 1000`)
+			cmd := exec.Command("/bin/sh", "-c", `trap '' HUP INT TERM PIPE QUIT USR1 USR2; (setsid sh -c 'trap "" HUP INT TERM; setsid sleep 1000 & echo hidden >&3; sleep 1000' &) & sleep 1000`)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			cmd.ExtraFiles = []*os.File{os.NewFile(3, "held")}
 			if err := cmd.Start(); err != nil {
 				tell("start", err)
 			}
 		}
-		time.Sleep(100 * time.Millisecond) // for the children to have children, which nothing tells
-		tell("hidden", nil)
 		select {}
 	},
 }

@@ -104,6 +104,8 @@ func (l *legacy) ensure() error {
 	return set(filepath.Join(dir, "cpu.shares"), strconv.FormatUint(shares(float64(runtime.NumCPU())), 10))
 }
 
+func (*legacy) leave() {}
+
 // shares are v1's weight: 1024, the kernel's default, for each processor.
 func shares(cpus float64) uint64 { return min(max(uint64(1024*cpus), 2), 1<<18) }
 

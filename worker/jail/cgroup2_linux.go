@@ -29,21 +29,22 @@ var controllers = []string{"cpu", "memory", "pids", "io"}
 type unified struct {
 	path string          // of the parent, from the mount
 	ours bool            // nobody configured it
+	room string          // this process's own, which it has left so that it can be divided; empty: none
 	have map[string]bool // controllers
 	swap bool            // can be bounded
 }
 
 func openUnified(parent string) (*cgroups, error) {
-	ours := parent == ""
-	if ours {
+	u := &unified{ours: parent == "", have: map[string]bool{}}
+	if u.ours {
 		var err error
-		if parent, err = unifiedParent(); err != nil {
+		if parent, err = u.choose(); err != nil {
 			return nil, err
 		}
 	}
-	u := &unified{path: filepath.Clean("/" + parent), ours: ours, have: map[string]bool{}}
+	u.path = filepath.Clean("/" + parent)
 	c := &cgroups{hierarchy: u, unified: true, parents: []string{filepath.Join(cgroupMount, u.path)}}
-	if err := os.MkdirAll(c.parents[0], 0o755); err != nil {
+	if err := errors.Join(u.makeRoom(), os.MkdirAll(c.parents[0], 0o755)); err != nil {
 		return nil, err
 	}
 	for _, name := range controllers {
@@ -62,15 +63,15 @@ func openUnified(parent string) (*cgroups, error) {
 	return c, nil
 }
 
-// unifiedParent chooses where machines' cgroups are to be. A cgroup that bounds others by a controller has no processes of its own (the
-// "no internal process constraint"), but for the root. So: where this process has a cgroup to itself, as a service with Delegate=yes, it
-// moves into one below that and makes room; else the parent is below the root.
-func unifiedParent() (string, error) {
+// choose says where machines' cgroups are to be. A cgroup that bounds others by a controller has no processes of its own (the "no internal
+// process constraint"), but for the root. So: where this process has a cgroup to itself, as a service with Delegate=yes, it makes room
+// there; else the parent is below the root.
+func (u *unified) choose() (string, error) {
 	own, err := unifiedOwn()
 	if err != nil {
 		return "", err
 	}
-	if filepath.Base(own) == ownCgroup { // it has moved before
+	if filepath.Base(own) == ownCgroup { // it has made room before
 		return filepath.Join(filepath.Dir(own), machinesCgroup), nil
 	}
 	here := filepath.Join(cgroupMount, own)
@@ -82,14 +83,36 @@ func unifiedParent() (string, error) {
 	if root := errors.Is(err, os.ErrNotExist); root || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
 		return "/" + machinesCgroup, nil
 	}
-	room := filepath.Join(here, ownCgroup)
-	if err := os.Mkdir(room, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", err
-	}
-	if err := set(filepath.Join(room, "cgroup.procs"), "0"); err != nil {
-		return "", fmt.Errorf("make room in %s: %w", own, err)
-	}
+	u.room = here
 	return filepath.Join(own, machinesCgroup), nil
+}
+
+// makeRoom moves this process into a cgroup below its own, where that is to be divided.
+func (u *unified) makeRoom() error {
+	if u.room == "" {
+		return nil
+	}
+	below := filepath.Join(u.room, ownCgroup)
+	if err := os.Mkdir(below, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := set(filepath.Join(below, "cgroup.procs"), "0"); err != nil {
+		return fmt.Errorf("make room in %s: %w", u.room, err)
+	}
+	return nil
+}
+
+// leave moves it back, and leaves its cgroup as it was.
+func (u *unified) leave() {
+	if u.room == "" {
+		return
+	}
+	for name := range u.have {
+		_ = set(filepath.Join(u.room, "cgroup.subtree_control"), "-"+name) // whoever has taken its place there needs it
+	}
+	if set(filepath.Join(u.room, "cgroup.procs"), "0") == nil {
+		_ = os.Remove(filepath.Join(u.room, ownCgroup)) // others of this program may be in it
+	}
 }
 
 // unifiedOwn is this process's cgroup (cgroups(7), /proc/pid/cgroup).
@@ -127,7 +150,7 @@ func (u *unified) ensure() error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := errors.Join(u.makeRoom(), os.MkdirAll(dir, 0o755)); err != nil {
 		return err
 	}
 	for name := range u.have {

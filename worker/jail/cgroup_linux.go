@@ -33,6 +33,8 @@ type hierarchy interface {
 	ensure() error
 	// create makes the cgroup of that name in the parent, with its bounds.
 	create(name string, s vmm.Share, disks []device) error
+	// leave undoes what ensure did besides. The parent is gone.
+	leave()
 }
 
 // cgroup is one machine's.
@@ -169,7 +171,10 @@ func (c *cgroups) close() error {
 		return nil //nolint:nilerr // somebody is at it, or has removed it
 	}
 	for _, p := range slices.Backward(c.parents) {
-		_ = os.Remove(p) // not empty
+		err = os.Remove(p) // not where it is not empty
+	}
+	if err == nil {
+		c.leave()
 	}
 	return parent.Close()
 }

@@ -77,7 +77,7 @@ func (r *account) run(dir string) error {
 
 // Without root the machines are in user namespaces. What is missing is named; all other walls stand.
 func TestUnprivileged(t *testing.T) {
-	needRoot(t) // to become somebody else
+	needRoot(t)                           // to become somebody else
 	dir, err := os.MkdirTemp("", "jail-") //nolint:usetesting // t.TempDir is closed to others
 	must(t, err)
 	defer os.RemoveAll(dir)

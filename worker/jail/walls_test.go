@@ -199,8 +199,8 @@ func testOutlive(t *testing.T, l *jail.Launcher) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, m := start(t, l, vmm.Command{Share: vmm.Share{MemoryBytes: 512 << 20, PIDs: 200}}, prey{Act: "hide"})
-			if got := tells(t, r, "hidden"); !slices.Equal(got, []string{"hidden"}) {
-				t.Fatalf("it tells %q", got)
+			if _, err := io.ReadFull(r, make([]byte, 5*len("hidden\n"))); err != nil {
+				t.Fatal(err)
 			}
 			procs := cgroupPath(t, m.PID(), "cgroup.procs", "freezer", "cgroup.procs")
 			b, err := os.ReadFile(procs)
@@ -295,14 +295,14 @@ func testPIDs(t *testing.T, l *jail.Launcher) {
 
 func testCPU(t *testing.T, l *jail.Launcher) {
 	bounded(t, l, "cpu")
-	r, m := start(t, l, vmm.Command{Share: vmm.Share{CPUs: 0.5}}, prey{Act: "burn"})
+	r, m := start(t, l, vmm.Command{Share: vmm.Share{CPUs: 0.1}}, prey{Act: "burn"})
 	line, err := bufio.NewReader(r).ReadString('\n')
 	must(t, err)
 	took, err := strconv.Atoi(strings.TrimSpace(line))
 	must(t, err)
-	// Two seconds, and a period's worth at each end. A processor is there for more, twice over, when nobody else has it.
-	if took > 1400 {
-		t.Errorf("with half a processor it used %d ms of time in two seconds", took)
+	// 200 ms, and a period's worth at each end. A host is busy indeed that does not give it more.
+	if took > 400 {
+		t.Errorf("with a tenth of a processor it used %d ms of time in two seconds", took)
 	}
 	stat := cgroupFile(t, m.PID(), "cpu.stat", "cpu", "cpu.stat")
 	if throttled, ok := field(stat, "nr_throttled"); !ok || throttled == 0 {
