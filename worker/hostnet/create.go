@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -38,12 +39,15 @@ func (h *Host) create(ctx context.Context) (*Slot, error) {
 	s := &Slot{host: h, index: i, changing: make(chan struct{}, 1), ports: newPorts()}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx)) // with ctx's logger
 	s.policy.Store(&allowed{})
+	s.changing <- struct{}{} // who has news for all slots waits until this one has rules
 	h.add(s)
-	done := h.metrics.creating()
-	if err := s.build(ctx); err != nil {
+	begun := time.Now()
+	err = s.build(ctx)
+	<-s.changing
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make slot %d: %w", i, err), s.Close())
 	}
-	done()
+	h.metrics.made.Observe(time.Since(begun).Seconds())
 	return s, nil
 }
 

@@ -77,7 +77,7 @@ func load(s side, v6 bool) rule {
 	return ipv4().and(rule{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}})
 }
 
-// within and outside match a prefix.
+// inside and outside match a prefix.
 func inside(s side, p netip.Prefix) rule  { return prefixed(s, p, expr.CmpOpEq) }
 func outside(s side, p netip.Prefix) rule { return prefixed(s, p, expr.CmpOpNeq) }
 
@@ -92,8 +92,9 @@ func prefixed(s side, p netip.Prefix, op expr.CmpOp) rule {
 
 func isNot(s side, a netip.Addr) rule { return load(s, a.Is6()).and(rule{neq(a.AsSlice())}) }
 
-func inSet(s side, set *nftables.Set) rule {
-	return load(s, set.KeyType == nftables.TypeIP6Addr).and(rule{&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}})
+// to matches what goes to an address of a set.
+func to(set *nftables.Set) rule {
+	return load(destination, set.KeyType == nftables.TypeIP6Addr).and(rule{&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}})
 }
 
 func ctState(bits uint32) rule {
@@ -134,7 +135,6 @@ func count(name string) rule { return rule{&expr.Objref{Type: unix.NFT_OBJECT_CO
 func verdict(kind expr.VerdictKind) rule { return rule{&expr.Verdict{Kind: kind}} }
 func accept() rule                       { return verdict(expr.VerdictAccept) }
 func drop() rule                         { return verdict(expr.VerdictDrop) }
-func jump(chain string) rule             { return rule{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
 func goTo(chain string) rule             { return rule{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 
 // rejectTCP and rejectOther tell the sender at once, so that programs do not wait for what they may not have.

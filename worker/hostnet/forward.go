@@ -44,7 +44,7 @@ func (s *Slot) Forward(ctx context.Context, guest uint16) (netip.AddrPort, error
 	if err := ctx.Err(); err != nil {
 		return netip.AddrPort{}, fmt.Errorf("hostnet: forward to port %d: %w", guest, context.Cause(ctx))
 	}
-	at, err := s.forward(guest)
+	at, err := s.forward(guest) //nolint:contextcheck // what it begins lives as long as the slot
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("hostnet: forward to port %d: %w", guest, err)
 	}
@@ -70,7 +70,7 @@ func (s *Slot) forward(guest uint16) (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	p.open[guest] = l
-	p.ended.Go(func() { s.accept(l, guest) })
+	p.ended.Go(func() { s.accept(l, guest) }) // until the slot closes
 	return address(l), nil
 }
 

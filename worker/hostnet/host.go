@@ -254,24 +254,12 @@ func (h *Host) sweep(ctx context.Context) error {
 
 // Run keeps slots ready until ctx ends, closes those, and returns when those that were taken are closed too and nothing is left.
 func (h *Host) Run(ctx context.Context) error {
-	var g errgroup.Group
-	stop, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g.Go(func() error { h.fill(stop); return nil })
-	g.Go(func() error { return h.watch(stop) })
-	<-ctx.Done()
+	g, either := errgroup.WithContext(ctx)
+	g.Go(func() error { h.fill(either); return nil })
+	g.Go(func() error { return h.watch(either) })
 	err := g.Wait()
 	close(h.ended)
-	for {
-		select {
-		case s := <-h.ready:
-			h.waiting.Add(-1)
-			err = errors.Join(err, s.Close())
-			continue
-		default:
-		}
-		break
-	}
+	err = errors.Join(err, h.drain())
 	<-h.allGone()
 	last, done := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer done()
@@ -286,6 +274,19 @@ func (h *Host) Run(ctx context.Context) error {
 		return fmt.Errorf("hostnet: %w", err)
 	}
 	return nil
+}
+
+// drain closes the slots that nobody took.
+func (h *Host) drain() (err error) {
+	for {
+		select {
+		case s := <-h.ready:
+			h.waiting.Add(-1)
+			err = errors.Join(err, s.Close())
+		default:
+			return err
+		}
+	}
 }
 
 // fill makes slots, one after the other: the kernel makes and ends network namespaces no faster than that.

@@ -49,7 +49,7 @@ func (h *Host) hostRules() error {
 	output := t.hook("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	nat := t.hook("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 
-	from, to := iifs(linkPrefix), oifs(linkPrefix)
+	from, into := iifs(linkPrefix), oifs(linkPrefix)
 	for _, kind := range notUnicast { // before anybody's DNAT makes another address of the host's
 		t.rules(raw, from.and(rule{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, eq(binaryutil.NativeEndian.PutUint32(kind))}, drop()))
 	}
@@ -61,12 +61,12 @@ func (h *Host) hostRules() error {
 		t.rules(raw, from.and(ipv6(), drop()))
 	}
 	t.rules(input, from.and(drop()))
-	t.rules(forward, from.and(to, drop()))
+	t.rules(forward, from.and(into, drop()))
 	if h.cfg.Uplink != "" {
 		t.rules(forward, from.and(notOIF(h.cfg.Uplink), drop()))
 	}
-	t.rules(forward, to.and(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()), to.and(drop()))
-	t.rules(output, to.and(ctState(expr.CtStateBitRELATED), accept()), to.and(drop())) // the host's word on a slot's packets, as that one was too large
+	t.rules(forward, into.and(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()), into.and(drop()))
+	t.rules(output, into.and(ctState(expr.CtStateBitRELATED), accept()), into.and(drop())) // the host's word on a slot's packets, as that one was too large
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("make the host's rules: %w", err)
 	}

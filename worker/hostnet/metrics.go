@@ -1,10 +1,6 @@
 package hostnet
 
-import (
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
 	ready, live   prometheus.GaugeFunc
@@ -51,12 +47,6 @@ func (m *metrics) unregister() {
 	for _, c := range m.all() {
 		m.registerer.Unregister(c)
 	}
-}
-
-// creating begins to measure how long a slot takes; the result ends it.
-func (m *metrics) creating() func() {
-	begun := time.Now()
-	return func() { m.made.Observe(time.Since(begun).Seconds()) }
 }
 
 // denied adds up what a slot that ends has denied.

@@ -27,7 +27,7 @@ func onThread(enter, f func() error) error {
 			done <- err
 			return
 		}
-		defer unix.Close(home)
+		defer func() { _ = unix.Close(home) }() // was only entered
 		err = enter()
 		if err == nil {
 			err = f()

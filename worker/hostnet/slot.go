@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"github.com/google/nftables"
 )
 
 // Slot is one machine's network.
@@ -20,7 +22,8 @@ type Slot struct {
 	policy atomic.Pointer[allowed]
 	server *server
 
-	changing chan struct{}   // whoever has put one in may change the slot's rules
+	changing chan struct{} // whoever has put one in may change the slot's rules, by nft
+	nft      *nftables.Conn
 	life     context.Context //nolint:containedctx // ends when Close begins; what runs until then has no other
 	end      context.CancelFunc
 	once     sync.Once
@@ -94,7 +97,7 @@ func (h *Host) offers(p Policy) error {
 	return nil
 }
 
-// change runs f, which changes the slot's rules, while no one else does.
+// change runs f, which changes the slot's rules, while no one else does. After an error the socket goes: there may be something in it.
 func (s *Slot) change(ctx context.Context, f func() error) error {
 	select {
 	case s.changing <- struct{}{}:
@@ -109,7 +112,11 @@ func (s *Slot) change(ctx context.Context, f func() error) error {
 		return ErrClosed
 	default:
 	}
-	return f()
+	err := f()
+	if err != nil {
+		err = errors.Join(err, s.hangUp())
+	}
+	return err
 }
 
 // Close destroys the slot, and cuts every connection through it; the machine has ended before. Idempotent.
@@ -129,6 +136,7 @@ func (s *Slot) destroy() error {
 	err := s.server.close()
 	err = errors.Join(err, s.ports.close())
 	s.host.metrics.denied(s)
+	err = errors.Join(err, s.hangUp())
 	if s.tap != nil {
 		err = errors.Join(err, s.tap.Close())
 	}

@@ -42,12 +42,26 @@ const (
 	dnsConns          = 32 // over TCP, at once
 )
 
+// table begins a change of the slot's rules. Its socket stays open: closing one waits until the kernel has let go of the rules that were
+// replaced, some milliseconds (nft_rcv_nl_event in net/netfilter/nf_tables_api.c), and that is what a machine would wait for.
 func (s *Slot) table() (*table, error) {
-	conn, err := s.host.nft(s.ns)
-	if err != nil {
-		return nil, err
+	if s.nft == nil {
+		conn, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(s.ns.Fd())))
+		if err != nil {
+			return nil, err
+		}
+		s.nft = conn
 	}
-	return &table{conn: conn, Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}}, nil
+	return &table{conn: s.nft, Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}}, nil
+}
+
+func (s *Slot) hangUp() error {
+	if s.nft == nil {
+		return nil
+	}
+	err := s.nft.CloseLasting()
+	s.nft = nil
+	return err
 }
 
 // rules makes all of a new slot's rules, with a policy that lets nothing through. They are there before any link is.
@@ -148,7 +162,7 @@ func egressRules(sets [2]map[string]*nftables.Set, conns uint32) []rule {
 	no := goTo(chainDenied)
 	l := []rule{packetsOver(newConnsPerSecond, 2*newConnsPerSecond).and(drop())}
 	for _, set := range sets {
-		l = append(l, inSet(destination, set[setNever]).and(no))
+		l = append(l, to(set[setNever]).and(no))
 	}
 	for _, proto := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 		for _, n := range []uint16{25, 53, 853} { // mail, and DNS that is not the slot's
@@ -157,7 +171,7 @@ func egressRules(sets [2]map[string]*nftables.Set, conns uint32) []rule {
 	}
 	l = append(l, connsOver(conns).and(no))
 	for _, set := range sets {
-		l = append(l, inSet(destination, set[setAllowed]).and(goTo(chainPolicy)), inSet(destination, set[setPrivate]).and(no))
+		l = append(l, to(set[setAllowed]).and(goTo(chainPolicy)), to(set[setPrivate]).and(no))
 	}
 	return append(l, goTo(chainPolicy))
 }
@@ -241,7 +255,7 @@ func (p *allowed) matches(listed, pinned *nftables.Set, v6 bool) []rule {
 		case Internet:
 			l = append(l, family.and(kind))
 		case Allowlist:
-			l = append(l, inSet(destination, listed).and(kind), inSet(destination, pinned).and(kind))
+			l = append(l, to(listed).and(kind), to(pinned).and(kind))
 		}
 	}
 	return l
