@@ -107,7 +107,12 @@ func inGuest(t testing.TB, c *client.Client, line string) string {
 
 // TestAgentNetwork has two clones with the same addresses on wires of their own, each with a host at its other end.
 func TestAgentNetwork(t *testing.T) {
-	d := newDriver(t, qemu.Config{})
+	for _, channel := range channels(t) {
+		t.Run(channel, func(t *testing.T) { agentNetwork(t, newDriver(t, qemu.Config{Channel: channel})) })
+	}
+}
+
+func agentNetwork(t *testing.T, d *qemu.Driver) {
 	boot := agentBoot(t)
 	boot.NIC = true
 	template := agentTemplate(t, d, boot, vmmtest.NewWire(t).Attach())
@@ -170,7 +175,12 @@ func TestAgentNetwork(t *testing.T) {
 
 // TestAgentWithoutCard shows that a machine without a card has no network but loopback, and that the host reaches a port in it all the same.
 func TestAgentWithoutCard(t *testing.T) {
-	d := newDriver(t, qemu.Config{})
+	for _, channel := range channels(t) {
+		t.Run(channel, func(t *testing.T) { agentWithoutCard(t, newDriver(t, qemu.Config{Channel: channel})) })
+	}
+}
+
+func agentWithoutCard(t *testing.T, d *qemu.Driver) {
 	template := agentTemplate(t, d, agentBoot(t), vmm.Attach{})
 	_, c := agentClone(t, d, template, vmm.Attach{}, nil)
 	if got := inGuest(t, c, "ls /sys/class/net; cat /proc/net/route | wc -l"); got != "lo\n1" {

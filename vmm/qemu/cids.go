@@ -77,13 +77,19 @@ func claim(cid int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	value := uint64(cid)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), vhostVsockSetGuestCID, uintptr(unsafe.Pointer(&value)))
-	if errno != 0 {
+	if err := setCID(device, uint64(cid)); err != nil {
 		_ = device.Close()
-		return nil, fmt.Errorf("set the cid of %s: %w", vhostVsock, errno)
+		return nil, fmt.Errorf("set the cid of %s: %w", vhostVsock, err)
 	}
 	return device, nil
+}
+
+func setCID(device *os.File, cid uint64) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), vhostVsockSetGuestCID, uintptr(unsafe.Pointer(&cid)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // give takes a CID back whose machine is gone. It is idempotent.

@@ -106,11 +106,14 @@ func (r *registry) pid(id string) int {
 	return r.procs[id].PID()
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { conformance(t, "serial") }
+
+// conformance runs the suite over one way to guests.
+func conformance(t *testing.T, channel string) {
 	runDir := t.TempDir()
 	r := &registry{Launcher: vmm.Direct{}}
 	vmmtest.Run(t, vmmtest.Fixture{
-		Driver: newDriver(t, qemu.Config{RunDir: runDir, Launcher: r}),
+		Driver: newDriver(t, qemu.Config{RunDir: runDir, Launcher: r, Channel: channel}),
 		Boot:   linux(t),
 		Guest:  vmmtest.TestGuest{},
 		Kill:   func(m vmm.Machine) error { return syscall.Kill(r.pid(m.ID()), syscall.SIGKILL) },
@@ -141,6 +144,8 @@ func TestNewRefuses(t *testing.T) {
 		"no launcher":   {RunDir: t.TempDir()},
 		"no directory":  {Launcher: vmm.Direct{}},
 		"no such accel": {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Accel: "hax"},
+		"no such way":   {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Channel: "pigeon"},
+		"reserved cids": {RunDir: t.TempDir(), Launcher: vmm.Direct{}, CIDBase: 2, CIDCount: 5},
 		"no binary":     {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Binary: "/no/such/qemu"},
 	} {
 		if d, err := qemu.New(cfg); err == nil {

@@ -34,8 +34,7 @@ func (v *vsock) connect(ctx context.Context) (net.Conn, error) {
 		return conn, nil
 	}
 	v.restored = false
-	alive, end := context.WithCancel(context.Background())
-	return &early{redial: v.knock, conn: conn, alive: alive, end: end}, nil
+	return newEarly(conn, v.knock), nil
 }
 
 // knock connects when the guest lets it. A guest whose agent does not listen refuses by ECONNRESET; one that is not up yet, or stands
@@ -74,6 +73,11 @@ type early struct {
 	said             []byte
 	settled          bool // the guest has said something, or the connection was made anew
 	reading, writing time.Time
+}
+
+func newEarly(conn net.Conn, redial func(context.Context) (net.Conn, error)) *early {
+	alive, end := context.WithCancel(context.Background())
+	return &early{redial: redial, conn: conn, alive: alive, end: end}
 }
 
 // redialWithin bounds the second attempt: the guest listens, as it did a moment ago.

@@ -164,6 +164,8 @@ func serve(p io.ReadWriter) error {
 			answer = okOr(frameSend(arg))
 		case "frame-get":
 			answer = frameGet()
+		case "vsock-dial":
+			answer = vsockDial(arg)
 		case "poweroff":
 			_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 		case "reboot":

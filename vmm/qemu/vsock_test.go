@@ -1,0 +1,268 @@
+package qemu_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+)
+
+// channels are the ways to guests that this host has.
+func channels(t testing.TB) []string {
+	t.Helper()
+	need(t)
+	if vsockMissing(t) != nil {
+		return []string{"serial"}
+	}
+	return []string{"serial", "vsock"}
+}
+
+func vsockMissing(t testing.TB) error {
+	t.Helper()
+	err := newDriver(t, qemu.Config{}).VsockError(within(t))
+	if err != nil && os.Getenv("REQUIRE_KVM") != "" {
+		t.Fatal(err)
+	}
+	return err
+}
+
+func needVsock(t testing.TB) {
+	t.Helper()
+	need(t)
+	if err := vsockMissing(t); err != nil {
+		t.Skipf("SKIPPED: %v: no machine with vsock is tested here (make test-kvm does)", err)
+	}
+}
+
+// TestConformanceVsock is the suite once more: TestConformance has it over the serial port.
+func TestConformanceVsock(t *testing.T) {
+	needVsock(t)
+	conformance(t, "vsock")
+}
+
+// TestNoVsock shows what a host without vsock says to who insists on it.
+func TestNoVsock(t *testing.T) {
+	need(t)
+	d := newDriver(t, qemu.Config{Channel: "serial"})
+	caps, err := d.Probe(within(t))
+	must(t, err)
+	if caps.Channel != "serial" || d.VsockError(within(t)) != nil || !strings.HasSuffix(caps.Key(), "|serial") {
+		t.Errorf("%+v, %v, key %q", caps, d.VsockError(within(t)), caps.Key())
+	}
+	dir := t.TempDir()
+	vmmtest.NoLeaks(t, dir)
+	insisting := newDriver(t, qemu.Config{RunDir: dir, Channel: "vsock", CIDLock: filepath.Join(t.TempDir(), "no", "such", "directory")})
+	if caps, err := insisting.Probe(within(t)); !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EAFNOSUPPORT) {
+		t.Errorf("%+v, %v", caps, err)
+	}
+	auto := newDriver(t, qemu.Config{RunDir: dir, CIDLock: filepath.Join(t.TempDir(), "no", "such", "directory")})
+	caps, err = auto.Probe(within(t))
+	if err != nil || caps.Channel != "serial" || auto.VsockError(within(t)) == nil {
+		t.Errorf("%+v, %v; vsock: %v", caps, err, auto.VsockError(within(t)))
+	}
+}
+
+// TestCIDs shows that each machine has an address of its own, among all drivers of a host, and that it comes back with the machine's end.
+func TestCIDs(t *testing.T) {
+	needVsock(t)
+	lock, guest := filepath.Join(t.TempDir(), "cids"), vmmtest.TestGuest{}
+	cfg := qemu.Config{Channel: "vsock", CIDBase: 4242, CIDCount: 2, CIDLock: lock}
+	one, two := newDriver(t, cfg), newDriver(t, cfg)
+	template := vmmtest.Build(t, one, linux(t), guest)
+	clone := func(d *qemu.Driver) (vmm.Machine, error) {
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
+		if err != nil {
+			return nil, err
+		}
+		m, err := p.Restore(within(t))
+		must(t, err)
+		t.Cleanup(func() { must(t, m.Close()) })
+		return m, nil
+	}
+	own := func(m vmm.Machine) string {
+		answer, err := guest.Ask(within(t), m, "vsock-dial 2")
+		must(t, err)
+		return answer
+	}
+	a, err := clone(one)
+	must(t, err)
+	b, err := clone(two)
+	must(t, err)
+	if x, y := own(a), own(b); x == y || !strings.HasPrefix(x, "own 424") || !strings.HasPrefix(y, "own 424") {
+		t.Errorf("addresses %q and %q", x, y)
+	}
+	for _, d := range []*qemu.Driver{one, two} {
+		if m, err := clone(d); err == nil {
+			t.Errorf("a third of two: %s", own(m))
+		} else if !strings.Contains(err.Error(), "all 2 from 4242 on are in use") {
+			t.Error(err)
+		}
+	}
+	before := own(a)
+	must(t, a.Close())
+	c, err := clone(two) // the other driver's
+	must(t, err)
+	if got := own(c); got != before {
+		t.Errorf("address %q, want %q that was given back", got, before)
+	}
+	must(t, b.Close())
+	must(t, c.Close())
+
+	// Who knows nothing of the file is told of by the kernel.
+	other, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
+	must(t, err)
+	defer other.Close()
+	must(t, qemu.SetCID(other, 4242))
+	d, err := clone(one)
+	must(t, err)
+	if got := own(d); got != "own 4243:" {
+		t.Errorf("address %q, want the one that is free", got)
+	}
+}
+
+// TestVsockReaches shows what a guest reaches by vsock: nothing, neither of the host's nor of its neighbour, nor its own agent.
+func TestVsockReaches(t *testing.T) {
+	needVsock(t)
+	guest := vmmtest.TestGuest{}
+	d := newDriver(t, qemu.Config{Channel: "vsock"})
+	template := vmmtest.Build(t, d, linux(t), guest)
+	clone := func() vmm.Machine {
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
+		must(t, err)
+		m, err := p.Restore(within(t))
+		must(t, err)
+		t.Cleanup(func() { must(t, m.Close()) })
+		return m
+	}
+	a, b := clone(), clone()
+	ask := func(m vmm.Machine, cid string) string {
+		t.Helper()
+		answer, err := guest.Ask(within(t), m, "vsock-dial "+cid+" 1 22 80 1023 1024 1025 4222 6443 65535")
+		must(t, err)
+		return answer
+	}
+	var ownA, ownB string
+	_, err := fmt.Sscanf(strings.NewReplacer(":", " ").Replace(ask(a, "2")+" "+ask(b, "2")), "own %s own %s", &ownA, &ownB)
+	must(t, err)
+	for to, answer := range map[string]string{"the host": ask(a, "2"), "its neighbour": ask(a, ownB), "itself": ask(a, ownA), "the hypervisor": ask(a, "0")} {
+		if answer != "own "+ownA+":" {
+			t.Errorf("a machine reaches of %s: %s", to, answer)
+		}
+	}
+}
+
+// TestVsockRestores has machines dialled as soon as they are restored, many times: the guest's kernel breaks connections off that are made
+// before it has noticed its restore.
+func TestVsockRestores(t *testing.T) {
+	needVsock(t)
+	guest := vmmtest.TestGuest{}
+	d := newDriver(t, qemu.Config{Channel: "vsock"})
+	boot := linux(t)
+	boot.VCPUs = 2
+	template := vmmtest.Build(t, d, boot, guest)
+	for i := range 20 {
+		p, err := d.Prepare(within(t), template, vmm.Attach{})
+		must(t, err)
+		m, err := p.Restore(within(t))
+		must(t, err)
+		if got, err := guest.Echo(within(t), m, []byte("at once")); err != nil || string(got) != "at once" {
+			t.Errorf("restore %d: %q, %v", i, got, err)
+		}
+		must(t, m.Close())
+	}
+}
+
+// broken is a connection that takes what is written and is reset when it is read, or when it is written to.
+type broken struct {
+	net.Conn
+	write error
+	once  sync.Once
+	ended chan struct{}
+}
+
+func (b *broken) Read([]byte) (int, error) {
+	return 0, &net.OpError{Op: "read", Err: syscall.ECONNRESET}
+}
+
+func (b *broken) Write(p []byte) (int, error) {
+	if b.write != nil {
+		return 0, b.write
+	}
+	return len(p), nil
+}
+
+func (b *broken) Close() error                     { b.once.Do(func() { close(b.ended) }); return nil }
+func (b *broken) SetReadDeadline(time.Time) error  { return nil }
+func (b *broken) SetWriteDeadline(time.Time) error { return nil }
+
+// TestEarly shows that a connection which the guest's restore broke off is made once more, with what was said, and that no other is.
+func TestEarly(t *testing.T) {
+	for name, writeFails := range map[string]error{"reset when read": nil, "reset when written": &net.OpError{Op: "write", Err: syscall.ECONNRESET}} {
+		t.Run(name, func(t *testing.T) {
+			ours, guest := net.Pipe()
+			defer guest.Close()
+			heard := make(chan string, 1)
+			go func() {
+				b := make([]byte, 100)
+				n, _ := io.ReadAtLeast(guest, b, len("hello, guest"))
+				heard <- string(b[:n])
+				_, _ = guest.Write([]byte("hello, host"))
+			}()
+			first, dials := &broken{write: writeFails, ended: make(chan struct{})}, 0
+			c := qemu.NewEarly(first, func(context.Context) (net.Conn, error) {
+				dials++
+				return ours, nil
+			})
+			defer c.Close()
+			must(t, c.SetDeadline(time.Now().Add(time.Minute)))
+			if n, err := c.Write([]byte("hello, guest")); err != nil || n != 12 {
+				t.Fatalf("write: %d, %v", n, err)
+			}
+			b := make([]byte, 100)
+			n, err := c.Read(b)
+			if err != nil || !bytes.Equal(b[:n], []byte("hello, host")) {
+				t.Errorf("read %q, %v", b[:n], err)
+			}
+			if got := <-heard; got != "hello, guest" {
+				t.Errorf("the guest heard %q", got)
+			}
+			<-first.ended
+			guest.Close()
+			if _, err := c.Read(b); err == nil || dials != 1 {
+				t.Errorf("after the guest has spoken: %v, %d dials", err, dials)
+			}
+		})
+	}
+	t.Run("closed", func(t *testing.T) {
+		c := qemu.NewEarly(&broken{ended: make(chan struct{})}, func(context.Context) (net.Conn, error) {
+			t.Error("dialled after Close")
+			return nil, io.EOF
+		})
+		must(t, c.Close())
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v", err)
+		}
+	})
+	t.Run("again in vain", func(t *testing.T) {
+		c := qemu.NewEarly(&broken{ended: make(chan struct{})}, func(context.Context) (net.Conn, error) { return nil, io.ErrUnexpectedEOF })
+		defer c.Close()
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("read: %v", err)
+		}
+	})
+}
