@@ -223,3 +223,28 @@ func holdings(t *testing.T, parent string) map[string]string {
 	}
 	return map[string]string{"mounts": mounts(t), "cgroups": strings.Join(machineCgroups(t, parent), " "), "processes": uids}
 }
+
+// A launcher may move this process to make room for its machines' cgroups. When it is closed, all is as before.
+func TestOwnCgroupIsAsBefore(t *testing.T) {
+	own := func() string {
+		b, err := os.ReadFile("/proc/self/cgroup")
+		must(t, err)
+		return string(b)
+	}
+	needRoot(t)
+	before := own()
+	for range 2 {
+		l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "stub"}, UIDLock: filepath.Join(t.TempDir(), "uids")})
+		must(t, err)
+		bounded(t, l, "kill")
+		p := launch(t, l, vmm.Command{Name: "m-0", Path: "/bin/sleep", Args: []string{"1000"}})
+		dir := filepath.Dir(filepath.Dir(cgroupPath(t, p.PID(), "cgroup.procs", "freezer", "cgroup.procs")))
+		if filepath.Base(dir) != "paddock-machines" {
+			t.Errorf("a machine's cgroup is in %s", dir)
+		}
+		must(t, errors.Join(p.Kill(), l.Close()))
+		if after := own(); after != before {
+			t.Errorf("this process is in\n%s\nwas in\n%s", after, before)
+		}
+	}
+}
