@@ -28,34 +28,35 @@ type config struct {
 	MaxQueued     int           `koanf:"max_queued"`
 	KeepEnded     time.Duration `koanf:"keep_ended"`
 
-	Name           string        `koanf:"name"`
-	Driver         string        `koanf:"driver"`
-	Accel          string        `koanf:"accel"`
-	QEMU           string        `koanf:"qemu"`
-	Jail           string        `koanf:"jail"`
-	JailRequire    string        `koanf:"jail_require"`
-	CgroupParent   string        `koanf:"cgroup_parent"`
-	ProbeTimeout   time.Duration `koanf:"probe_timeout"`
-	StepTimeout    time.Duration `koanf:"step_timeout"`
-	Insecure       bool          `koanf:"insecure_no_isolation"`
-	Agent          string        `koanf:"agent"`
-	Images         []string      `koanf:"images"`
-	VCPUs          int           `koanf:"vcpus"`
-	MemoryMiB      int           `koanf:"memory_mib"`
-	Network        string        `koanf:"network"`
-	NetworkUplink  string        `koanf:"network_uplink"`
-	NetworkDNS     []string      `koanf:"network_dns"`
-	NetworkAllow   []string      `koanf:"network_allow"`
-	NetworkDeny    []string      `koanf:"network_deny"`
-	NetworkIPv6    bool          `koanf:"network_ipv6"`
-	NetworkMbit    int           `koanf:"network_mbit"`
-	NetworkRange   string        `koanf:"network_range"`
-	NetworkBridge  string        `koanf:"network_bridge"`
-	NetworkCIDR    string        `koanf:"network_cidr"`
-	NetworkLease   string        `koanf:"network_lease"`
-	NetworkGateway string        `koanf:"network_gateway"`
-	NetworkInbound bool          `koanf:"network_inbound"`
-	Ports          string        `koanf:"ports"`
+	Name            string        `koanf:"name"`
+	Driver          string        `koanf:"driver"`
+	Accel           string        `koanf:"accel"`
+	QEMU            string        `koanf:"qemu"`
+	CloudHypervisor string        `koanf:"cloud_hypervisor"`
+	Jail            string        `koanf:"jail"`
+	JailRequire     string        `koanf:"jail_require"`
+	CgroupParent    string        `koanf:"cgroup_parent"`
+	ProbeTimeout    time.Duration `koanf:"probe_timeout"`
+	StepTimeout     time.Duration `koanf:"step_timeout"`
+	Insecure        bool          `koanf:"insecure_no_isolation"`
+	Agent           string        `koanf:"agent"`
+	Images          []string      `koanf:"images"`
+	VCPUs           int           `koanf:"vcpus"`
+	MemoryMiB       int           `koanf:"memory_mib"`
+	Network         string        `koanf:"network"`
+	NetworkUplink   string        `koanf:"network_uplink"`
+	NetworkDNS      []string      `koanf:"network_dns"`
+	NetworkAllow    []string      `koanf:"network_allow"`
+	NetworkDeny     []string      `koanf:"network_deny"`
+	NetworkIPv6     bool          `koanf:"network_ipv6"`
+	NetworkMbit     int           `koanf:"network_mbit"`
+	NetworkRange    string        `koanf:"network_range"`
+	NetworkBridge   string        `koanf:"network_bridge"`
+	NetworkCIDR     string        `koanf:"network_cidr"`
+	NetworkLease    string        `koanf:"network_lease"`
+	NetworkGateway  string        `koanf:"network_gateway"`
+	NetworkInbound  bool          `koanf:"network_inbound"`
+	Ports           string        `koanf:"ports"`
 
 	ReserveMemoryMiB int     `koanf:"reserve_memory_mib"`
 	OvercommitVCPUs  float64 `koanf:"overcommit_vcpus"`
@@ -106,9 +107,10 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.String("name", cleanName(host), "the worker's name, unique in its fleet")
 		f.String("image-dir", "", "image store (images below the state directory)")
 		f.StringSlice("images", []string{"base", "python"}, "images to build if missing, and to keep machines ready of")
-		addChoice(c, "driver", "", "qemu", "what machines are", "qemu", "hostproc", "inproc")
+		addChoice(c, "driver", "", "auto", "what machines are; auto is cloud-hypervisor where it and KVM are there, else qemu", "auto", "cloud-hypervisor", "qemu", "hostproc", "inproc")
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
+		f.String("cloud-hypervisor", "", "Cloud Hypervisor binary, v51 or newer (cloud-hypervisor)")
 		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
 		addChoice(c, "jail-require", "", "degraded", "full refuses to start where this host lacks one of the jail's walls; degraded says which", "degraded", "full")
 		f.String("cgroup-parent", "", "cgroup for machines' own, as /proc/self/cgroup writes it (paddock-machines, in this process's or the root)")

@@ -143,7 +143,7 @@ func (s *server) buildImages(ctx context.Context) error {
 	defer p.done()
 	for _, name := range s.config.Images {
 		_, have := store.Get(name)
-		if have == nil && s.config.Driver != "qemu" {
+		if have == nil && !isMachine(s.config.Driver) {
 			continue // nothing of it is booted: any will do
 		}
 		r, err := images.ShippedRecipe(name)

@@ -74,13 +74,24 @@ func openDispatcher(ctx context.Context, c config, b *bus.Bus, r prometheus.Regi
 }
 
 // openDriver gives the driver that the configuration names, and what it can do here.
-func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, closeDriver func() error, err error) {
-	closeDriver = func() error { return nil }
+func openDriver(ctx context.Context, c config) (vmm.Driver, vmm.Caps, func() error, error) {
 	run := filepath.Join(c.StateDir, "run")
 	if err := os.MkdirAll(run, 0o700); err != nil {
-		return nil, caps, nil, err
+		return nil, vmm.Caps{}, nil, err
 	}
+	if c.Driver == "auto" {
+		return chooseDriver(ctx, c, run)
+	}
+	return openNamed(ctx, c, run)
+}
+
+func openNamed(ctx context.Context, c config, run string) (d vmm.Driver, caps vmm.Caps, closeDriver func() error, err error) {
+	closeDriver = func() error { return nil }
 	switch c.Driver {
+	case "cloud-hypervisor":
+		if d, closeDriver, err = openCloudHypervisor(c, run); err != nil {
+			return nil, caps, nil, err
+		}
 	case "qemu":
 		launcher, closeLauncher, err := openLauncher(c)
 		if err != nil {
@@ -105,7 +116,7 @@ func openDriver(ctx context.Context, c config) (d vmm.Driver, caps vmm.Caps, clo
 		}
 		d = inproc.New(func(ctx context.Context, conn net.Conn) { guestagent.InProcess(ctx, conn) })
 	default:
-		return nil, caps, nil, fmt.Errorf("driver %q: want qemu, hostproc or inproc", c.Driver)
+		return nil, caps, nil, fmt.Errorf("driver %q: want auto, cloud-hypervisor, qemu, hostproc or inproc", c.Driver)
 	}
 	caps, err = d.Probe(ctx)
 	if err != nil {
