@@ -71,6 +71,8 @@ test)
   need_file /usr/include/stdlib.h libc6-dev "and the C library's headers"
   need python3 python3 "runs the Python examples"
   need cpio cpio "checks the initramfs"
+  need ip iproute2 "makes network namespaces"
+  need nft nftables "counts the rules that are left"
   python3 -c 'import venv, ensurepip' 2>/dev/null || lacks python3-venv "holds the Python examples' packages"
   ;;
 *)

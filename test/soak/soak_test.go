@@ -1,0 +1,360 @@
+// Package soak makes and ends many machines, whole ones: jailed, with a network card, with Paddock's own agent inside, and kills them and
+// what is around them at moments that nobody chose. What counts is that nothing is left.
+package soak_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/guestagent/client"
+	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/harness"
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor"
+	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
+	"github.com/paddockvm/paddock/worker/hostnet"
+	"github.com/paddockvm/paddock/worker/jail"
+)
+
+// This program is the tests, and the jail's stub.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "stub" {
+		jail.Child(os.Args[2])
+	}
+	os.Exit(m.Run())
+}
+
+// rounds is how many machines are made: fewer where each takes seconds. PADDOCK_SOAK says otherwise.
+func rounds(t *testing.T) int {
+	t.Helper()
+	if n, err := strconv.Atoi(os.Getenv("PADDOCK_SOAK")); err == nil {
+		return n
+	}
+	if os.Getenv("REQUIRE_KVM") != "" {
+		return 20
+	}
+	return 200
+}
+
+func TestQEMU(t *testing.T) {
+	h := newHost(t)
+	d, err := qemu.New(qemu.Config{
+		RunDir: h.run, Launcher: h.launcher, CIDLock: filepath.Join(h.dir, "cids"), ProbeTimeout: 20 * time.Second, StepTimeout: 2 * time.Minute,
+	})
+	must(t, err)
+	h.closing(d.Close)
+	h.soak(t, d, rounds(t))
+}
+
+func TestCloudHypervisor(t *testing.T) {
+	binary := os.Getenv("CLOUD_HYPERVISOR")
+	if binary == "" {
+		t.Skip("NOT RUN: CLOUD_HYPERVISOR names no cloud-hypervisor")
+	}
+	h := newHost(t)
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{
+		Binary: binary, RunDir: h.run, Launcher: h.launcher, ProbeTimeout: 20 * time.Second, StepTimeout: 2 * time.Minute,
+	})
+	must(t, err)
+	if _, err := d.Probe(t.Context()); err != nil {
+		if os.Getenv("REQUIRE_KVM") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("NOT RUN: ", err)
+	}
+	h.soak(t, d, rounds(t))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// host is all that machines need of one, apart from what else runs on this machine: a network namespace, a uid and a cgroup of its own
+// for each machine, directories of the test's.
+type host struct {
+	dir, run, netns string
+	launcher        *watched
+	took            [stepsOfLife]time.Duration // by a machine that nobody killed
+	net             *hostnet.Host
+	closers         []func() error
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_ROOT") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("SKIPPED: needs root: machines are jailed and have networks")
+	}
+	dir, err := os.MkdirTemp("", "soak-") //nolint:usetesting // t.TempDir is too long for a socket in it
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	h := &host{dir: dir, run: filepath.Join(dir, "run"), netns: namespace(t)}
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "stub"}, UIDLock: filepath.Join(dir, "uids"), CgroupParent: "/" + cgroupParent()})
+	t.Cleanup(func() { removeCgroups(t) })
+	must(t, err)
+	h.closing(l.Close)
+	h.launcher = &watched{Launcher: l, live: map[string]vmm.Process{}}
+	return h
+}
+
+func (h *host) closing(f func() error) { h.closers = append(h.closers, f) }
+
+// connect begins to keep networks.
+func (h *host) connect(t *testing.T) {
+	t.Helper()
+	n, err := hostnet.New(t.Context(), hostnet.Config{StateDir: filepath.Join(h.dir, "net"), Netns: h.netns, Slots: 2})
+	must(t, err)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	h.net = n
+	h.closing(func() error { stop(); return <-ended })
+}
+
+func (h *host) close(t *testing.T) {
+	t.Helper()
+	for i := len(h.closers) - 1; i >= 0; i-- {
+		if err := h.closers[i](); err != nil {
+			t.Error("close:", err)
+		}
+	}
+	h.closers = nil
+}
+
+// template boots Paddock's base image with the agent as it is in this source, and a network card.
+func (h *host) template(t *testing.T, d vmm.Driver) vmm.Template {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	img, err := harness.Image(ctx, "base")
+	must(t, err)
+	b := vmmtest.Agent(t, img.Kernel, img.Initrd, img.Root, img.Scratch)
+	b.NIC = true
+	s, err := h.net.Take(ctx)
+	must(t, err)
+	defer s.Close()
+	m, err := d.Boot(ctx, b, vmm.Attach{Tap: s.Tap()})
+	must(t, err)
+	defer m.Close() // Snapshot has ended it
+	conn, err := m.DialGuest(ctx)
+	must(t, err)
+	agent, err := client.Connect(ctx, conn)
+	if err != nil {
+		t.Fatalf("%v; console:\n%s", err, m.Console())
+	}
+	must(t, agent.Quiesce(ctx))
+	must(t, agent.Close())
+	tmpl, err := m.Snapshot(ctx, t.TempDir())
+	must(t, err)
+	return tmpl
+}
+
+// watched is a launcher whose processes can be found by the machine's name.
+type watched struct {
+	vmm.Launcher
+	mu   sync.Mutex
+	live map[string]vmm.Process
+	last vmm.Process
+}
+
+func (w *watched) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	p, err := w.Launcher.Launch(ctx, c)
+	if err == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.live[c.Name], w.last = p, p
+	}
+	return p, err
+}
+
+// shoot kills a VMM as an out-of-memory killer would, behind its driver's back: the machine's, or any that was started lately.
+func (w *watched) shoot(machine string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.live[machine]
+	if p == nil {
+		p = w.last
+	}
+	if p == nil {
+		return
+	}
+	select {
+	case <-p.Done():
+	default:
+		_ = syscall.Kill(p.PID(), syscall.SIGKILL)
+	}
+}
+
+// soak lives through many machines, three at once, and counts what is left.
+func (h *host) soak(t *testing.T, d vmm.Driver, n int) {
+	h.connect(t)
+	tmpl := h.template(t, d)
+	var calm result
+	if err := h.life(t.Context(), d, tmpl, rand.New(rand.NewPCG(0, 0)), h.measure, &calm); err != nil || !calm.ran {
+		t.Fatalf("a machine that nobody kills: %v, %+v", err, calm)
+	}
+	before := h.holdings(t)
+	var left atomic.Int64
+	left.Store(int64(n))
+	var all sync.WaitGroup
+	var ran, died atomic.Int64
+	seed := uint64(time.Now().UnixNano())
+	for i := range 3 {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			for left.Add(-1) >= 0 {
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+				var res result
+				err := h.life(ctx, d, tmpl, r, h.violence(r), &res)
+				cancel()
+				if err != nil {
+					t.Errorf("seed %d: %v", seed, err)
+				}
+				if res.ran {
+					ran.Add(1)
+				} else {
+					died.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("%d machines: %d ran a program, %d died before", n, ran.Load(), died.Load())
+	if ran.Load() == 0 || died.Load() == 0 {
+		t.Error("all of one kind: the kills come too early or too late")
+	}
+	h.settled(t, before)
+	h.close(t)
+	h.empty(t)
+}
+
+// result is how far a machine came.
+type result struct{ ran bool }
+
+// steps of a machine's life, at each of which it may be killed.
+const (
+	duringPrepare = iota
+	duringRestore
+	duringIntroduction
+	duringRun
+	duringClose
+	never
+	stepsOfLife
+)
+
+// hurt is what happens to a machine during a step of its life, until stop is called.
+type hurt func(step int, machine string, cancel context.CancelFunc) (stop func())
+
+// measure does nothing but to note how long the steps take.
+func (h *host) measure(step int, _ string, _ context.CancelFunc) (stop func()) {
+	start := time.Now()
+	return func() { h.took[step] = time.Since(start) }
+}
+
+// violence gives what happens at a step that is chosen by chance, at a moment of it that is, too: a kill of the VMM, or the end of the context.
+func (h *host) violence(r *rand.Rand) hurt {
+	at, how := r.IntN(stepsOfLife), r.IntN(2)
+	wait := time.Duration(r.Float64() * 1.3 * float64(h.took[at]))
+	return func(step int, machine string, cancel context.CancelFunc) func() {
+		if step != at {
+			return func() {}
+		}
+		done := make(chan struct{})
+		timer := time.AfterFunc(wait, func() {
+			defer close(done)
+			if how == 0 {
+				h.launcher.shoot(machine)
+				return
+			}
+			cancel()
+		})
+		return func() {
+			if !timer.Stop() {
+				<-done
+			}
+		}
+	}
+}
+
+// life is a machine's, from its place in the network to its end. What the violence does to it is no error; what cannot be cleaned up is.
+func (h *host) life(ctx context.Context, d vmm.Driver, tmpl vmm.Template, r *rand.Rand, hurt hurt, res *result) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := h.net.Take(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	kind := []hostnet.Kind{hostnet.None, hostnet.Internet, hostnet.Allowlist}[r.IntN(3)]
+	if err := s.Allow(context.WithoutCancel(ctx), hostnet.Policy{Kind: kind}); err != nil {
+		return err
+	}
+	stop := hurt(duringPrepare, "", cancel)
+	p, prepareErr := d.Prepare(ctx, tmpl, vmm.Attach{Tap: s.Tap()})
+	stop()
+	if prepareErr != nil {
+		return nil // that is the violence, or a victim's neighbour
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	stop = hurt(duringRestore, "", cancel)
+	m, restoreErr := p.Restore(ctx)
+	stop()
+	if restoreErr != nil {
+		return nil // the same
+	}
+	defer func() {
+		stop := hurt(duringClose, m.ID(), cancel)
+		defer stop()
+		err = errors.Join(err, m.Close())
+	}()
+	res.ran = h.program(ctx, m, s, cancel, hurt) == nil
+	return nil
+}
+
+// program introduces the guest and runs one in it.
+func (h *host) program(ctx context.Context, m vmm.Machine, s *hostnet.Slot, cancel context.CancelFunc, hurt hurt) error {
+	defer hurt(duringIntroduction, m.ID(), cancel)()
+	conn, err := m.DialGuest(ctx)
+	if err != nil {
+		return err
+	}
+	agent, err := client.Connect(ctx, conn)
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	defer agent.Close()
+	g := s.Guest()
+	_, err = agent.Restore(ctx, wire.Restore{
+		Epoch: make([]byte, 16), Entropy: make([]byte, 64), MachineID: fmt.Sprintf("%032x", rand.Uint64()), TimeUnixNS: time.Now().UnixNano(),
+		Hostname: m.ID(), Scratch: true,
+		Network: &wire.Network{Address: g.Address.String(), Gateway: g.Gateway.String(), GatewayMAC: hostnet.HostMAC, DNS: []string{g.DNS.String()}, MTU: g.MTU},
+	})
+	if err != nil {
+		return err
+	}
+	defer hurt(duringRun, m.ID(), cancel)()
+	exit, err := agent.Exec(ctx, wire.Exec{
+		ID: "soak", Argv: []string{"/bin/sh", "-c", "dd if=/dev/zero of=/work/x bs=64k count=16 2>/dev/null; cat /proc/net/route"}, User: "sandbox",
+		Env: []string{"PATH=/usr/bin:/bin"}, Limits: wire.ExecLimits{WallMS: 60_000, OutputBytes: 1 << 16},
+	}, client.Streams{})
+	if err == nil && exit.Code != 0 {
+		return fmt.Errorf("the program ended with %d", exit.Code)
+	}
+	return err
+}
