@@ -35,9 +35,9 @@ var packages = []string{
 //go:embed image.sh
 var buildScript []byte
 
-func imageKey() string {
+func keyOf(script []byte) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s", strings.Join(packages, ","), buildScript)
+	fmt.Fprintf(h, "%s\n%s", strings.Join(packages, ","), script)
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
@@ -58,7 +58,11 @@ func HostImage(ctx context.Context, say func(string)) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	key := imageKey()
+	return imageIn(ctx, cache, buildScript, say)
+}
+
+func imageIn(ctx context.Context, cache string, script []byte, say func(string)) (Image, error) {
+	key := keyOf(script)
 	img := Image{dir: filepath.Join(cache, key)}
 	if _, err := os.Stat(img.dir); err == nil {
 		return img, nil
@@ -74,28 +78,24 @@ func HostImage(ctx context.Context, say func(string)) (Image, error) {
 		return img, nil
 	}
 	say("building the host's image, once: Debian with " + strings.Join(packages, ", "))
-	if err := build(ctx, cache, img.dir); err != nil {
-		return Image{}, fmt.Errorf("build the host's image: %w", err)
+	work := filepath.Join(cache, "building-"+key) // one at a time: what is there was left by a build that was killed
+	if err := build(ctx, script, work, img.dir); err != nil {
+		return Image{}, fmt.Errorf("build the host's image: %w", errors.Join(err, os.RemoveAll(work)))
 	}
 	return img, nil
 }
 
-// build makes an image beside where it will be, and gives it its name when it is whole.
-func build(ctx context.Context, cache, to string) error {
+// build makes an image in the directory work, and gives it its name when it is whole.
+func build(ctx context.Context, script []byte, work, to string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("it needs root")
 	}
-	work, err := os.MkdirTemp(cache, "building-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
-	if err := os.Chmod(work, 0o755); err != nil { // apt reads it as another user
+	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o755)); err != nil { // 0755: apt reads it as another user
 		return err
 	}
 	cmd := command(ctx, "bash", "-s", "--", strings.Join(packages, ","))
 	cmd.Dir = work
-	cmd.Stdin = bytes.NewReader(buildScript)
+	cmd.Stdin = bytes.NewReader(script)
 	// With namespaces of its own, all of the build ends and is unmounted with its first process.
 	apart(cmd)
 	if err := finish(ctx, cmd); err != nil {

@@ -76,6 +76,9 @@ func Report(w io.Writer, results []Result) {
 // verdict is a line of `go test -v` that ends a test.
 var verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \([0-9.]+s\)$`)
 
+// sample is the line of a benchmark that was run.
+var sample = regexp.MustCompile(`^Benchmark\S+\s+[0-9]+\s+\S+ ns/op`)
+
 // judge reads a set's output and end.
 type judge struct {
 	r    *Result
@@ -99,6 +102,9 @@ func (j *judge) Write(b []byte) (int, error) {
 func (j *judge) line(line string) {
 	if line == "testing: warning: no tests to run" {
 		j.none = true
+	}
+	if sample.MatchString(line) {
+		j.r.Passed++
 	}
 	m := verdict.FindStringSubmatch(line)
 	if m == nil {

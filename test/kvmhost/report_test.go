@@ -68,6 +68,10 @@ func TestJudge(t *testing.T) {
 			name: "passes, and leaves something", set: tested, output: "--- PASS: TestA (0.00s)\nPASS\n", end: steps.Event{Code: -1, Detail: "left a process: 7"},
 			want: Result{Passed: 1, Detail: "left a process: 7"},
 		},
+		{
+			name: "benchmarks", set: tested, output: "BenchmarkClone\nBenchmarkClone-2   \t       3\t 361508642 ns/op\t 12 B/op\nPASS\n",
+			want: Result{Passed: 1}, ok: true,
+		},
 		{name: "a line of shell", set: Set{Name: "sh", Shell: "true"}, ok: true},
 		{name: "a line of shell fails", set: Set{Name: "sh", Shell: "false"}, end: steps.Event{Code: 1, Detail: "exit status 1"}, want: Result{Detail: "exit status 1"}},
 	} {

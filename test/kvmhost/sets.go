@@ -1,6 +1,7 @@
 package kvmhost
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -21,6 +22,8 @@ type Set struct {
 	Paddock bool
 	// Run and Skip are what `go test` calls so; empty for all tests, and none.
 	Run, Skip string
+	// Bench names benchmarks, as go test -bench; then tests are run only where Run names some. Their lines are in the set's log.
+	Bench string
 	// Timeout is when the set is ended. A nested host is 10 to 20 times slower than this machine.
 	Timeout time.Duration
 	// Env is added to the environment: KEY=VALUE.
@@ -91,7 +94,7 @@ func check(table []Set) error {
 		if s.Timeout <= own {
 			bad("a timeout of %v is too short to start anything in", s.Timeout)
 		}
-		for _, re := range []string{s.Run, s.Skip} {
+		for _, re := range []string{s.Run, s.Skip, s.Bench} {
 			for _, part := range strings.Split(re, "/") { // as go test takes it
 				if _, err := regexp.Compile(part); err != nil {
 					bad("%v", err)
@@ -121,6 +124,10 @@ func (s Set) file() string {
 func (s Set) args() []string {
 	// A little before the step is ended, the program itself says which test has hung.
 	args := []string{"-test.v", "-test.paniconexit0", fmt.Sprintf("-test.timeout=%v", s.Timeout-own)}
+	if s.Bench != "" {
+		args = append(args, "-test.benchmem", "-test.bench="+s.Bench)
+		s.Run = cmp.Or(s.Run, "^$")
+	}
 	if s.Run != "" {
 		args = append(args, "-test.run="+s.Run)
 	}

@@ -96,6 +96,11 @@ func TestArgs(t *testing.T) {
 	if diff := cmp.Diff(want, s.args()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	b := Set{Name: "bench", Bench: "BenchmarkClone", Timeout: time.Minute}
+	want = []string{"-test.v", "-test.paniconexit0", "-test.timeout=45s", "-test.benchmem", "-test.bench=BenchmarkClone", "-test.run=^$"}
+	if diff := cmp.Diff(want, b.args()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 	if got := s.file(); got != "a-set--of-mine" {
 		t.Errorf("file %q", got)
 	}

@@ -54,6 +54,7 @@ func run(ctx context.Context) error {
 	f.Usage = func() { fmt.Fprint(os.Stderr, usage+f.FlagUsages()) }
 	match := f.String("run", "", "only tests that match, as go test -run")
 	skip := f.String("skip", "", "no tests that match, as go test -skip")
+	bench := f.String("bench", "", "benchmarks that match, as go test -bench, and no tests but those of --run")
 	shell := f.StringArray("sh", nil, "run a line of shell, in the repository's root (repeatable)")
 	timeout := f.Duration("timeout", 0, "the time for each set, in place of its own")
 	env := f.StringArray("env", nil, "KEY=VALUE in the tests' environment (repeatable)")
@@ -75,6 +76,9 @@ func run(ctx context.Context) error {
 		}
 		if *skip != "" {
 			sets[i].Skip = *skip
+		}
+		if *bench != "" {
+			sets[i].Bench = *bench
 		}
 		if *timeout != 0 {
 			sets[i].Timeout = *timeout
