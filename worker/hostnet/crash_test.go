@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -57,6 +58,70 @@ func worker(args []string) {
 	}
 }
 
+// churn takes slots and closes them until it is killed.
+func churn(dir string) {
+	ctx := context.Background()
+	h, err := hostnet.New(ctx, hostnet.Config{
+		StateDir: dir, Netns: "/proc/self/fd/3", Slots: 3, MaxSlots: 64, Upstream: []netip.AddrPort{netip.MustParseAddrPort(resolver + ":53")},
+	})
+	if err != nil {
+		panic(err)
+	}
+	for range 3 {
+		go func() {
+			for {
+				s, err := h.Take(ctx)
+				if err == nil {
+					err = s.Allow(ctx, hostnet.Policy{Kind: hostnet.Internet})
+				}
+				if err == nil {
+					_, err = s.Forward(ctx, 80)
+				}
+				if err == nil {
+					err = s.Close()
+				}
+				if err != nil {
+					panic(err)
+				}
+			}
+		}()
+	}
+	fmt.Println("ready")
+	panic(h.Run(ctx))
+}
+
+// TestKilledAnywhere kills workers while they make, give and remove slots, one after the other; each has to begin with what the one before
+// left.
+func TestKilledAnywhere(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	docker(t, l)
+	cfg := l.config(t)
+	before := leftOf(t, l, cfg.StateDir)
+	dirty := 0
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 25 {
+		c := startChild(t, l, "churn", cfg.StateDir)
+		time.Sleep(time.Duration(r.IntN(150)) * time.Millisecond) // anywhere
+		c.kill(t)
+		if !leftOf(t, l, cfg.StateDir).none() {
+			dirty++
+		}
+	}
+	if dirty == 0 {
+		t.Error("no killed worker left anything: there is nothing to see here")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	h, err := hostnet.New(ctx, cfg)
+	must(t, err)
+	if f := leftOf(t, l, cfg.StateDir); !f.none() {
+		t.Errorf("after New there is left: %+v", f)
+	}
+	stop()
+	must(t, h.Run(ctx))
+	settled(t, l, cfg.StateDir, before)
+}
+
 type child struct {
 	cmd *exec.Cmd
 	in  io.Closer
@@ -64,9 +129,14 @@ type child struct {
 
 func startWorker(t *testing.T, l *lab, dir string, args ...string) *child {
 	t.Helper()
+	return startChild(t, l, append([]string{"worker", dir}, args...)...)
+}
+
+func startChild(t *testing.T, l *lab, args ...string) *child {
+	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
-	cmd := exec.Command(self, append([]string{"worker", dir}, args...)...)
+	cmd := exec.Command(self, args...)
 	cmd.ExtraFiles = []*os.File{l.host}
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()

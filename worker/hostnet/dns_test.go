@@ -21,7 +21,7 @@ func TestDNS(t *testing.T) {
 	cfg := l.config(t)
 	reg := prometheus.NewPedanticRegistry()
 	cfg.Registerer = reg
-	cfg.Upstream = []netip.AddrPort{netip.MustParseAddrPort(uplinkAddr+":5353"), netip.MustParseAddrPort(resolver + ":53")} // nobody is at the first
+	cfg.Upstream = []netip.AddrPort{netip.MustParseAddrPort(uplinkAddr + ":5353"), netip.MustParseAddrPort(resolver + ":53")} // nobody is at the first
 	var many []string
 	var addrs []string
 	for i := range 60 {

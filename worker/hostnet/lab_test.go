@@ -27,9 +27,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "worker" {
-		worker(os.Args[2:])
-		return
+	if len(os.Args) > 2 {
+		switch os.Args[1] {
+		case "worker":
+			worker(os.Args[2:])
+			return
+		case "churn":
+			churn(os.Args[2])
+		}
 	}
 	goleak.VerifyTestMain(m)
 }

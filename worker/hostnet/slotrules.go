@@ -182,7 +182,7 @@ func (s *Slot) forwardRules(t *table, c *nftables.Chain, generation uint32) {
 	established := ctState(expr.CtStateBitESTABLISHED)
 	t.rules(c, ctState(expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED).and(drop())) // no address would be translated
 	if generation > 0 {
-		t.rules(c, established.and(ctMark(generation), accept()))
+		t.rules(c, ctMark(generation).and(accept()))
 		t.rules(c, in.and(ctState(expr.CtStateBitRELATED), accept()))
 		// Made under another policy: the guest's next packet is judged, and until then TCP's may come in, which that one answers.
 		t.rules(c, in.and(l4(unix.IPPROTO_TCP), established, ctReply(), accept()))
