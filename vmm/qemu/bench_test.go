@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
@@ -24,9 +25,17 @@ import (
 
 // BenchmarkClone clones a template by the driver and, in turn, by hand: a bare QEMU that is spawned beforehand, given the state by
 // descriptor, and asked. Figures are medians; ratio is the driver's restore to the first answer by the bare one's.
-func BenchmarkClone(b *testing.B) {
+func BenchmarkClone(b *testing.B) { benchmarkClone(b, "serial") }
+
+// BenchmarkCloneVsock is the same with the guest's agent reached by vsock.
+func BenchmarkCloneVsock(b *testing.B) {
+	needVsock(b)
+	benchmarkClone(b, "vsock")
+}
+
+func benchmarkClone(b *testing.B, channel string) {
 	r := &registry{Launcher: vmm.Direct{}}
-	d := newDriver(b, qemu.Config{Launcher: r})
+	d := newDriver(b, qemu.Config{Launcher: r, Channel: channel})
 	template := vmmtest.Build(b, d, linux(b), vmmtest.TestGuest{})
 	caps, err := d.Probe(within(b))
 	if err != nil {
@@ -99,10 +108,16 @@ func (q *bareQEMU) clone(b *testing.B, note func(string, time.Time) time.Time, s
 	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
 		"-accel", accel, "-cpu", q.caps.CPU, "-machine", q.caps.Machine+",memory-backend=ram,usb=off,vmport=off", "-smp", "1", "-m", "256M",
 		"-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path="+q.template.Dir+"/memory",
-		"-global", "apic-common.vapic=off", "-serial", "file:"+dir+"/console",
+		"-global", "apic-common.vapic=off", "-global", "migration.send-configuration=off", "-serial", "file:"+dir+"/console",
 		"-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",
-		"-device", "virtserialport,chardev=agent,name=org.paddock.agent.0", "-device", "virtio-rng-pci", "-device", "pvpanic-pci",
+		"-device", "virtio-rng-pci", "-device", "pvpanic-pci")
+	if q.caps.Channel == "vsock" {
+		cmd.Args = append(cmd.Args, "-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", bareCID))
+	} else {
+		cmd.Args = append(cmd.Args, "-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",
+			"-device", "virtserialport,chardev=agent,name=org.paddock.agent.0")
+	}
+	cmd.Args = append(cmd.Args,
 		"-blockdev", "driver=file,node-name=root,read-only=on,locking=off,filename="+q.template.Boot.Root, "-device", "virtio-blk-pci,drive=root",
 		"-blockdev", "driver=file,node-name=scratch,locking=off,filename="+dir+"/scratch", "-device", "virtio-blk-pci,drive=scratch")
 	cmd.Stderr = os.Stderr
@@ -137,7 +152,7 @@ func (q *bareQEMU) clone(b *testing.B, note func(string, time.Time) time.Time, s
 	say(`{"execute":"migrate-incoming","arguments":{"uri":"fd:state"}}`, `"completed"`, nil)
 	say(`{"execute":"cont"}`, `"return"`, nil)
 	at = note("bare-restore-ms", at)
-	guest, err := net.Dial("unix", dir+"/agent")
+	guest, err := q.dial(dir)
 	fatal(b, err)
 	_, err = io.WriteString(guest, "\nsync bare\n")
 	fatal(b, err)
@@ -152,6 +167,16 @@ func (q *bareQEMU) clone(b *testing.B, note func(string, time.Time) time.Time, s
 	note("bare-close-ms", at)
 	guest.Close()
 	conn.Close()
+}
+
+// bareCID is outside the drivers' range.
+const bareCID = 4242
+
+func (q *bareQEMU) dial(dir string) (net.Conn, error) {
+	if q.caps.Channel != "vsock" {
+		return net.Dial("unix", dir+"/agent")
+	}
+	return vsock.Dial(bareCID, vmm.GuestPort, nil)
 }
 
 // noteMemory takes the proportional and the private memory of a process, and of that the anonymous part.
