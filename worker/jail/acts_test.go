@@ -59,7 +59,7 @@ var acts = map[string]func(){
 			}
 			tell(n+1, nil)
 		}
-		select {}
+		time.Sleep(time.Hour)
 	},
 	// Two processors and more, for two seconds.
 	"burn": func() {
@@ -74,7 +74,7 @@ var acts = map[string]func(){
 		var used syscall.Rusage
 		err := syscall.Getrusage(syscall.RUSAGE_SELF, &used)
 		tell(time.Duration(used.Utime.Nano()+used.Stime.Nano()).Milliseconds(), err)
-		select {}
+		time.Sleep(time.Hour)
 	},
 	// Children of children, in sessions of their own, deaf to all that can be ignored; they hold descriptor 3. Five tell that they are there.
 	"hide": func() {
@@ -87,7 +87,7 @@ var acts = map[string]func(){
 				tell("start", err)
 			}
 		}
-		select {}
+		time.Sleep(time.Hour)
 	},
 }
 

@@ -167,8 +167,14 @@ func (c *cgroups) leftovers() (all []*cgroup, _ error) {
 // close removes the parent, unless others have machines in it.
 func (c *cgroups) close() error {
 	parent, err := lockDir(c.parents[0], unix.LOCK_EX|unix.LOCK_NB)
-	if err != nil {
-		return nil //nolint:nilerr // somebody is at it, or has removed it
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // another launcher has removed it
+		c.leave()
+		return nil
+	case errors.Is(err, unix.EWOULDBLOCK): // or is at it
+		return nil
+	case err != nil:
+		return err
 	}
 	for _, p := range slices.Backward(c.parents) {
 		err = os.Remove(p) // not where it is not empty

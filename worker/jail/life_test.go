@@ -48,6 +48,7 @@ func TestMachineDiesWithItsLauncher(t *testing.T) {
 	lock := filepath.Join(t.TempDir(), "uids")
 	held, w := pipe(t)
 	cmd := exec.CommandContext(t.Context(), self(t), "launcher", lock)
+	cmd.Env = append(os.Environ(), "CGROUP_PARENT="+ownParent(t))
 	cmd.ExtraFiles = []*os.File{w}
 	out, err := cmd.StdoutPipe()
 	must(t, err)
@@ -73,6 +74,7 @@ func TestMachineDiesWithItsLauncher(t *testing.T) {
 	if got, p := run(t, other, vmm.Command{}, "id -u"); got != "200000" {
 		t.Errorf("the dead launcher's uid: %q, %d", got, p.UID())
 	}
+	newLauncher(t, jail.Config{CgroupParent: ownParent(t)}) // removes its cgroup
 }
 
 func TestUIDs(t *testing.T) {
