@@ -56,6 +56,33 @@ func BenchmarkTake(b *testing.B) {
 	}
 }
 
+// BenchmarkMake measures what the pool does for each machine: making a slot and removing it, one after the other.
+func BenchmarkMake(b *testing.B) {
+	l := newLab(b)
+	cfg := l.config(b)
+	cfg.Slots = 1
+	h := run(b, cfg)
+	for b.Loop() {
+		s, err := h.Take(b.Context())
+		must(b, err)
+		must(b, s.Close())
+	}
+}
+
+// BenchmarkQuestion measures a name of an allowlist, asked and answered: the server's answer, and the rules that are changed for it.
+func BenchmarkQuestion(b *testing.B) {
+	l := newLab(b)
+	l.dns.set("ok.example.", "ok.example. 60 A "+web)
+	s := take(b, run(b, l.config(b)))
+	g := newGuest(b, s)
+	allow(b, s, hostnet.Policy{Kind: hostnet.Allowlist, Domains: []string{"ok.example"}})
+	for b.Loop() {
+		if _, err := lookup(g.ns, "udp", s.Guest().DNS.String(), "ok.example.", 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // ready waits until the pool is full again, so that every sample is of a pool and not of making.
 func ready(b *testing.B, h *hostnet.Host, n int) {
 	b.Helper()

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -98,7 +99,12 @@ func (h *Host) begin(ctx context.Context) error {
 		return err
 	}
 	err := h.locks.change(ctx, func(alone bool) error {
-		if err := h.locks.common(alone, fmt.Sprintf("%s %s", h.cfg.common(), h.own)); err != nil {
+		ns, err := h.ns.Stat()
+		if err != nil {
+			return err
+		}
+		text := fmt.Sprintf("%s, its own addresses there %s, network namespace %d", h.cfg.common(), h.own, ns.Sys().(*syscall.Stat_t).Ino)
+		if err := h.locks.common(alone, text); err != nil {
 			return err
 		}
 		if alone { // nobody has any

@@ -23,7 +23,7 @@ const (
 // Config says how a host's machines are connected. Its zero value is what most hosts want.
 type Config struct {
 	// StateDir is where the workers of one host agree on who has which slot, and find what those that died left; /run/paddock/net where
-	// empty. It must not outlive a boot, and no two of them may share a network namespace.
+	// empty. All workers of one network namespace have the same.
 	StateDir string
 	// Netns is the path of the network namespace that slots are connected to, DNS is asked from and forwarded ports listen in; the
 	// calling process's where empty.
