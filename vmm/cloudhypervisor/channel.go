@@ -92,8 +92,7 @@ func (e *refusedError) Error() string {
 }
 
 func (c *channel) try(ctx context.Context) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.dir.path(vsockSocket))
+	conn, err := c.dir.dial(ctx, vsockSocket)
 	if err != nil {
 		return nil, err
 	}

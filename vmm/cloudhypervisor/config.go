@@ -101,11 +101,15 @@ func (d *Driver) clone(saved []byte) ([]byte, error) {
 	}
 	memory["shared"], memory["thp"] = false, false
 	zones[0]["shared"], zones[0]["file"] = false, fdPath(extraFD, memoryFile)
+	c["vsock"] = api.Vsock{ID: vsockID, CID: guestCID, Socket: fdPath(dirFD, vsockSocket)}
+	c["serial"] = api.Console{Mode: "File", File: fdPath(dirFD, consolePipe)}
 	// Nothing is booted anew.
 	c["payload"] = map[string]any{"kernel": "/dev/null"}
 	groups := d.cfg.Disk.groups()
 	c["rate_limit_groups"] = groups
+	paths := map[any]string{rootDisk: fdPath(rootFD), scratchDisk: fdPath(scratchFD)}
 	for _, disk := range objects(c["disks"]) {
+		disk["path"] = paths[disk["id"]]
 		if delete(disk, "rate_limit_group"); groups != nil {
 			disk["rate_limit_group"] = diskLimits
 		}

@@ -1,12 +1,14 @@
 package cloudhypervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +16,29 @@ import (
 // directory is a directory that is mounted nowhere: whoever has its descriptor reaches what is in it, by /proc/self/fd (proc(5)), and
 // nobody else does. Its ".." is itself, so it leads nowhere, unlike a descriptor of a directory of the host's. It is gone with the last
 // descriptor (fsmount(2), open_tree(2)).
-type directory struct{ f *os.File }
+type directory struct {
+	f *os.File
+	// mu is held for reading while the descriptor's number is in use: once closed, it may be another file's.
+	mu     sync.RWMutex
+	closed bool
+}
+
+// use calls f with the descriptor, which stays open until f returns.
+func (d *directory) use(f func(fd int) error) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.closed {
+		return os.ErrClosed
+	}
+	return f(int(d.f.Fd()))
+}
+
+func (d *directory) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	_ = d.f.Close()
+}
 
 // newDirectory makes an empty one in memory, of so many bytes at most, in which any uid may write: a VMM's is not known before it runs.
 // What is in it may be the work of a VMM that a guest has taken over: links are not followed.
@@ -41,7 +65,7 @@ func newDirectory(size int64) (_ *directory, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("machine's directory: %w", err)
 	}
-	return &directory{os.NewFile(uintptr(fd), "machine")}, nil
+	return &directory{f: os.NewFile(uintptr(fd), "machine")}, nil
 }
 
 // readOnly gives a view of a directory of the host's, through which nothing in it can be changed.
@@ -56,18 +80,7 @@ func readOnly(path string) (*directory, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open %s: read-only: %w", path, err)
 	}
-	return &directory{f}, nil
-}
-
-func (d *directory) close() {
-	if d != nil {
-		_ = d.f.Close()
-	}
-}
-
-// path is a name in it, for this process.
-func (d *directory) path(name string) string {
-	return fdPath(int(d.f.Fd()), name)
+	return &directory{f: f}, nil
 }
 
 // fdPath is a path to an open file, or to what is in a directory that is open.
@@ -80,30 +93,55 @@ func fdPath(fd int, name ...string) string {
 }
 
 // listener makes a listening socket and gives its descriptor.
-func (d *directory) listener(name string) (*os.File, error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.path(name), Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false) // the name is how it is dialled
-	f, err := l.File()
-	_ = l.Close()
+func (d *directory) listener(name string) (f *os.File, err error) {
+	err = d.use(func(fd int) error {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fdPath(fd, name), Net: "unix"})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false) // the name is how it is dialled
+		f, err = l.File()
+		return errors.Join(err, l.Close())
+	})
+	return f, err
+}
+
+// dial connects to a socket. That does not wait: a socket that is behind with accepting says EAGAIN.
+func (d *directory) dial(ctx context.Context, name string) (conn *net.UnixConn, err error) {
+	err = d.use(func(fd int) error {
+		var n net.Dialer
+		c, err := n.DialContext(ctx, "unix", fdPath(fd, name))
+		if err == nil {
+			conn = c.(*net.UnixConn)
+		}
+		return err
+	})
+	return conn, err
+}
+
+// open opens what has a name in it.
+func (d *directory) open(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+	err = d.use(func(fd int) error {
+		f, err = os.OpenFile(fdPath(fd, name), flag, mode)
+		return err
+	})
 	return f, err
 }
 
 // pipe makes a named one and opens both its ends. Who opens the name to write need not wait for a reader.
 func (d *directory) pipe(name string) (r, w *os.File, err error) {
-	fd := int(d.f.Fd())
-	if err := unix.Mkfifoat(fd, name, 0o600); err != nil {
+	if err := d.use(func(fd int) error {
+		if err := unix.Mkfifoat(fd, name, 0o600); err != nil {
+			return err
+		}
+		return unix.Fchmodat(fd, name, 0o666, 0)
+	}); err != nil {
 		return nil, nil, fmt.Errorf("%s pipe: %w", name, err)
 	}
-	if err := unix.Fchmodat(fd, name, 0o666, 0); err != nil {
+	if r, err = d.open(name, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
 		return nil, nil, fmt.Errorf("%s pipe: %w", name, err)
 	}
-	if r, err = os.OpenFile(d.path(name), os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
-		return nil, nil, fmt.Errorf("%s pipe: %w", name, err)
-	}
-	if w, err = os.OpenFile(d.path(name), os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+	if w, err = d.open(name, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
 		_ = r.Close()
 		return nil, nil, fmt.Errorf("%s pipe: %w", name, err)
 	}
@@ -112,7 +150,7 @@ func (d *directory) pipe(name string) (r, w *os.File, err error) {
 
 // create makes a file that any uid may write, and opens it.
 func (d *directory) create(name string) (*os.File, error) {
-	f, err := os.OpenFile(d.path(name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := d.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +173,7 @@ func (d *directory) write(name string, b []byte) error {
 
 // read gives what the VMM has written to a file, if it is one, and of so many bytes at most.
 func (d *directory) read(name string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(d.path(name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := d.open(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +189,12 @@ func (d *directory) read(name string, limit int64) ([]byte, error) {
 }
 
 func (d *directory) exists(name string) bool {
-	_, err := os.Lstat(d.path(name))
-	return err == nil
+	return d.use(func(fd int) error {
+		_, err := os.Lstat(fdPath(fd, name))
+		return err
+	}) == nil
 }
 
-func (d *directory) remove(name string) { _ = os.Remove(d.path(name)) }
+func (d *directory) remove(name string) {
+	_ = d.use(func(fd int) error { return os.Remove(fdPath(fd, name)) })
+}

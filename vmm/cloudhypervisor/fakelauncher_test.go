@@ -23,6 +23,7 @@ type fakeLauncher struct {
 	// version is what the fakes say that they are.
 	version string
 	schema  *schema // of all requests' bodies; nil: they are not held against it
+	lax     bool    // wrong requests are part of the test
 
 	mu     sync.Mutex
 	fault  fault

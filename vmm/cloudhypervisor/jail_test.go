@@ -28,7 +28,7 @@ func TestRealJailed(t *testing.T) {
 	}
 	launcher, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}, UIDLock: t.TempDir() + "/uids"})
 	must(t, err)
-	defer launcher.Close()
+	t.Cleanup(func() { must(t, launcher.Close()) })
 	l := newLab(t, launcher, nil)
 	t.Logf("degraded: %v", launcher.Degraded())
 	must(t, l.Machine(t).Close())

@@ -95,7 +95,13 @@ func (d *Driver) bootCold(ctx context.Context, b vmm.Boot, a vmm.Attach) (*machi
 		dir.close()
 		return nil, fmt.Errorf("memory: %w", err)
 	}
-	m, err := d.machine(ctx, b, dir, b.Kernel, b.Initrd)
+	kernel, err := os.Open(b.Kernel)
+	if err != nil {
+		_ = memory.Close()
+		dir.close()
+		return nil, err
+	}
+	m, err := d.machine(ctx, b, dir, kernel, b.Initrd)
 	if err != nil {
 		_ = memory.Close()
 		return nil, err
@@ -163,33 +169,22 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 		dir.close()
 		return nil, err
 	}
-	return d.machine(ctx, t.Boot, dir, template.path("."), "")
+	view, err := template.open(".", os.O_RDONLY, 0)
+	if err != nil {
+		dir.close()
+		return nil, err
+	}
+	return d.machine(ctx, t.Boot, dir, view, "")
 }
 
-// machine starts a VMM with the machine's files and waits until it answers. It takes dir over. extra is opened for the descriptor of that name.
-func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra, initrd string) (*machine, error) {
-	var files []*os.File
-	for _, open := range []func() (*os.File, error){
-		func() (*os.File, error) { return openOr(b.Root) },
-		func() (*os.File, error) {
-			if b.Scratch == "" {
-				return openOr("")
-			}
-			return scratchCopy(b.Scratch, d.cfg.RunDir)
-		},
-		func() (*os.File, error) { return openOr(extra) },
-		func() (*os.File, error) { return openOr(initrd) },
-	} {
-		f, err := open()
-		if err != nil {
-			closeAll(files)
-			dir.close()
-			return nil, err
-		}
-		files = append(files, f)
+// machine starts a VMM with the machine's files and waits until it answers. It takes dir and extra, for the descriptor of that name, over.
+func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra *os.File, initrd string) (*machine, error) {
+	files, err := d.files(b, extra, initrd)
+	if err != nil {
+		dir.close()
+		return nil, err
 	}
 	m := &machine{d: d, boot: b, channel: newChannel(dir)}
-	var err error
 	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead, Share: share(b)})
 	if err != nil {
 		return nil, err
@@ -200,6 +195,29 @@ func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra,
 		return nil, m.abandon("start", err)
 	}
 	return m, nil
+}
+
+// files opens a machine's from extraFD on. It takes extra over.
+func (d *Driver) files(b vmm.Boot, extra *os.File, initrd string) ([]*os.File, error) {
+	files := []*os.File{extra}
+	for _, open := range []func() (*os.File, error){
+		func() (*os.File, error) { return openOr(initrd) },
+		func() (*os.File, error) { return openOr(b.Root) },
+		func() (*os.File, error) {
+			if b.Scratch == "" {
+				return openOr("")
+			}
+			return scratchCopy(b.Scratch, d.cfg.RunDir)
+		},
+	} {
+		f, err := open()
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
 }
 
 // share is what a machine may use of its host: its processors and half of one for its devices.
@@ -321,7 +339,12 @@ func (m *machine) abandon(what string, err error) error {
 
 // load reads a template for a clone.
 func (d *Driver) load(template *directory, memorySize int64) (config, state []byte, err error) {
-	info, err := os.Stat(template.path(memoryFile))
+	memory, err := template.open(memoryFile, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer memory.Close()
+	info, err := memory.Stat()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -20,10 +20,10 @@ const (
 	dirFD     = 3 + iota // the machine's own directory
 	apiFD                // the listening socket of the API
 	eventsFD             // where events are written to
-	rootFD               // the disks
-	scratchFD            //
 	extraFD              // of a clone its template's directory, else the kernel
 	initrdFD             // not of a clone
+	rootFD               // the disks
+	scratchFD            //
 )
 
 // Names in the machine's directory.
@@ -58,7 +58,7 @@ type process struct {
 	reason string // why the guest ended itself, empty: it did not
 }
 
-// start launches Cloud Hypervisor. It takes dir and files, which are those from rootFD on, over, also when it fails.
+// start launches Cloud Hypervisor. It takes dir and files, which are those from extraFD on, over, also when it fails.
 func (d *Driver) start(ctx context.Context, id string, dir *directory, files []*os.File, cmd vmm.Command) (_ *process, err error) {
 	p := &process{id: id, dir: dir, over: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{})}
 	theirs, ours := files, []*os.File(nil)
@@ -96,14 +96,7 @@ func (d *Driver) start(ctx context.Context, id string, dir *directory, files []*
 	if p.proc, err = d.cfg.Launcher.Launch(ctx, cmd); err != nil {
 		return nil, fmt.Errorf("start cloud-hypervisor: %w", err)
 	}
-	p.api = api.New(func(ctx context.Context) (*net.UnixConn, error) {
-		var n net.Dialer
-		c, err := n.DialContext(ctx, "unix", dir.path(apiSocket))
-		if err != nil {
-			return nil, err
-		}
-		return c.(*net.UnixConn), nil
-	})
+	p.api = api.New(func(ctx context.Context) (*net.UnixConn, error) { return dir.dial(ctx, apiSocket) })
 	go p.run()
 	return p, nil
 }
