@@ -188,20 +188,31 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 		}
 		t.paused = time.Since(start)
 	}()
+	// Nothing changes the memory now: saving devices does not, since where QEMU migrates it comes after the memory.
+	read := make(chan error, 1)
+	go func() { read <- m.readMemory(t) }()
+	err = m.saveDevices(ctx, fdset, job)
+	return errors.Join(err, <-read)
+}
+
+// saveDevices saves the devices' state and begins the copy of the disk.
+func (m *machine) saveDevices(ctx context.Context, state fdset, job *backup) error {
 	// live would hand the disks over to another QEMU.
-	if err := m.qmp.execute(ctx, "xen-save-devices-state", map[string]any{"filename": fdset.path(), "live": false}, nil); err != nil {
+	if err := m.qmp.execute(ctx, "xen-save-devices-state", map[string]any{"filename": state.path(), "live": false}, nil); err != nil {
 		return err
 	}
-	if job != nil {
-		if err := job.start(ctx); err != nil {
-			return err
-		}
+	if job == nil {
+		return nil
 	}
-	if t.memory != nil {
-		t.private, err = t.memory.Read()
-		return err
+	return job.start(ctx)
+}
+
+func (m *machine) readMemory(t *taken) (err error) {
+	if t.memory == nil {
+		return m.copyOwn(t)
 	}
-	return m.copyOwn(t)
+	t.private, err = t.memory.Read()
+	return err
 }
 
 // copyOwn is for a machine that was booted: its memory is a file of ours, which goes on changing.
