@@ -166,6 +166,7 @@ func (q *bareVMM) clone(t testing.TB, s samples) {
 		must(t, err)
 		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		must(t, err)
+		defer answer.Body.Close()
 		if answer.StatusCode/100 != 2 {
 			b, _ := io.ReadAll(answer.Body)
 			t.Fatalf("%s: %s %s", line, answer.Status, b)

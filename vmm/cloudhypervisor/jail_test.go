@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 
 // TestRealJailed boots, snapshots and clones inside the jail: another uid, no file of the host's but libraries, filters of system calls.
 func TestRealJailed(t *testing.T) {
-	real(t)
+	needKVM(t)
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: the jail needs root")
 	}

@@ -42,8 +42,8 @@ var usable = sync.OnceValue(func() error {
 	return err
 })
 
-// real skips where real machines cannot run, and fails where they have to.
-func real(t testing.TB) {
+// needKVM skips where real machines cannot run, and fails where they have to.
+func needKVM(t testing.TB) {
 	t.Helper()
 	binary(t)
 	if err := usable(); err != nil {
@@ -57,7 +57,7 @@ func real(t testing.TB) {
 // linux is a machine to boot, with the kernel of the image that `make test` has built.
 func linux(t testing.TB) vmm.Boot {
 	t.Helper()
-	real(t)
+	needKVM(t)
 	img, err := harness.Image(t.Context(), "base")
 	if err != nil {
 		if os.Getenv("REQUIRE_KVM") != "" {
@@ -140,11 +140,13 @@ func TestRealConformance(t *testing.T) {
 		Guest:  vmmtest.TestGuest{},
 		Kill:   func(m vmm.Machine) error { return syscall.Kill(r.pid(m.ID()), syscall.SIGKILL) },
 		Dirs:   []string{runDir},
+		// Five frames in the first second (virtio-devices/src/net.rs).
+		Announces: true,
 	})
 }
 
 func TestRealProbe(t *testing.T) {
-	real(t)
+	needKVM(t)
 	caps, err := newDriver(t, cloudhypervisor.Config{}).Probe(within(t))
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,7 @@ func (s suite) networkCard(t *testing.T) {
 		t.Error("a clone with a card was prepared without a tap")
 	}
 	a, other := NewWire(t), NewWire(t)
+	a.announced, other.announced = s.Announces, s.Announces
 	m, n := s.cloneOn(t, a), s.cloneOn(t, other)
 	if got, err := guest.Ask(deadline(t), m, "nics"); err != nil || got != vmm.GuestMAC {
 		t.Errorf("cards: %q, %v", got, err)

@@ -28,6 +28,8 @@ type Fixture struct {
 	Kill func(m vmm.Machine) error
 	// NoPause says that Pause and Resume are ErrUnsupported.
 	NoPause bool
+	// Announces says that the VMM tells a clone's network of it as of a machine that was moved (RARP, RFC 903), and cannot be told not to.
+	Announces bool
 	// Dirs are where the driver may put files; the suite wants them to be afterwards as they were before.
 	Dirs []string
 }

@@ -40,6 +40,8 @@ type Wire struct {
 	// Tap is a machine's end.
 	Tap  *os.File
 	wire *os.File // a raw socket on the interface
+	// announced says that the VMM sends announcements, which are passed over.
+	announced bool
 }
 
 // NewWire makes one. It needs root, and skips, or fails where REQUIRE_ROOT is set, where it cannot have it.
@@ -127,6 +129,9 @@ func (w *Wire) Receive(d time.Duration) ([]byte, error) {
 	b := make([]byte, 64<<10)
 	for {
 		n, err := w.wire.Read(b)
+		if w.announced && n >= 14 && b[12] == 0x80 && b[13] == 0x35 { // RARP
+			continue
+		}
 		if err != nil || n >= 12 && bytes.Equal(b[6:12], mac) {
 			return b[:n], err
 		}

@@ -152,6 +152,7 @@ func (c *Client) exchange(ctx context.Context, method string, request []byte, fi
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
+	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
