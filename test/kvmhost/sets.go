@@ -36,6 +36,14 @@ type Set struct {
 var sets = []Set{
 	{Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 6 * time.Minute},
 	{Name: "qemu", Package: "vmm/qemu", Timeout: 10 * time.Minute},
+	{
+		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 15 * time.Minute,
+		MaySkip: map[string]string{
+			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
+			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
+			"TestRealShapes": CloudHypervisor, "TestProbeHonest": CloudHypervisor,
+		},
+	},
 	{Name: "jail", Package: "worker/jail", Timeout: 5 * time.Minute},
 }
 
