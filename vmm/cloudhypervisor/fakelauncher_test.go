@@ -22,8 +22,9 @@ type fakeLauncher struct {
 	t testing.TB
 	// version is what the fakes say that they are.
 	version string
-	schema  *schema // of all requests' bodies; nil: they are not held against it
-	lax     bool    // wrong requests are part of the test
+	schema  *schema                // of all requests' bodies; nil: they are not held against it
+	lax     bool                   // wrong requests are part of the test
+	spoil   func(dir string) error // what a VMM does to its directory after a snapshot; nil: nothing
 
 	mu     sync.Mutex
 	fault  fault

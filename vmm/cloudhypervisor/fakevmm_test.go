@@ -487,6 +487,11 @@ func (v *fakeVMM) snapshot(body []byte) error {
 			return internal("The VM could not be snapshotted", err.Error())
 		}
 	}
+	if v.l.spoil != nil {
+		if err := v.l.spoil(dir); err != nil {
+			return internal("The VM could not be snapshotted", err.Error())
+		}
+	}
 	v.event("vm", "snapshotted")
 	return nil
 }
