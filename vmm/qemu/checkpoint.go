@@ -171,11 +171,10 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	if err := m.qmp.execute(ctx, "query-status", nil, &status); err != nil {
 		return err
 	}
-	fdset, err := m.lend(ctx, state)
-	if err != nil {
+	defer m.takeBack(ctx, stateSet)
+	if err := m.lend(ctx, stateSet, state); err != nil {
 		return err
 	}
-	defer m.takeBack(ctx, fdset)
 	start := time.Now()
 	if err := m.qmp.execute(ctx, "stop", nil, nil); err != nil {
 		return err
@@ -191,14 +190,14 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	// Nothing changes the memory now: saving devices does not, since where QEMU migrates it comes after the memory.
 	read := make(chan error, 1)
 	go func() { read <- m.readMemory(t) }()
-	err = m.saveDevices(ctx, fdset, job)
+	err = m.saveDevices(ctx, job)
 	return errors.Join(err, <-read)
 }
 
 // saveDevices saves the devices' state and begins the copy of the disk.
-func (m *machine) saveDevices(ctx context.Context, state fdset, job *backup) error {
+func (m *machine) saveDevices(ctx context.Context, job *backup) error {
 	// live would hand the disks over to another QEMU.
-	if err := m.qmp.execute(ctx, "xen-save-devices-state", map[string]any{"filename": state.path(), "live": false}, nil); err != nil {
+	if err := m.qmp.execute(ctx, "xen-save-devices-state", map[string]any{"filename": stateSet.path(), "live": false}, nil); err != nil {
 		return err
 	}
 	if job == nil {

@@ -15,11 +15,10 @@ const backupName = "checkpoint"
 // source). What the guest writes meanwhile waits for the old content to be copied: the copy is a file beside the disk's own, so that
 // a full file system is no new danger to it.
 type backup struct {
-	m       *machine
-	file    *os.File // the copy
-	fds     fdset
-	node    bool // the target is there
-	running bool
+	m    *machine
+	file *os.File // the copy
+	// node and running say that the target, and the job, may be there: whoever gives up waiting for an answer does not know.
+	node, running bool
 }
 
 // prepareBackup opens the target, while the machine runs; nil for a machine without a scratch disk.
@@ -45,23 +44,27 @@ func (m *machine) prepareBackup(ctx context.Context) (_ *backup, err error) {
 	}
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
-	if b.fds, err = m.lend(ctx, b.file); err != nil {
+	if err := m.lend(ctx, diskSet, b.file); err != nil {
 		return nil, err
 	}
 	err = m.qmp.execute(ctx, "blockdev-add", map[string]any{
-		"driver": "file", "node-name": backupName, "filename": b.fds.path(), "locking": "off", "discard": "unmap", "detect-zeroes": "unmap",
+		"driver": "file", "node-name": backupName, "filename": diskSet.path(), "locking": "off", "discard": "unmap", "detect-zeroes": "unmap",
 		"cache": map[string]bool{"no-flush": true},
 	}, nil)
-	b.node = err == nil
+	b.node = !refused(err)
 	return b, err
 }
 
 // start begins the job: the copy is of this moment.
 func (b *backup) start(ctx context.Context) error {
+	select {
+	case <-b.m.backedUp: // the end of a job before, for which nobody waited
+	default:
+	}
 	err := b.m.qmp.execute(ctx, "blockdev-backup", map[string]any{
 		"job-id": backupName, "device": scratchNode, "target": backupName, "sync": "full", "auto-dismiss": false,
 	}, nil)
-	b.running = err == nil
+	b.running = !refused(err)
 	return err
 }
 
@@ -107,15 +110,12 @@ func (b *backup) close(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	if b.running {
-		errs = append(errs, b.m.qmp.execute(ctx, "block-job-cancel", map[string]any{"device": backupName, "force": true}, nil))
-		if err := b.wait(ctx); err != nil && errors.Is(err, context.Cause(ctx)) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, b.end(ctx))
 	}
 	if b.node {
 		errs = append(errs, b.m.qmp.execute(ctx, "blockdev-del", map[string]string{"node-name": backupName}, nil))
 	}
-	b.m.takeBack(ctx, b.fds)
+	b.m.takeBack(ctx, diskSet)
 	select {
 	case <-b.m.done: // nothing is left to be cleared away
 		return nil
@@ -124,25 +124,45 @@ func (b *backup) close(ctx context.Context) error {
 	}
 }
 
-// fdset is a descriptor of ours that QEMU opens by a name; 0: none.
+// end ends a job that may run, may have ended, or may never have begun.
+func (b *backup) end(ctx context.Context) error {
+	err := b.m.qmp.execute(ctx, "block-job-cancel", map[string]any{"device": backupName, "force": true}, nil)
+	switch {
+	case err == nil:
+		_ = b.wait(ctx) // its error is that it was cancelled
+		return context.Cause(ctx)
+	case refused(err):
+		_ = b.m.qmp.execute(ctx, "job-dismiss", map[string]string{"id": backupName}, nil) // it is over, or there is none
+		return nil
+	}
+	return err
+}
+
+// refused tells that QEMU has said no: what it was asked for has not happened.
+func refused(err error) bool {
+	_, ok := errors.AsType[*qmpError](err)
+	return ok
+}
+
+// fdset names a descriptor of ours that QEMU opens by a path. They are numbered from here, not by QEMU, which would not be heard by
+// whoever has given up waiting for its answer.
 type fdset int
+
+const (
+	stateSet fdset = 1000 + iota
+	diskSet
+)
 
 func (f fdset) path() string { return "/dev/fdset/" + strconv.Itoa(int(f)) }
 
 // lend gives QEMU a descriptor. It opens it with the access that the descriptor has, no other.
-func (m *machine) lend(ctx context.Context, f *os.File) (fdset, error) {
-	var added struct {
-		ID int `json:"fdset-id"`
-	}
-	err := m.qmp.execute(ctx, "add-fd", nil, &added, f)
-	return fdset(added.ID), err
+func (m *machine) lend(ctx context.Context, f fdset, file *os.File) error {
+	return m.qmp.execute(ctx, "add-fd", map[string]int{"fdset-id": int(f)}, nil, file)
 }
 
-// takeBack has QEMU forget a descriptor, once it has closed what it opened by it. Where that fails QEMU is over.
+// takeBack has QEMU forget a descriptor, once it has closed what it opened by it. There may be none, or no QEMU.
 func (m *machine) takeBack(ctx context.Context, f fdset) {
-	if f != 0 {
-		_ = m.qmp.execute(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": int(f)}, nil)
-	}
+	_ = m.qmp.execute(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": int(f)}, nil)
 }
 
 // oneCheckpoint lets one be taken at a time.
