@@ -55,7 +55,7 @@ func examineCloudHypervisor(ctx context.Context) finding {
 		return finding{name, missing, err.Error(), "give it a directory for temporary files with TMPDIR"}
 	}
 	defer os.RemoveAll(dir)
-	d, err := cloudhypervisor.New(cloudhypervisor.Config{RunDir: dir, Launcher: vmm.Direct{}})
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: os.Getenv("PADDOCK_CLOUD_HYPERVISOR"), RunDir: dir, Launcher: vmm.Direct{}})
 	if errors.Is(err, exec.ErrNotFound) {
 		return finding{name, note, "none in PATH; machines are QEMU's", advice}
 	}
