@@ -55,8 +55,8 @@ type Config struct {
 	// StepTimeout is how long QEMU may take for one thing: to start, to answer a command, to save or load a machine's state.
 	// 0 means 30 s. Nested machines are 20 times slower than real ones.
 	StepTimeout time.Duration
-	// Channel is the way to the guest's agent: "vsock", "serial", or "auto" (the default): vsock where the host's kernel has a vhost-vsock
-	// device that QEMU can use.
+	// Channel is the way to the guest's agent: "vsock", "serial", or "auto" (the default): vsock where machines have KVM, and the host's
+	// kernel a vhost-vsock device that QEMU can use.
 	Channel string
 	// CIDBase and CIDCount are the vsock addresses that machines of this host get, one each; 0 means 65536 from 1000000 on.
 	CIDBase, CIDCount int

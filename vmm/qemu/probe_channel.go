@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -12,8 +13,11 @@ import (
 // probeChannel finds the way to guests' agents: vsock where that is wanted and works. vsockErr tells why it is not taken.
 func (d *Driver) probeChannel(ctx context.Context, caps *vmm.Caps) (vsockErr, err error) {
 	caps.Channel = channelSerial
-	if d.cfg.Channel == channelSerial {
+	switch {
+	case d.cfg.Channel == channelSerial:
 		return nil, nil
+	case d.cfg.Channel == channelAuto && caps.Accel != accelKVM:
+		return errors.New("vsock: with an emulated processor it is used only when it is asked for"), nil
 	}
 	vsockErr = d.tryVsock(ctx, manifestOf(*caps))
 	switch {

@@ -34,7 +34,13 @@ func channels(t testing.TB) []string {
 
 func vsockMissing(t testing.TB) error {
 	t.Helper()
-	err := newDriver(t, qemu.Config{}).VsockError(within(t))
+	d := newDriver(t, qemu.Config{})
+	caps, err := d.Probe(within(t))
+	must(t, err)
+	if caps.Channel == "vsock" {
+		return nil
+	}
+	err = d.VsockError(within(t))
 	if err != nil && os.Getenv("REQUIRE_KVM") != "" {
 		t.Fatal(err)
 	}
@@ -152,7 +158,11 @@ func TestVsockReaches(t *testing.T) {
 	a, b := clone(), clone()
 	ask := func(m vmm.Machine, cid string) string {
 		t.Helper()
-		answer, err := guest.Ask(within(t), m, "vsock-dial "+cid+" 1 22 80 1023 1024 1025 4222 6443 65535")
+		ports := " 22 1024" // what nobody refuses takes two seconds each
+		if cid == "2" {
+			ports = " 1 22 80 1023 1024 1025 4222 6443 65535"
+		}
+		answer, err := guest.Ask(within(t), m, "vsock-dial "+cid+ports)
 		must(t, err)
 		return answer
 	}
