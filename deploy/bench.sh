@@ -24,4 +24,5 @@ measure throughput-inproc throughput --driver inproc --jobs 10000
 measure throughput-hostproc throughput --driver hostproc --jobs 2000
 measure throughput-qemu throughput --driver qemu --jobs 60 --concurrency 8
 measure density density --machines 50
+measure snapshot snapshot --rounds 10
 bin/paddock bench show "$out"/*.json
