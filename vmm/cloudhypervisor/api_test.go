@@ -280,3 +280,23 @@ func TestLateAnswer(t *testing.T) {
 		t.Errorf("ping: %+v", p)
 	}
 }
+
+// FuzzAnswer has the client come back from whatever a VMM says.
+func FuzzAnswer(f *testing.F) {
+	for _, answer := range []string{
+		"HTTP/1.1 200 \r\nContent-Length: 25\r\n\r\n{\"build_version\":\"v53.0\"}\n", "HTTP/1.1 500 \r\nContent-Length: 7\r\n\r\n[\"one\"]",
+		"HTTP/1.1 204 \r\n\r\n", "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"a\":\r\n0\r\n\r\n", "HTTP/1.1 100 \r\n\r\n", "\x00", "",
+	} {
+		f.Add(answer)
+	}
+	f.Fuzz(func(t *testing.T, answer string) {
+		client := api.New(func(context.Context) (*net.UnixConn, error) { return answering(t, answer), nil })
+		defer client.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := client.Ping(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("no end to %q", answer)
+		}
+	})
+}
