@@ -35,7 +35,8 @@ type Set struct {
 // sets is what `make test-kvm` runs, in this order.
 var sets = []Set{
 	{Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 6 * time.Minute},
-	{Name: "qemu", Package: "vmm/qemu", Timeout: 10 * time.Minute},
+	{Name: "qemu", Package: "vmm/qemu", Run: "^(TestConformance|TestProbe|TestCheckpoint)$", Timeout: 10 * time.Minute},
+	{Name: "qemu, vsock", Package: "vmm/qemu", Run: "^(TestConformanceVsock|TestNoVsock|TestCIDs|TestVsock.*)$", Timeout: 10 * time.Minute},
 	{
 		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 15 * time.Minute,
 		MaySkip: map[string]string{
@@ -44,7 +45,8 @@ var sets = []Set{
 			"TestRealShapes": CloudHypervisor, "TestProbeHonest": CloudHypervisor,
 		},
 	},
-	{Name: "jail", Package: "worker/jail", Timeout: 5 * time.Minute},
+	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},
+	{Name: "network", Package: "worker/hostnet", Timeout: 10 * time.Minute},
 }
 
 // programs are what tests build with `go build`: inside there is no Go, and these are given instead.
