@@ -73,7 +73,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": start, "await": await, "signal": signalTo, "send": send, "ends": ends, "exits": exits, "until": until, "json": jsonIs, "jsonenv": jsonEnv,
-			"binary": binary,
+			"binary": binary, "snapshots": snapshots,
 		},
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -404,10 +405,11 @@ func digests(t testing.TB, tmpl vmm.Template) map[string]images.Part {
 // A job's tenant has a snapshot made of it while it runs, and runs others in it; nobody else does.
 func TestSnapshotOfJob(t *testing.T) {
 	c := up(t)
+	removeTagged(t, "e2e-test") // those of the run before: this one's are in use until the worker ends
 	id := submit(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "echo before > /work/x; echo ready; sleep 60"}}})
 	untilOutput(t, c, id)
 	name := "e2e-" + id[len(id)-12:]
-	s, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{Name: name, Tags: []string{"test"}})
+	s, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{Name: name, Tags: []string{"e2e-test"}})
 	ok(t, err)
 	t.Logf("paused for %.1f ms", s.PausedMS)
 	if s.Image != "snapshot:default/"+name || s.Job != id || s.Of != "base" || s.Tenant != "default" {
@@ -419,7 +421,7 @@ func TestSnapshotOfJob(t *testing.T) {
 	if _, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{Name: "No"}); code(err) != jobs.CodeInvalid {
 		t.Errorf("a name that is none: %v", err)
 	}
-	child, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{})
+	child, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{Tags: []string{"e2e-test"}})
 	ok(t, err)
 	if child.Parent != s.ID {
 		t.Errorf("%+v", child)
@@ -469,6 +471,27 @@ func TestSnapshotOfJob(t *testing.T) {
 	spec := in("snapshot:other/" + name)
 	if _, err := c.Submit(t.Context(), &spec); code(err) != jobs.CodeInvalid {
 		t.Errorf("another tenant's: %v", err)
+	}
+}
+
+// removeTagged removes snapshots from the cache that nobody uses.
+func removeTagged(t *testing.T, tag string) {
+	t.Helper()
+	cache, err := harness.Cache()
+	ok(t, err)
+	s, err := images.Open(filepath.Join(cache, "images"))
+	ok(t, err)
+	n, err := s.Snapshots()
+	ok(t, err)
+	list, err := n.List()
+	ok(t, err)
+	for i := len(list) - 1; i >= 0; i-- { // children first
+		if !slices.Contains(list[i].Tags, tag) {
+			continue
+		}
+		if err := n.Remove(t.Context(), list[i].ID); err != nil && !errors.Is(err, images.ErrInUse) && !errors.Is(err, images.ErrHasChildren) {
+			t.Error(err)
+		}
 	}
 }
 
