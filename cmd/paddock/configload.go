@@ -205,6 +205,11 @@ func (cf *configFlags) check() error {
 			if f.Value.String() == "" {
 				wrong("a directory")
 			}
+		case "jail-require":
+			jail, driver := cf.cmd.Flags().Lookup("jail").Value.String(), cf.cmd.Flags().Lookup("driver").Value.String()
+			if f.Value.String() == "full" && (jail == "off" || driver == "hostproc" || driver == "inproc") {
+				wrong(fmt.Sprintf("degraded, for there is no jail with jail: %s and driver: %s", jail, driver))
+			}
 		}
 	})
 	return errors.Join(errs...)
