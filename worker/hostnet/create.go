@@ -79,7 +79,7 @@ func (s *Slot) build(ctx context.Context) error {
 	if err := s.rules(); err != nil {
 		return fmt.Errorf("make its rules: %w", err)
 	}
-	if err := s.links(); err != nil {
+	if err := s.links(ctx); err != nil {
 		return err
 	}
 	s.server, err = serve(s)
@@ -133,7 +133,7 @@ func openTap() (*os.File, error) {
 }
 
 // links connects the tap and the host.
-func (s *Slot) links() error {
+func (s *Slot) links(ctx context.Context) error {
 	h := s.host
 	nl, err := handle(s.ns)
 	if err != nil {
@@ -193,7 +193,26 @@ func (s *Slot) links() error {
 			return fmt.Errorf("connect it: %w", err)
 		}
 	}
-	return nil
+	return carries(ctx, hl, peer)
+}
+
+// carries waits until the end of a link that was up before the other one sends what it is given. Until then it loses it, and it is a worker
+// of the kernel's that changes that, when it gets the lock on all links (net/core/link_watch.c): nothing tells of it for sure.
+func carries(ctx context.Context, nl *netlink.Handle, l netlink.Link) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		now, err := nl.LinkByIndex(l.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		if now.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", l.Attrs().Name, context.Cause(ctx))
+		}
+	}
 }
 
 // routed gives both ends of the link to the host addresses of their own, and the slot its way out.

@@ -295,7 +295,7 @@ func (h *Host) drain() (err error) {
 	}
 }
 
-// fill makes slots, one after the other: the kernel makes and ends network namespaces no faster than that.
+// fill makes slots, one after the other: one takes some milliseconds.
 func (h *Host) fill(ctx context.Context) {
 	wait := 100 * time.Millisecond
 	for ctx.Err() == nil {

@@ -109,6 +109,15 @@ func wire(t testing.TB, a *os.File, aName string, b *os.File, bName string) {
 	must(t, nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: aName, TxQLen: -1}, PeerName: bName, PeerNamespace: netlink.NsFd(int(b.Fd()))}))
 	up(t, a, aName)
 	up(t, b, bName)
+	l, err := nl.LinkByName(aName)
+	must(t, err)
+	for end := time.Now().Add(10 * time.Second); l.Attrs().OperState != netlink.OperUp; time.Sleep(time.Millisecond) { // until then it loses what it is given
+		if time.Now().After(end) {
+			t.Fatalf("%s does not come up", aName)
+		}
+		l, err = nl.LinkByName(aName)
+		must(t, err)
+	}
 }
 
 func up(t testing.TB, ns *os.File, name string) {

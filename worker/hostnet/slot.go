@@ -119,7 +119,8 @@ func (s *Slot) change(ctx context.Context, f func() error) error {
 	return err
 }
 
-// Close destroys the slot, and cuts every connection through it; the machine has ended before. Idempotent.
+// Close destroys the slot, and cuts every connection through it; the machine has ended before. It takes some tens of milliseconds, in
+// which the kernel waits until nobody looks at the links any more. Idempotent.
 func (s *Slot) Close() error {
 	s.once.Do(func() {
 		s.end()
