@@ -144,6 +144,7 @@ func (q *bareVMM) configure(t testing.TB, dir string) {
 	c.Vsock["socket"], c.Serial["file"] = dir+"/vsock", dir+"/console"
 	all["memory"], all["disks"], all["vsock"], all["serial"] = c.Memory, c.Disks, c.Vsock, c.Serial
 	all["landlock_enable"] = false
+	all["payload"] = map[string]any{"kernel": "/dev/null"} // an initramfs would be opened
 	b, err = json.Marshal(all)
 	must(t, err)
 	must(t, os.WriteFile(dir+"/config.json", b, 0o600))
