@@ -98,7 +98,7 @@ func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Te
 	if err != nil {
 		return vmm.Template{}, "", fmt.Errorf("template of %s: %w", image, err)
 	}
-	h.Store.count(image, hit)
+	h.Store.count(ctx, image, hit)
 	return t, key, nil
 }
 
@@ -112,15 +112,22 @@ func bootOf(img Image, s jobs.Shape) vmm.Boot {
 	if r.MemoryMiB == 0 {
 		r.MemoryMiB = own.MemoryMiB
 	}
-	return vmm.Boot{
+	b := vmm.Boot{
 		Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root, Scratch: img.Scratch, Cmdline: img.Manifest.Cmdline,
 		VCPUs: max(r.VCPUs, 1), MemoryMiB: r.MemoryMiB, NIC: s.NIC,
 	}
+	if s.Headroom.VCPUs > b.VCPUs {
+		b.MaxVCPUs = s.Headroom.VCPUs
+	}
+	if s.Headroom.MemoryMiB > b.MemoryMiB {
+		b.MaxMemoryMiB = s.Headroom.MemoryMiB
+	}
+	return b
 }
 
 // key is all that a template depends on.
 func (h *Host) key(img Image, b vmm.Boot) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d|%t", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB, b.NIC))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d|%t|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB, b.NIC, b.MaxVCPUs, b.MaxMemoryMiB))
 	return hex.EncodeToString(sum[:])
 }
 

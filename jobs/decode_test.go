@@ -45,9 +45,9 @@ func TestDecodeFaults(t *testing.T) {
 		{
 			"all at once", `{"version":"v9","id":"x","image":"Base!","steps":[{"cmd":"a","shell":"b","user":"admin","env":{"A=B":"c"},"cwd":"../x","limits":{"wall_ms":-1,"disk_bytes":5}},{}],
 			"files":[{"path":"../x","text":"a"},{"path":"ok","mode":"99","text":"a","base64":"YQ=="},{"path":"o","object":{"name":"n","sha256":"zz"}}],
-			"artifacts":[{"path":"[a"}],"priority":12,"infra_retries":-1,"network":{"policy":"lan","allow":["x y"],"ports":[80,0,80]},"labels":{"":"v"},"callbacks":[{"url":"ftp://x"}]}`,
+			"artifacts":[{"path":"[a"}],"priority":12,"infra_retries":-1,"network":{"policy":"lan","allow":["x y"],"ports":[80,0,80]},"labels":{"":"v"},"headroom":{"vcpus":2,"memory_mib":-1},"callbacks":[{"url":"ftp://x"}]}`,
 			jobs.CodeInvalid, []string{
-				"artifacts[0].path", "callbacks[0].url", "files[0].path", "files[1]", "files[1].mode", "files[2].object.sha256", "id", "image", "infra_retries",
+				"artifacts[0].path", "callbacks[0].url", "files[0].path", "files[1]", "files[1].mode", "files[2].object.sha256", "headroom.memory_mib", "headroom.vcpus", "id", "image", "infra_retries",
 				`labels[""]`, "network.allow", "network.allow[0]", "network.policy", "network.ports[1]", "network.ports[2]", "priority",
 				"steps[0]", "steps[0].cwd", "steps[0].env.A=B", "steps[0].limits.disk_bytes", "steps[0].limits.wall_ms", "steps[0].user", "steps[1]", "version",
 			},

@@ -15,7 +15,7 @@ var (
 	_ request = (*StdinChunk)(nil)
 )
 
-// DecodeRequest reads a client's request, a *GetRequest, *ListRequest, *StdinChunk or *SnapshotRequest, as Decode reads a spec leniently: every fault is in
+// DecodeRequest reads a client's request, a *GetRequest, *ListRequest, *StdinChunk, *SnapshotRequest or *ResizeRequest, as Decode reads a spec leniently: every fault is in
 // the one *Error, and warnings name unknown fields. No body asks for the zero value.
 func DecodeRequest(data []byte, q request) (warnings []string, _ error) {
 	d := &decoder{}

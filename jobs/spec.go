@@ -35,6 +35,8 @@ type Spec struct {
 	Limits Limits `json:"limits,omitzero"`
 	// Resources are the machine's. Zero means what the image says.
 	Resources Resources `json:"resources,omitzero"`
+	// Headroom is how far the machine can grow while it runs (a resize), memory in steps of 128 MiB; zero: not at all. It is not reserved.
+	Headroom Resources `json:"headroom,omitzero"`
 	// Network says what the machine may reach. The zero value is "none": no NIC.
 	Network Network `json:"network,omitzero"`
 
@@ -175,14 +177,15 @@ func (n Network) Needs() (l []string) {
 	return l
 }
 
-// Shape is what a machine has to be for a job: its size, and whether it has a network card. Machines of one image and shape are alike.
+// Shape is what a machine has to be for a job: its size, how far it can grow, and whether it has a network card. Machines of one image and shape are alike.
 type Shape struct {
 	Resources
-	NIC bool
+	Headroom Resources
+	NIC      bool
 }
 
 // Shape is the machine's that the job needs; its size is zero where the image decides.
-func (s *Spec) Shape() Shape { return Shape{s.Resources, s.Network.NIC()} }
+func (s *Spec) Shape() Shape { return Shape{s.Resources, s.Headroom, s.Network.NIC()} }
 
 // Callback is a URL to tell of a job.
 type Callback struct {

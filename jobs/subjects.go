@@ -13,8 +13,9 @@ const (
 	EventSubjects  = prefix + "job.*.*.event"
 	CancelSubjects = prefix + "job.*.*.cancel"
 	StdinSubjects  = prefix + "job.*.*.stdin"
-	// SnapshotSubjects too: each is served by the worker that runs the job.
+	// SnapshotSubjects and ResizeSubjects too: each is served by the worker that runs the job.
 	SnapshotSubjects = prefix + "job.*.*.snapshot"
+	ResizeSubjects   = prefix + "job.*.*.resize"
 	DLQSubjects      = prefix + "dlq.*"
 
 	LeaseSubject     = prefix + "fleet.lease"
@@ -51,6 +52,11 @@ func StdinSubject(tenant, job string) string { return prefix + "job." + tenant +
 // SnapshotSubject takes requests for a snapshot of the job's machine, while the job runs.
 func SnapshotSubject(tenant, job string) string {
 	return prefix + "job." + tenant + "." + job + ".snapshot"
+}
+
+// ResizeSubject takes requests for another size of the job's machine, while the job runs.
+func ResizeSubject(tenant, job string) string {
+	return prefix + "job." + tenant + "." + job + ".resize"
 }
 
 // DLQSubject is where what can never run goes.

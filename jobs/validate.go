@@ -100,6 +100,7 @@ func (s *Spec) faults() []Fault {
 	c.limits("limits", s.Limits)
 	c.within("resources.vcpus", int64(s.Resources.VCPUs), 256)
 	c.within("resources.memory_mib", int64(s.Resources.MemoryMiB), 1<<20)
+	s.headroom(c)
 	s.network(c)
 	if s.Priority != nil {
 		c.within("priority", int64(*s.Priority), 9)
@@ -332,6 +333,18 @@ func (c *checker) limits(at string, l Limits) {
 		{"open_files", l.OpenFiles, m.OpenFiles},
 	} {
 		c.within(at+"."+x.name, x.v, x.most)
+	}
+}
+
+func (s *Spec) headroom(c *checker) {
+	h, r := s.Headroom, s.Resources
+	c.within("headroom.vcpus", int64(h.VCPUs), 256)
+	c.within("headroom.memory_mib", int64(h.MemoryMiB), 1<<20)
+	if h.VCPUs > 0 && (r.VCPUs == 0 || h.VCPUs < r.VCPUs) {
+		c.fault("headroom.vcpus", "%d must be no less than resources.vcpus, which has to be given with it", h.VCPUs)
+	}
+	if h.MemoryMiB > 0 && (r.MemoryMiB == 0 || h.MemoryMiB < r.MemoryMiB) {
+		c.fault("headroom.memory_mib", "%d must be no less than resources.memory_mib, which has to be given with it", h.MemoryMiB)
 	}
 }
 

@@ -95,6 +95,7 @@ func (a *attempt) inside(ctx context.Context, m *machine) (err error) {
 	}
 	defer closePorts()
 	defer a.serveSnapshots(ctx, m)()
+	defer a.serveResizes(ctx, m)()
 	start := time.Now()
 	err = a.steps(ctx, m)
 	a.result.Phases.RunMS = ms(time.Since(start))

@@ -35,6 +35,18 @@ func (c *capacity) take(r jobs.Resources) {
 	c.used.MemoryMiB += r.MemoryMiB
 }
 
+// tryTake takes r where there is so much, for what can do without.
+func (c *capacity) tryTake(r jobs.Resources) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.used.VCPUs+r.VCPUs > c.total.VCPUs || c.used.MemoryMiB+r.MemoryMiB > c.total.MemoryMiB {
+		return r == jobs.Resources{}
+	}
+	c.used.VCPUs += r.VCPUs
+	c.used.MemoryMiB += r.MemoryMiB
+	return true
+}
+
 func (c *capacity) release(r jobs.Resources) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -63,6 +63,7 @@ func (w *Worker) askLease(ctx context.Context, free jobs.Resources) ([]jobs.Leas
 	for i := range reply.Leases {
 		l := &reply.Leases[i]
 		l.Spec.Resources = w.pools.size(l.Image, l.Spec.Resources)
+		l.Spec.Headroom = headroom(l.Spec.Resources, l.Spec.Headroom)
 		w.cap.take(l.Spec.Resources)
 	}
 	return reply.Leases, nil

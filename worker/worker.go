@@ -74,6 +74,7 @@ type Config struct {
 	Stdin      Stdin            // nil: jobs with stdin_stream get an empty input
 	Objects    Objects          // nil: no objects in, no large artifacts out
 	Snapshots  SnapshotRequests // nil: nobody can ask for a snapshot of a running job
+	Resizes    ResizeRequests   // nil: nobody can resize a running job's machine
 	Networks   Networks         // nil: no machine has a network card
 	// Ports gives a listener on a port of this host, of those that may lead to machines; nil: none may.
 	Ports func() (net.Listener, error)

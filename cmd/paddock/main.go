@@ -56,7 +56,7 @@ func command() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand())
+	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand(), resizeCommand())
 	add("server", upCommand(), dispatcherCommand(), workerCommand())
 	add("host", imageCommand(), snapshotCommand(), doctorCommand(), benchCommand())
 	root.AddCommand(versionCommand(), jailCommand())

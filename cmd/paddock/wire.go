@@ -220,7 +220,7 @@ func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, 
 	}
 	cfg := worker.Config{
 		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
-		Dispatcher: b, Events: b, Stdin: b, Objects: b, Snapshots: b, Capacity: s.capacity, Ports: s.ports,
+		Dispatcher: b, Events: b, Stdin: b, Objects: b, Snapshots: b, Resizes: b, Capacity: s.capacity, Ports: s.ports,
 		Ready: c.Ready, ReadyMost: c.ReadyMost, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
 		Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short,
 	}

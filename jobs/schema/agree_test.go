@@ -59,7 +59,7 @@ func TestDecodeAgrees(t *testing.T) {
 		`{"image":"base","steps":[{"name":"a b","cmd":"ls","args":["-l"],"env":{"A":"b"},"cwd":"/tmp","stdin":"x","user":"root","limits":{"wall_ms":5}}],
 		 "files":[{"path":"a","text":"b","mode":"0755"},{"path":"/b","base64":"YQ=="},{"path":"c","object":{"name":"n","sha256":"` + strings.Repeat("0a", 32) + `"}}],
 		 "artifacts":[{"path":"*.txt","max_bytes":5,"optional":true}],"limits":{"disk_bytes":1048576},"resources":{"vcpus":1,"memory_mib":256},
-		 "network":{"policy":"allowlist","allow":["10.0.0.0/8","example.com"],"ipv6":true,"ports":[1,65535]},"priority":0,"queue_ttl_ms":1,"infra_retries":0,"labels":{"a":"b"},
+		 "headroom":{"vcpus":4,"memory_mib":512},"network":{"policy":"allowlist","allow":["10.0.0.0/8","example.com"],"ipv6":true,"ports":[1,65535]},"priority":0,"queue_ttl_ms":1,"infra_retries":0,"labels":{"a":"b"},
 		 "callbacks":[{"url":"https://example.com/x","events":["result"]}]}`,
 		`{"language":"bash","source":"cat","stdin_stream":true}`,
 	} {
