@@ -116,8 +116,8 @@ func (n *Snapshots) adopt(file string, p Part) error {
 
 // take takes the checkpoint, compared with the parent that is wanted, and puts it into tmp/files.
 func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, last, parent, tmp string) error {
-	switch {
-	case parent == "" || parent == jobs.ParentAuto, parent == jobs.ParentNone:
+	switch parent {
+	case "", jobs.ParentAuto, jobs.ParentNone:
 		if last != "" {
 			s.Parent = last
 		}

@@ -198,8 +198,8 @@ func (n *Snapshots) template(ctx context.Context, line []Snapshot) (t vmm.Templa
 			return t, fmt.Errorf("snapshot %s: %w", s.ID, err)
 		}
 	}
-	n.store.count(s.Of, hit)
-	return t, errors.Join(touchTemplate(dir), n.removeLeastUsedFlat(s.ID))
+	n.store.count(ctx, s.Of, hit)
+	return t, errors.Join(touchTemplate(dir), n.removeFlats(ctx, flatsKept, s.ID))
 }
 
 // flatWhole tells whether the cached template is there and what it was.
@@ -270,10 +270,8 @@ func wholeNames(files map[string]Part) (names []string) {
 // flatsKept is how many flattened templates stay that nobody uses: each costs a disk what the guest's memory held.
 const flatsKept = 4
 
-// removeLeastUsedFlat removes the flattened templates that nobody uses and that were used longest ago, but for one.
-func (n *Snapshots) removeLeastUsedFlat(but string) error { return n.removeFlats(flatsKept, but) }
-
-func (n *Snapshots) removeFlats(keep int, but string) error {
+// removeFlats removes the flattened templates that nobody uses, but for one and for those that were used last.
+func (n *Snapshots) removeFlats(ctx context.Context, keep int, but string) error {
 	entries, err := os.ReadDir(filepath.Join(n.dir, "flat"))
 	if err != nil {
 		return err
@@ -298,14 +296,14 @@ func (n *Snapshots) removeFlats(keep int, but string) error {
 	slices.SortFunc(list, func(a, b idle) int { return cmp.Or(b.used.Compare(a.used), cmp.Compare(a.id, b.id)) })
 	var errs []error
 	for _, f := range list[min(len(list), keep):] {
-		errs = append(errs, n.removeFlat(f.id))
+		errs = append(errs, n.removeFlat(ctx, f.id))
 	}
 	return errors.Join(errs...)
 }
 
 // removeFlat removes a flattened template, unless somebody makes or opens it just now.
-func (n *Snapshots) removeFlat(id string) error {
-	release, err := n.store.flock(context.Background(), "snapshot-"+id, syscall.LOCK_EX|syscall.LOCK_NB)
+func (n *Snapshots) removeFlat(ctx context.Context, id string) error {
+	release, err := n.store.flock(ctx, "snapshot-"+id, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil
 	}

@@ -241,7 +241,7 @@ func (n *Snapshots) Collect(ctx context.Context, p Policy) ([]Snapshot, error) {
 			errs = append(errs, err)
 		}
 	}
-	return removed, errors.Join(append(errs, n.sweep(), n.removeFlats(0, ""))...)
+	return removed, errors.Join(append(errs, n.sweep(), n.removeFlats(ctx, 0, ""))...)
 }
 
 // Doomed gives what Collect would remove.

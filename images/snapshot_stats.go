@@ -128,8 +128,8 @@ func (s *Store) counts() map[string]hits {
 }
 
 // count notes that a template of an image was wanted, for all processes of this host. A number lost is no harm.
-func (s *Store) count(image string, hit bool) {
-	release, err := s.flock(context.Background(), "hits", syscall.LOCK_EX)
+func (s *Store) count(ctx context.Context, image string, hit bool) {
+	release, err := s.flock(ctx, "hits", syscall.LOCK_EX)
 	if err != nil {
 		return
 	}

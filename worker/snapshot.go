@@ -20,9 +20,9 @@ type SnapshotKeeper interface {
 type templateReleaser interface{ Release(t vmm.Template) }
 
 // SnapshotRequests takes requests for snapshots of a running job's machine: from ServeSnapshots' return until stop each is answered by
-// make, one after the other. stop returns when the last has been answered; ctx ends them sooner.
+// keep, one after the other. stop returns when the last has been answered; ctx ends them sooner.
 type SnapshotRequests interface {
-	ServeSnapshots(ctx context.Context, tenant, job string, make func(context.Context, jobs.SnapshotRequest) (jobs.Snapshot, error)) (stop func(), err error)
+	ServeSnapshots(ctx context.Context, tenant, job string, keep func(context.Context, jobs.SnapshotRequest) (jobs.Snapshot, error)) (stop func(), err error)
 }
 
 // serveSnapshots has snapshots of the machine made when the job's tenant asks, until stop: a snapshot that is being made is finished before

@@ -167,7 +167,7 @@ func (l *lab) bare(ctx context.Context, r *benchReport, n int) (err error) {
 		accel = "tcg,thread=multi,tb-size=64"
 	}
 	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
-		"-accel", accel, "-cpu", l.caps.CPU, "-machine", l.caps.Machine+",memory-backend=ram,usb=off,vmport=off", "-smp", strconv.Itoa(b.VCPUs), "-m", memory,
+		"-accel", accel, "-cpu", l.caps.CPU, "-machine", l.caps.Machine+",memory-backend=ram,usb=off,vmport=off,suppress-vmdesc=on", "-smp", strconv.Itoa(b.VCPUs), "-m", memory,
 		"-object", "memory-backend-file,id=ram,size="+memory+",share=off,mem-path="+l.template.Dir+"/memory",
 		"-global", "apic-common.vapic=off", "-global", "migration.send-configuration=off", "-serial", "file:"+dir+"/console", "-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",

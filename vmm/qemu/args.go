@@ -41,6 +41,7 @@ func (c *commandLine) base(id string, platform manifest, qmp *os.File) {
 	c.add("-name", id, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-S",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		// A state that was taken of a running machine has no such section, which repeats what the template's manifest says (checkpoint.go).
+		// Without it QEMU 10.0 may not describe the state either: it aborts (qobject/json-writer.c). That is suppress-vmdesc, below.
 		"-global", "migration.send-configuration=off",
 		"-accel", accelArg(platform.Accel), "-cpu", platform.CPU,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=off", c.file(qmp)), "-mon", "chardev=qmp,mode=control")
@@ -60,7 +61,7 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, limits DiskLimits, 
 	if f.shareMemory {
 		share = "on"
 	}
-	c.add("-machine", platform.Machine+",memory-backend=ram,mem-merge=off,dump-guest-core=off,usb=off,vmport=off",
+	c.add("-machine", platform.Machine+",memory-backend=ram,mem-merge=off,dump-guest-core=off,usb=off,vmport=off,suppress-vmdesc=on",
 		"-smp", smp(b), "-m", memorySize(b),
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=%s", b.MemoryMiB, procFDNumber(c.file(f.memory)), share),
 		// Without it the option ROM kvmvapic is in a template's state and its restore fails.

@@ -108,7 +108,7 @@ func (q *bareQEMU) clone(b *testing.B, note func(string, time.Time) time.Time, s
 		accel = "tcg,thread=multi,tb-size=64"
 	}
 	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
-		"-accel", accel, "-cpu", q.caps.CPU, "-machine", q.caps.Machine+",memory-backend=ram,usb=off,vmport=off", "-smp", "1", "-m", "256M",
+		"-accel", accel, "-cpu", q.caps.CPU, "-machine", q.caps.Machine+",memory-backend=ram,usb=off,vmport=off,suppress-vmdesc=on", "-smp", "1", "-m", "256M",
 		"-object", "memory-backend-file,id=ram,size=256M,share=off,mem-path="+q.template.Dir+"/memory",
 		"-global", "apic-common.vapic=off", "-global", "migration.send-configuration=off", "-serial", "file:"+dir+"/console",
 		"-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
