@@ -448,3 +448,19 @@ type strike struct{}
 
 func (strike) Degraded() []string                                       { return nil }
 func (strike) Launch(context.Context, vmm.Command) (vmm.Process, error) { return nil, errStrike }
+
+// A QEMU of another uid, without a capability, uses a card whose tap it could not have made.
+func TestUnprivilegedCard(t *testing.T) {
+	w := vmmtest.NewWire(t)
+	d, guest := newDriver(t, qemu.Config{Launcher: otherUID{vmm.Direct{}}}), vmmtest.TestGuest{}
+	boot := linux(t)
+	boot.NIC = true
+	m, err := d.Boot(within(t), boot, w.Attach())
+	must(t, err)
+	defer m.Close()
+	must(t, guest.Do(within(t), m, "frame-listen"))
+	must(t, guest.Do(within(t), m, fmt.Sprintf("frame-send %x", vmmtest.Frame(false, "sent by another uid's QEMU, to the host"))))
+	if frame, err := w.Receive(time.Minute); err != nil || !strings.HasSuffix(string(frame), "to the host") {
+		t.Errorf("%q, %v", frame, err)
+	}
+}
