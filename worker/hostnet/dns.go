@@ -220,14 +220,21 @@ func (h *Host) filter(q, up *dns.Msg, p *allowed) (*dns.Msg, map[netip.Addr]time
 	return a, addrs
 }
 
+// longestChain is how many names a name may be another name for, one after the other: resolvers follow fewer.
+const longestChain = 16
+
 // chain is the name that was asked for, and those that it is another name of.
 func chain(name string, answer []dns.RR) map[string]bool {
 	names := map[string]bool{dns.CanonicalName(name): true}
-	for range len(answer) { // a server may give them in any order
+	for range longestChain { // they may come in any order
+		had := len(names)
 		for _, rr := range answer {
 			if c, ok := rr.(*dns.CNAME); ok && names[dns.CanonicalName(c.Hdr.Name)] {
 				names[dns.CanonicalName(c.Target)] = true
 			}
+		}
+		if len(names) == had {
+			break
 		}
 	}
 	return names

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,12 +79,20 @@ func isDenied(t *testing.T, l *lab, g *guest, tries ...[]try) {
 
 func refused(t *testing.T, g *guest, l ...[]try) {
 	t.Helper()
-	for _, tries := range l {
-		for _, try := range tries {
-			if try.do(g.ns) == nil {
-				t.Errorf("the guest reaches %s", try.name)
+	isRefused(t, "the guest", g.ns, l...)
+}
+
+// isRefused makes all tries at once: each waits for what does not come.
+func isRefused(t *testing.T, from string, ns *os.File, l ...[]try) {
+	t.Helper()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, try := range slices.Concat(l...) {
+		all.Go(func() {
+			if try.do(ns) == nil {
+				t.Errorf("%s reaches %s", from, try.name)
 			}
-		}
+		})
 	}
 }
 
@@ -244,11 +253,7 @@ func TestNeighbours(t *testing.T) {
 	refused(t, guests[0], every(neighbour...))
 	// From outside: the internet has a way to the slots, and is let in nowhere.
 	route(t, l.internet, "100.96.0.0/16", hostAddr)
-	for _, try := range every("100.96.0.1", "100.96.0.3") {
-		if try.do(l.internet) == nil {
-			t.Errorf("the internet reaches %s", try.name)
-		}
-	}
+	isRefused(t, "the internet", l.internet, every("100.96.0.1", "100.96.0.3"))
 
 	t.Run("where a slot's own rules are gone", func(t *testing.T) {
 		openUp(t, cfg.StateDir+"/netns/0")
