@@ -336,6 +336,9 @@ func (s *Snapshot) fixed(shape jobs.Shape) error {
 	if shape.VCPUs != 0 && shape.VCPUs != own.VCPUs || shape.MemoryMiB != 0 && shape.MemoryMiB != own.MemoryMiB {
 		return fmt.Errorf("a snapshot's machines have its own size, %d vCPUs and %d MiB; the job asks for %d and %d", own.VCPUs, own.MemoryMiB, shape.VCPUs, shape.MemoryMiB)
 	}
+	if shape.Headroom.VCPUs > max(own.VCPUs, own.Headroom.VCPUs) || shape.Headroom.MemoryMiB > max(own.MemoryMiB, own.Headroom.MemoryMiB) {
+		return errors.New("the snapshot's machine cannot grow as far as the job's headroom")
+	}
 	if shape.NIC != own.NIC {
 		if own.NIC {
 			return errors.New("the snapshot's machine has a network card; the job asks for no network")
@@ -346,5 +349,8 @@ func (s *Snapshot) fixed(shape jobs.Shape) error {
 }
 
 func (s *Snapshot) shape() jobs.Shape {
-	return jobs.Shape{Resources: jobs.Resources{VCPUs: s.Boot.VCPUs, MemoryMiB: s.Boot.MemoryMiB}, NIC: s.Boot.NIC}
+	return jobs.Shape{
+		Resources: jobs.Resources{VCPUs: s.Boot.VCPUs, MemoryMiB: s.Boot.MemoryMiB},
+		Headroom:  jobs.Resources{VCPUs: s.Boot.MaxVCPUs, MemoryMiB: s.Boot.MaxMemoryMiB}, NIC: s.Boot.NIC,
+	}
 }

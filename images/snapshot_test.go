@@ -683,6 +683,7 @@ func TestSnapshotRefusals(t *testing.T) {
 		"processor":       {func(h *images.Host) { h.Caps.CPU = "host" }, jobs.Shape{}, "hypervisor"},
 		"memory":          {func(*images.Host) {}, jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}}, "its own size"},
 		"vcpus":           {func(*images.Host) {}, jobs.Shape{Resources: jobs.Resources{VCPUs: 2}}, "its own size"},
+		"headroom":        {func(*images.Host) {}, jobs.Shape{Headroom: jobs.Resources{MemoryMiB: 256}}, "headroom"},
 		"a network":       {func(*images.Host) {}, jobs.Shape{NIC: true}, "no network card"},
 		"its own":         {func(*images.Host) {}, jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 128}}, ""},
 		"what it is then": {func(*images.Host) {}, jobs.Shape{}, ""},
