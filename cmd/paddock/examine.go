@@ -76,7 +76,7 @@ func examineKVM() finding {
 
 // examineJail tries a jail, and gives a line more for each wall that this host cannot give.
 func examineJail(ctx context.Context) []finding {
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}})
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}}) //nolint:contextcheck // it tries for milliseconds
 	if err != nil {
 		return []finding{{"jail", missing, err.Error(), "run as root; or paddock up --jail off, which starts VMMs without walls of their own"}}
 	}

@@ -13,6 +13,7 @@ import (
 var probed = vmm.Share{CPUs: 1, MemoryBytes: 64 << 20, PIDs: 64}
 
 // probe starts a program in namespaces and a cgroup, as machines are, and kills it by way of the cgroup: files that are there prove nothing.
+// It takes milliseconds, and is bounded by settling.
 func (l *Launcher) probe() (err error) {
 	var g *cgroup
 	if l.cgroups != nil {
