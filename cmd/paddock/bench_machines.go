@@ -307,6 +307,7 @@ func (l *lab) density(ctx context.Context, r *benchReport, n int) error {
 			r.Samples["pss MiB"] = append(r.Samples["pss MiB"], pss)
 		}
 	}
+	errs = append(errs, idle(ctx, r))
 	at := time.Now()
 	for i, m := range machines {
 		wg.Go(func() {

@@ -38,7 +38,7 @@ func (c *commandLine) closeFiles() {
 
 // base is what every QEMU of ours has: nothing that it need not have, paused at the start, obeying qmp.
 func (c *commandLine) base(id string, platform manifest, qmp *os.File) {
-	c.add("-name", id, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-S",
+	c.add("-name", id+",debug-threads=on", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-S",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		// A state that was taken of a running machine has no such section, which repeats what the template's manifest says (checkpoint.go).
 		// Without it QEMU 10.0 may not describe the state either: it aborts (qobject/json-writer.c). That is suppress-vmdesc, below.
