@@ -38,7 +38,7 @@ var sets = []Set{
 	{Name: "qemu", Package: "vmm/qemu", Run: "^(TestConformance|TestProbe|TestCheckpoint)$", Timeout: 10 * time.Minute},
 	{Name: "qemu, vsock", Package: "vmm/qemu", Run: "^(TestConformanceVsock|TestNoVsock|TestCIDs|TestVsock.*)$", Timeout: 10 * time.Minute},
 	{
-		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 15 * time.Minute,
+		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 20 * time.Minute,
 		MaySkip: map[string]string{
 			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
 			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
