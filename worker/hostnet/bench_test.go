@@ -77,7 +77,7 @@ func BenchmarkQuestion(b *testing.B) {
 	g := newGuest(b, s)
 	allow(b, s, hostnet.Policy{Kind: hostnet.Allowlist, Domains: []string{"ok.example"}})
 	for b.Loop() {
-		if _, err := lookup(g.ns, "udp", s.Guest().DNS.String(), "ok.example.", 1); err != nil {
+		if _, err := lookup(g.ns, "udp", s.Guest().DNS.String(), "ok.example.", 1, granted); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,7 +1,10 @@
 package hostnet_test
 
 import (
+	"io"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,7 +101,7 @@ func TestBesideFirewalls(t *testing.T) {
 			firewall(t, l) // again, as after a restart
 			if name == "firewalld" {
 				for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-					if _, err := tcp(g.ns, "", web, 80); err == nil {
+					if _, err := tcp(g.ns, "", web, 80, denied); err == nil {
 						break
 					}
 					if time.Now().After(end) {
@@ -127,11 +130,51 @@ func TestNoFirewall(t *testing.T) {
 	c.FlushRuleset()
 	must(t, c.Flush())
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if _, err := tcp(g.ns, "", web, 80); err == nil {
+		if _, err := tcp(g.ns, "", web, 80, denied); err == nil {
 			return
 		}
 		if time.Now().After(end) {
 			t.Fatal("after a flush the guest does not get out again")
 		}
 	}
+}
+
+// TestOwnedTable has a firewalld that lets nobody change its table: what to do about it is said.
+func TestOwnedTable(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	if _, err := exec.LookPath("nft"); err != nil {
+		if os.Getenv("REQUIRE_ROOT") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("SKIPPED: %v: no table that has an owner is tested (apt-get install nftables)", err)
+	}
+	cmd := exec.Command("nft", "-i") // its socket owns the table, and with it the table goes
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, in(l.host, cmd.Start))
+	defer cmd.Wait()
+	defer stdin.Close()
+	_, err = io.WriteString(stdin, `add table inet firewalld { flags owner; }
+add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; policy accept; }
+add rule inet firewalld filter_FORWARD drop
+`)
+	must(t, err)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		chain := &nftables.Chain{Name: "filter_FORWARD", Table: &nftables.Table{Name: "firewalld", Family: nftables.TableFamilyINet}}
+		if rules, err := l.nft(t).GetRules(chain.Table, chain); err == nil && len(rules) == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nft made no table")
+		}
+	}
+	h := run(t, l.config(t))
+	if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0], "firewall-cmd --permanent --zone=trusted --add-interface=pdk+") {
+		t.Errorf("problems: %q", p)
+	}
+	s := take(t, h)
+	g := newGuest(t, s)
+	allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
+	refused(t, g, every(web)) // so it is one
 }

@@ -72,11 +72,11 @@ func TestBridge(t *testing.T) {
 	allow(t, a, hostnet.Policy{Kind: hostnet.Internet})
 	allow(t, b, hostnet.Policy{Kind: hostnet.Internet})
 	reaches(t, "the guest", ga.ns, every(web))
-	if as, err := tcp(ga.ns, "", web, 80); err != nil || as != at {
+	if as, err := tcp(ga.ns, "", web, 80, granted); err != nil || as != at {
 		t.Errorf("seen as %q, want %s: %v", as, at, err)
 	}
 	reaches(t, "the LAN", lan, every(at), every(b.Address().String()))
-	if as, err := tcp(lan, "", at, 80); err != nil || as != lanMachine {
+	if as, err := tcp(lan, "", at, 80, granted); err != nil || as != lanMachine {
 		t.Errorf("the guest saw %q, want %s: %v", as, lanMachine, err)
 	}
 	isDenied(t, l, ga, every(lanMachine, lanHost))
@@ -86,7 +86,7 @@ func TestBridge(t *testing.T) {
 	t.Run("false sources", func(t *testing.T) {
 		address(t, ga.ns, "eth0", lanMachine+"/32", "192.168.77.100/32")
 		for _, from := range []string{lanMachine, "192.168.77.100"} {
-			if _, err := tcp(ga.ns, from, web, 80); err == nil {
+			if _, err := tcp(ga.ns, from, web, 80, denied); err == nil {
 				t.Errorf("%s got out", from)
 			}
 		}

@@ -37,7 +37,7 @@ func TestDNS(t *testing.T) {
 	allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
 	ask := func(network, name string, kind uint16) *dns.Msg {
 		t.Helper()
-		a, err := lookup(g.ns, network, s.Guest().DNS.String(), name, kind)
+		a, err := lookup(g.ns, network, s.Guest().DNS.String(), name, kind, granted)
 		if err != nil {
 			t.Fatalf("ask for %s: %v", name, err)
 		}
@@ -128,7 +128,7 @@ func TestDNSFlood(t *testing.T) {
 	wantAnswer(t, gb, b, "ok.example.", dns.TypeA, web)
 	floods.Wait()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		m, err := lookup(ga.ns, "udp", a.Guest().DNS.String(), "ok.example.", dns.TypeA)
+		m, err := lookup(ga.ns, "udp", a.Guest().DNS.String(), "ok.example.", dns.TypeA, denied)
 		if err == nil && m.Rcode == 0 {
 			return
 		}

@@ -31,10 +31,10 @@ func TestForward(t *testing.T) {
 	if at.Addr() != netip.MustParseAddr("127.0.0.1") || at.Port() < 30000 || at.Port() > 30002 {
 		t.Errorf("forwarded from %s", at)
 	}
-	if as, err := tcp(l.host, "", "127.0.0.1", int(at.Port())); err != nil || as != "169.254.0.1" {
+	if as, err := tcp(l.host, "", "127.0.0.1", int(at.Port()), granted); err != nil || as != "169.254.0.1" {
 		t.Errorf("the guest saw %q: %v, want its gateway", as, err)
 	}
-	if _, err := tcp(l.host, "", hostAddr, int(at.Port())); err == nil {
+	if _, err := tcp(l.host, "", hostAddr, int(at.Port()), denied); err == nil {
 		t.Error("the port listens at the host's public address")
 	}
 	if again, err := s.Forward(t.Context(), 80); again != at || err != nil {
@@ -44,7 +44,7 @@ func TestForward(t *testing.T) {
 
 	closed, err := s.Forward(t.Context(), 81)
 	must(t, err)
-	if _, err := tcp(l.host, "", "127.0.0.1", int(closed.Port())); err == nil {
+	if _, err := tcp(l.host, "", "127.0.0.1", int(closed.Port()), denied); err == nil {
 		t.Error("a port where the guest does not listen answers")
 	}
 	other := take(t, h)
@@ -67,7 +67,7 @@ func TestForward(t *testing.T) {
 		t.Error("a connection through the slot lives on")
 	}
 	for _, p := range []netip.AddrPort{at, closed, third} {
-		if _, err := tcp(l.host, "", "127.0.0.1", int(p.Port())); err == nil {
+		if _, err := tcp(l.host, "", "127.0.0.1", int(p.Port()), denied); err == nil {
 			t.Errorf("%s still listens", p)
 		}
 	}

@@ -464,11 +464,14 @@ func (g *guest) carry(tap *os.File) {
 	})
 }
 
-// patience is how long a denied thing is waited for. Everything is on this machine; what is let through answers in a millisecond.
-const patience = 500 * time.Millisecond
+// What is let through answers in a millisecond, where the machine has time; what is denied is waited for much longer than that.
+const (
+	granted = 15 * time.Second
+	denied  = time.Second
+)
 
 // tcp connects from a namespace, and tells as whom.
-func tcp(ns *os.File, from, to string, port int) (as string, err error) {
+func tcp(ns *os.File, from, to string, port int, patience time.Duration) (as string, err error) {
 	err = in(ns, func() error {
 		d := net.Dialer{Timeout: patience}
 		if from != "" {
@@ -479,7 +482,7 @@ func tcp(ns *os.File, from, to string, port int) (as string, err error) {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(2 * patience))
+		c.SetDeadline(time.Now().Add(patience))
 		b := make([]byte, 256)
 		n, err := c.Read(b)
 		as = strings.TrimPrefix(strings.TrimSpace(string(b[:n])), "::ffff:")
@@ -489,7 +492,7 @@ func tcp(ns *os.File, from, to string, port int) (as string, err error) {
 }
 
 // udp sends and waits for the echo.
-func udp(ns *os.File, to string, port int) error {
+func udp(ns *os.File, to string, port int, patience time.Duration) error {
 	return in(ns, func() error {
 		c, err := net.Dial("udp", net.JoinHostPort(to, fmt.Sprint(port)))
 		if err != nil {
@@ -507,7 +510,7 @@ func udp(ns *os.File, to string, port int) error {
 }
 
 // ping sends an echo request by a raw socket and waits for the reply.
-func ping(ns *os.File, to string) error {
+func ping(ns *os.File, to string, patience time.Duration) error {
 	return in(ns, func() error {
 		network, request, reply := "ip4:icmp", byte(8), byte(0)
 		if strings.Contains(to, ":") {
@@ -554,7 +557,7 @@ func checksum(b []byte) (byte, byte) {
 }
 
 // lookup asks a DNS server from a namespace.
-func lookup(ns *os.File, network, server, name string, kind uint16) (*dns.Msg, error) {
+func lookup(ns *os.File, network, server, name string, kind uint16, patience time.Duration) (*dns.Msg, error) {
 	var a *dns.Msg
 	err := in(ns, func() error {
 		c, err := net.DialTimeout(network, server+":53", patience)
@@ -562,7 +565,7 @@ func lookup(ns *os.File, network, server, name string, kind uint16) (*dns.Msg, e
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(4 * patience))
+		c.SetDeadline(time.Now().Add(patience))
 		q := new(dns.Msg)
 		q.SetQuestion(name, kind)
 		q.SetEdns0(1232, false)

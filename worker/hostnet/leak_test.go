@@ -121,7 +121,7 @@ func round(t *testing.T, h *hostnet.Host, l *lab, r *rand.Rand) {
 		}
 	}
 	for _, at := range s.Forwards() { // nobody answers behind it; the slot may close while it is waited for
-		go tcp(l.host, "", "127.0.0.1", int(at.Port()))
+		go tcp(l.host, "", "127.0.0.1", int(at.Port()), denied)
 		break
 	}
 	if r.IntN(8) == 0 {
