@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/client"
@@ -22,6 +21,7 @@ import (
 	"github.com/paddockvm/paddock/vmm/qemu"
 	"github.com/paddockvm/paddock/worker/host"
 	"github.com/paddockvm/paddock/worker/jail"
+	"github.com/paddockvm/paddock/worker/jail/stub"
 )
 
 // examination is what the doctor looks at.
@@ -76,7 +76,7 @@ func examineKVM() finding {
 
 // examineJail tries a jail, and gives a line more for each wall that this host cannot give.
 func examineJail(ctx context.Context) []finding {
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}}) //nolint:contextcheck // it tries for milliseconds
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", stub.Command}}) //nolint:contextcheck // it tries for milliseconds
 	if err != nil {
 		return []finding{{"jail", missing, err.Error(), "run as root; or paddock up --jail off, which starts VMMs without walls of their own"}}
 	}
@@ -235,11 +235,4 @@ func (e examination) examineServer(ctx context.Context) finding {
 		return finding{"server", degraded, "a NATS server answers at " + e.nats + ", and no dispatcher", "start paddock up or paddock dispatcher, or say where it is with --nats or PADDOCK_NATS"}
 	}
 	return finding{"server", ok, "a dispatcher answers at " + e.nats, ""}
-}
-
-func jailCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "jail-exec", Hidden: true, Args: cobra.ExactArgs(1),
-		Run: func(_ *cobra.Command, args []string) { jail.Child(args[0]) },
-	}
 }

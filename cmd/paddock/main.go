@@ -59,7 +59,7 @@ func command() *cobra.Command {
 	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand(), resizeCommand())
 	add("server", upCommand(), dispatcherCommand(), workerCommand())
 	add("host", imageCommand(), snapshotCommand(), doctorCommand(), benchCommand())
-	root.AddCommand(versionCommand(), jailCommand())
+	root.AddCommand(versionCommand())
 	root.SetVersionTemplate("paddock {{.Version}}\n")
 	root.InitDefaultCompletionCmd()
 	refuseArguments(root)

@@ -29,6 +29,7 @@ import (
 	"github.com/paddockvm/paddock/worker"
 	"github.com/paddockvm/paddock/worker/host"
 	"github.com/paddockvm/paddock/worker/jail"
+	"github.com/paddockvm/paddock/worker/jail/stub"
 )
 
 // connectBus starts the embedded NATS server, where the configuration has one, and connects.
@@ -133,7 +134,7 @@ func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	if c.Jail != "on" {
 		return nil, nil, fmt.Errorf("jail %q: want on or off", c.Jail)
 	}
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}, CgroupParent: c.CgroupParent})
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", stub.Command}, CgroupParent: c.CgroupParent})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
 	}

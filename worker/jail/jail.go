@@ -2,7 +2,7 @@
 // VMM reads, a uid for each machine, no capabilities, no_new_privs, a filter of system calls, resource limits, a cgroup. What a guest's
 // escape from its VMM would find is that. Without root the machine is in a user namespace too, and its uid is this process's.
 //
-// The walls are built by a stub, this same program started anew (Child), which then becomes the VMM. A wall that this host cannot give is
+// The walls are built by a stub, this same program started anew (package stub), which then becomes the VMM. A wall that this host cannot give is
 // named by Degraded; docs/jail.md tells what each one is for. Linux only.
 package jail
 
@@ -15,11 +15,12 @@ import (
 	cgroupfs "github.com/containerd/cgroups/v3"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker/jail/stub"
 )
 
 // Config says how the jail is made. Its zero value, but for Self, is what production uses.
 type Config struct {
-	// Self starts the stub: a command line that ends in Child.
+	// Self starts the stub: a command line of this program that ends in stub.Command, or of another that ends in Child.
 	Self []string
 	// UIDBase and UIDCount are the machines' uids: 200000 and 10000 where 0. No other user of the host may have one of them.
 	UIDBase, UIDCount int
@@ -77,7 +78,7 @@ func New(cfg Config) (*Launcher, error) {
 			return nil, fmt.Errorf("jail: %w", err)
 		}
 	}
-	if err := seccompLack(); err != nil {
+	if err := stub.FilterLack(); err != nil {
 		l.lack(NoSeccomp, err.Error())
 	}
 	if err := l.openCgroups(); err != nil {

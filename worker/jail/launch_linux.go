@@ -15,25 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker/jail/stub"
 )
-
-// setup is what the stub is told.
-type setup struct {
-	Path     string
-	Args     []string
-	UID      int
-	Files    int // descriptors from 3 on that the VMM gets
-	Doors    int // descriptors after those and our two, by which it enters its cgroups
-	Userns   bool
-	Memory   uint64
-	FileSize uint64
-	System   []string // read-only too, where they exist
-	ReadOnly []string
-	Writable []string
-	Devices  []string
-	Groups   []uint32 // by which it may open its devices
-	Hostname string
-}
 
 // system is what any VMM reads: its libraries and data. Where an entry is a link, as on a merged-usr system, it stays one.
 var system = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"}
@@ -56,6 +39,9 @@ func (l *Launcher) Launch(ctx context.Context, c vmm.Command) (vmm.Process, erro
 	}()
 	return m, nil
 }
+
+// Child is the stub, for programs whose Config.Self is not stub.Command: see there.
+func Child(arg string) { stub.Child(arg) }
 
 // process is a jailed VMM, and what it has of the host.
 type process struct {
@@ -138,10 +124,10 @@ func (m *process) launch(ctx context.Context, c vmm.Command) error {
 		return err
 	}
 	defer failed.Close()
-	self, stub := m.l.cfg.Self, c
-	stub.Path, stub.Args = self[0], append(append([]string{}, self[1:]...), fmt.Sprint(len(c.Files)))
-	stub.Files = append(append(append([]*os.File{}, c.Files...), told, failure), doors...)
-	m.Process, err = m.l.direct(m.group).Launch(ctx, stub)
+	self, command := m.l.cfg.Self, c
+	command.Path, command.Args = self[0], append(append([]string{}, self[1:]...), fmt.Sprint(len(c.Files)))
+	command.Files = append(append(append([]*os.File{}, c.Files...), told, failure), doors...)
+	m.Process, err = m.l.direct(m.group).Launch(ctx, command)
 	_ = failure.Close()
 	if err != nil {
 		return err
@@ -161,8 +147,8 @@ func (m *process) await(ctx context.Context, failed io.Reader) error {
 	case len(why) == 0: // it has not come as far as its last word
 		_ = p.Kill()
 		err = fmt.Errorf("the stub ended: %w", orEnded(p.Err()))
-	case string(why) != executing:
-		err = errors.New(strings.TrimPrefix(string(why), executing))
+	case string(why) != stub.Executing:
+		err = errors.New(strings.TrimPrefix(string(why), stub.Executing))
 	}
 	if err != nil {
 		return errors.Join(err, m.group.kill(), p.Kill())
@@ -171,8 +157,8 @@ func (m *process) await(ctx context.Context, failed io.Reader) error {
 }
 
 // setup is what the stub is told of c. largest is the size of the largest file that the VMM may write by its name.
-func (m *process) setup(c vmm.Command, largest int64) setup {
-	s := setup{
+func (m *process) setup(c vmm.Command, largest int64) stub.Setup {
+	s := stub.Setup{
 		Path: c.Path, Args: c.Args, UID: m.uid, Userns: !m.taken, Files: len(c.Files), Memory: uint64(max(c.MemoryBytes, 0)),
 		FileSize: unix.RLIM_INFINITY, System: system, ReadOnly: c.ReadOnly, Writable: c.Writable,
 		Devices: append([]string{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"}, c.Devices...), Hostname: c.Name,
@@ -216,7 +202,7 @@ func (l *Launcher) direct(g *cgroup) vmm.Direct {
 			a.Cloneflags |= syscall.CLONE_NEWUSER
 			a.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}
 			a.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}
-			a.AmbientCaps = stubCapabilities
+			a.AmbientCaps = stub.Capabilities
 		}
 		if g != nil && g.unified {
 			a.UseCgroupFD, a.CgroupFD = true, int(g.held.Fd())
@@ -225,7 +211,7 @@ func (l *Launcher) direct(g *cgroup) vmm.Direct {
 }
 
 // tell puts the setup where the stub reads it: a memory file, which no pipe's size bounds.
-func tell(s setup) (*os.File, error) {
+func tell(s stub.Setup) (*os.File, error) {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -275,4 +261,12 @@ func (m *process) own(dir string) (largest int64, _ error) {
 		return root.Lchown(name, m.uid, m.uid)
 	})
 	return largest, err
+}
+
+func memfile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/worker/jail"
+	"github.com/paddockvm/paddock/worker/jail/stub"
 )
 
 // none are the arguments of a system call that does not matter: it fails whatever they are, and by its own error.
@@ -68,7 +69,7 @@ func try(call []uintptr) string {
 // filtered is a program with all of root's capabilities behind the filter alone.
 func filtered() {
 	runtime.LockOSThread()
-	if err := jail.Filter(); err != nil {
+	if err := stub.Filter(); err != nil {
 		panic(err)
 	}
 	for _, line := range tryCalls() {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // uids gives each machine of this host a uid of its own. Processes agree by locks on the bytes of one file, a byte for a uid; what a
@@ -59,4 +61,17 @@ func (u *uids) close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.file.Close()
+}
+
+// lockByte locks a byte of f for this open file (fcntl(2), "Open file description locks"); false where another has it.
+func lockByte(f *os.File, n int) (bool, error) {
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(n), Len: 1})
+	if err == unix.EAGAIN || err == unix.EACCES {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func unlockByte(f *os.File, n int) {
+	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: int64(n), Len: 1}) // a lock of ours is there
 }

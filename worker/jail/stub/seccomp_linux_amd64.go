@@ -1,4 +1,4 @@
-package jail
+package stub
 
 import (
 	"fmt"
@@ -33,7 +33,7 @@ const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUT
 	unix.CLONE_NEWNET
 
 // seccomp takes the denied system calls away from this thread and what it becomes, for good. no_new_privs is set before.
-func (*setup) seccomp() error {
+func (*Setup) seccomp() error {
 	filter := seccompFilter()
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
@@ -83,8 +83,8 @@ func seccompFilter() []unix.SockFilter {
 	return append(f, unix.SockFilter{Code: end, K: unix.SECCOMP_RET_ALLOW}, unix.SockFilter{Code: end, K: deny})
 }
 
-// seccompLack asks the kernel whether it can do all of that.
-func seccompLack() error {
+// FilterLack asks the kernel whether it can do all of that.
+func FilterLack() error {
 	for _, action := range []uint32{unix.SECCOMP_RET_ERRNO, unix.SECCOMP_RET_KILL_PROCESS} {
 		if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action))); errno != 0 {
 			return fmt.Errorf("this kernel has no seccomp filters: %w", errno)

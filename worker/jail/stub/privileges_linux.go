@@ -1,4 +1,4 @@
-package jail
+package stub
 
 import (
 	"fmt"
@@ -8,7 +8,7 @@ import (
 )
 
 // limits are the process's, whatever its guest makes it do. A lower one that this process has stays.
-func (s *setup) limits() error {
+func (s *Setup) limits() error {
 	for _, l := range []struct {
 		resource int
 		value    uint64
@@ -35,11 +35,11 @@ func (s *setup) limits() error {
 	return nil
 }
 
-// stubCapabilities are those that the stub needs in a user namespace of its own.
-var stubCapabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP}
+// Capabilities are those that the stub needs in a user namespace of its own.
+var Capabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETPCAP}
 
 // drop gives up every privilege for good. All of it is of this thread, which then executes: the kernel ends the others.
-func (s *setup) drop() error {
+func (s *Setup) drop() error {
 	for capability := uintptr(0); ; capability++ {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err == unix.EINVAL {
 			break // past the last that this kernel has
@@ -65,7 +65,7 @@ func (s *setup) drop() error {
 }
 
 // identify takes the machine's uid, and no groups but its devices'.
-func (s *setup) identify() error {
+func (s *Setup) identify() error {
 	id := uintptr(s.UID)
 	groups := append(s.Groups, 0) // for an address, where there are none
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(s.Groups)), uintptr(unsafe.Pointer(&groups[0])), 0); errno != 0 {

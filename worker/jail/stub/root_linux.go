@@ -1,4 +1,4 @@
-package jail
+package stub
 
 import (
 	"fmt"
@@ -28,7 +28,7 @@ const (
 )
 
 // root makes an empty root, puts into it what the VMM may see, and leaves the old one.
-func (s *setup) root() error {
+func (s *Setup) root() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -43,7 +43,7 @@ func (s *setup) root() error {
 }
 
 // binds opens what the VMM may see.
-func (s *setup) binds() (all []bind, _ error) {
+func (s *Setup) binds() (all []bind, _ error) {
 	for _, group := range []struct {
 		paths []string
 		as    bind

@@ -1,4 +1,8 @@
-package jail
+// Package stub is the process that becomes a VMM: it builds the jail's walls around itself, gives up what it may do, and executes. The
+// launcher's side, and what the walls are for, is package jail.
+//
+// It imports little, and begins as soon as that is initialised: see the init function below.
+package stub
 
 import (
 	"encoding/json"
@@ -12,29 +16,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func memfile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
+// Setup is what the stub is told.
+type Setup struct {
+	Path     string
+	Args     []string
+	UID      int
+	Files    int // descriptors from 3 on that the VMM gets
+	Doors    int // descriptors after those and our two, by which it enters its cgroups
+	Userns   bool
+	Memory   uint64
+	FileSize uint64
+	System   []string // read-only too, where they exist
+	ReadOnly []string
+	Writable []string
+	Devices  []string
+	Groups   []uint32 // by which it may open its devices
+	Hostname string
+}
+
+// Command starts the stub in whatever program has this package: its first argument, the second being Child's.
+const Command = "jail-exec"
+
+// A program that is started as the stub never gets to its main function, nor to the initialisation of what else it is made of: that takes
+// the paddock binary 6 ms of processor time, for each machine. Go initialises a package as soon as those that it imports are (Go
+// specification, "Package initialization"). docs/adr/0004-the-stub-begins-early.md has the figures.
+func init() { //nolint:gochecknoinits // see above
+	if len(os.Args) == 3 && os.Args[1] == Command {
+		Child(os.Args[2])
 	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
-// lockByte locks a byte of f for this open file (fcntl(2), "Open file description locks"); false where another has it.
-func lockByte(f *os.File, n int) (bool, error) {
-	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: int64(n), Len: 1})
-	if err == unix.EAGAIN || err == unix.EACCES {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-func unlockByte(f *os.File, n int) {
-	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: int64(n), Len: 1}) // a lock of ours is there
-}
-
-// executing is the stub's last word, if the VMM can be executed: the launcher tells that from a stub that died.
-const executing = "\x00"
+// Executing is the stub's last word, if the VMM can be executed: the launcher tells that from a stub that died.
+const Executing = "\x00"
 
 // Child is the stub: it builds the walls around itself and becomes the VMM. arg is what Launch gave after Self: how many descriptors
 // are the VMM's. It does not return; what fails is written to the launcher.
@@ -48,7 +61,7 @@ func Child(arg string) {
 	told, failure := os.NewFile(uintptr(3+files), "setup"), os.NewFile(uintptr(4+files), "failure")
 	unix.CloseOnExec(3 + files)
 	unix.CloseOnExec(4 + files)
-	var s setup
+	var s Setup
 	err = json.NewDecoder(told).Decode(&s)
 	if err == nil {
 		err = s.become(failure)
@@ -58,7 +71,7 @@ func Child(arg string) {
 }
 
 // become builds the walls, in this order: what needs privileges first, then the privileges go.
-func (s *setup) become(parent *os.File) error {
+func (s *Setup) become(parent *os.File) error {
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -80,7 +93,7 @@ func (s *setup) become(parent *os.File) error {
 }
 
 // enterCgroups goes by the doors that it was given: this thread does, which becomes the VMM. And it shuts the host's tree of cgroups off: this one looks like the root from inside.
-func (s *setup) enterCgroups() error {
+func (s *Setup) enterCgroups() error {
 	for i := range s.Doors {
 		if _, err := unix.Write(5+s.Files+i, []byte("0")); err != nil {
 			return err
@@ -91,7 +104,7 @@ func (s *setup) enterCgroups() error {
 
 // execute says its last word and becomes the VMM. It bounds the address space before, where the command says by what, and this program
 // itself has mapped more than a VMM may: from there on nothing is allocated, not even for an error, which is told from here.
-func (s *setup) execute(parent int) error {
+func (s *Setup) execute(parent int) error {
 	path, err := unix.BytePtrFromString(s.Path)
 	if err != nil {
 		return fmt.Errorf("execute %q: %w", s.Path, err)
@@ -105,7 +118,7 @@ func (s *setup) execute(parent int) error {
 		return err
 	}
 	failure := append(make([]byte, 0, len(s.Path)+200), "execute "+s.Path+": "...)
-	if _, err := unix.Write(parent, []byte(executing)); err != nil {
+	if _, err := unix.Write(parent, []byte(Executing)); err != nil {
 		return err
 	}
 	limit := unix.Rlimit{Cur: s.Memory, Max: s.Memory}
