@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -161,38 +163,71 @@ func (m *Memory) Read() (*Private, error) {
 	return p, nil
 }
 
-// maxVectors is how many pieces one call takes (UIO_MAXIOV).
-const maxVectors = 1024
+// maxReaders is how many threads read at once: the machine waits for them, and more do not make memory faster.
+const maxReaders = 4
 
-// read reads all extents by process_vm_readv(2), many at once.
+// read reads all extents, in equal parts.
 func (m *Memory) read(p *Private) error {
-	to := p.Data
+	n := min(maxReaders, runtime.GOMAXPROCS(0))
+	errs := make([]error, n)
+	total := blocks(p.Extents)
+	var reading sync.WaitGroup
+	for i := range n {
+		from, to := total*int64(i)/int64(n), total*int64(i+1)/int64(n)
+		reading.Go(func() { errs[i] = m.readPart(cut(p.Extents, from, to), p.Data[from*Block:to*Block]) })
+	}
+	reading.Wait()
+	return errors.Join(errs...)
+}
+
+// cut gives the extents of the blocks from the from-th to before the to-th.
+func cut(extents []Extent, from, to int64) (part []Extent) {
+	at := int64(0)
+	for _, e := range extents {
+		first, end := max(from-at, 0), min(to-at, e.Count)
+		if first < end {
+			part = append(part, Extent{e.First + first, end - first})
+		}
+		at += e.Count
+	}
+	return part
+}
+
+const (
+	// maxVectors is how many pieces one call takes (UIO_MAXIOV), maxBytes how much: it gives less than it is asked for where that is much.
+	maxVectors = 1024
+	maxBytes   = 16 << 20
+)
+
+// readPart reads extents by process_vm_readv(2), many at once.
+func (m *Memory) readPart(extents []Extent, to []byte) error {
 	var from []unix.RemoteIovec
 	pending := 0
 	flush := func() error {
-		for pending > 0 {
-			n, err := unix.ProcessVMReadv(m.pid, []unix.Iovec{{Base: &to[0], Len: uint64(pending)}}, from, 0)
-			if err != nil {
-				return err
-			}
-			if n != pending {
-				return errors.New("some pages cannot be read")
-			}
-			to, from, pending = to[n:], from[:0], 0
+		if pending == 0 {
+			return nil
 		}
+		n, err := unix.ProcessVMReadv(m.pid, []unix.Iovec{{Base: &to[0], Len: uint64(pending)}}, from, 0)
+		if err != nil {
+			return err
+		}
+		if n != pending {
+			return errors.New("some pages cannot be read")
+		}
+		to, from, pending = to[n:], from[:0], 0
 		return nil
 	}
-	for _, e := range p.Extents {
+	for _, e := range extents {
 		for e.Count > 0 {
 			address, n, err := m.locate(e)
 			if err != nil {
 				return err
 			}
-			n = min(n, 16<<20/Block) // a call gives less than asked for where it is much
+			n = min(n, maxBytes/Block)
 			from = append(from, unix.RemoteIovec{Base: address, Len: int(n * Block)})
 			pending += int(n * Block)
 			e.First, e.Count = e.First+n, e.Count-n
-			if len(from) == maxVectors || pending >= 64<<20 {
+			if len(from) == maxVectors || pending >= maxBytes {
 				if err := flush(); err != nil {
 					return err
 				}
