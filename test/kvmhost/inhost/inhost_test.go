@@ -64,7 +64,18 @@ func TestDoctor(t *testing.T) {
 const within = 4 * time.Minute
 
 // A job that comes over NATS runs in a machine of KVM's, in a jail that lacks nothing.
-func TestJobOnKVM(t *testing.T) {
+func TestJobOnKVM(t *testing.T) { jobsOn(t, "qemu", "--accel", "kvm") }
+
+// The same, in a machine of the real Cloud Hypervisor.
+func TestJobOnCloudHypervisor(t *testing.T) {
+	binary := os.Getenv("CLOUD_HYPERVISOR")
+	if binary == "" {
+		t.Skip("SKIPPED: CLOUD_HYPERVISOR names no binary: the real one is not tested")
+	}
+	jobsOn(t, "cloud-hypervisor", "--cloud-hypervisor", binary)
+}
+
+func jobsOn(t *testing.T, driver string, args ...string) {
 	paddock(t)
 	dir, err := os.MkdirTemp("", "pd-") //nolint:usetesting // t.TempDir is too long for a socket in it
 	if err != nil {
@@ -73,8 +84,8 @@ func TestJobOnKVM(t *testing.T) {
 	defer os.RemoveAll(dir)
 	start := time.Now()
 	p, err := harness.Start(t.Context(), harness.Options{
-		Dir: dir, ReadyWithin: within, Log: os.Stderr,
-		Args: []string{"--accel", "kvm", "--images", "base", "--ready", "1", "--prepared", "1", "--probe-timeout", "20s", "--step-timeout", "2m"},
+		Dir: dir, ReadyWithin: within, Log: os.Stderr, Driver: driver,
+		Args: append(args, "--images", "base", "--ready", "1", "--prepared", "1", "--probe-timeout", "20s", "--step-timeout", "2m"),
 	})
 	if err != nil {
 		t.Fatal(err)
