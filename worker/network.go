@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -27,6 +28,8 @@ type Network interface {
 	Guest() wire.Network
 	// Allow lets the machine reach what a job may reach, and nothing else, all at once.
 	Allow(ctx context.Context, n jobs.Network) error
+	// Dial connects to a TCP port of the machine's card.
+	Dial(ctx context.Context, port uint16) (net.Conn, error)
 	// Close gives the place up, with all that was allowed. It is idempotent.
 	Close() error
 }

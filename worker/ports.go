@@ -2,15 +2,16 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
+	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/worker/forward"
 )
 
-// openPorts makes the job's ports reachable on this host and tells viewers where, until the function that it gives is called. The guest's
-// agent connects to them, on its loopback: programs listen there, or everywhere, with a network card or without.
+// openPorts makes the job's ports reachable on this host and tells viewers where, until the function that it gives is called.
 func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err error) {
 	if len(a.spec.Network.Ports) == 0 {
 		return func() {}, nil
@@ -18,7 +19,7 @@ func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err e
 	if a.w.cfg.Ports == nil {
 		return nil, ended(ctx, jobs.HostResources, fmt.Errorf("this worker forwards no ports"))
 	}
-	ports := forward.New(a.w.cfg.Ports, func(ctx context.Context, port uint16) (net.Conn, error) { return m.agent.Dial(ctx, int(port)) })
+	ports := forward.New(a.w.cfg.Ports, m.dial)
 	event := jobs.Event{Type: jobs.EventPorts}
 	for _, guest := range a.spec.Network.Ports {
 		at, err := ports.Open(uint16(guest))
@@ -30,4 +31,15 @@ func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err e
 	}
 	a.events.add(event)
 	return func() { _ = ports.Close() }, nil
+}
+
+// dial connects to a port of the machine: on the guest's loopback, through its agent, which is where programs listen, there or everywhere,
+// with a network card or without; and where nothing listens there, on its card.
+func (m *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
+	c, err := m.agent.Dial(ctx, int(port))
+	var refused *wire.Error
+	if m.net == nil || !errors.As(err, &refused) || refused.Kind != wire.ErrRefused {
+		return c, err
+	}
+	return m.net.Dial(ctx, port)
 }

@@ -44,12 +44,6 @@ func (c Config) complete() (Config, error) {
 		c.Range6 = netip.MustParsePrefix("fd70:6164:6463:1::/64")
 	}
 	c.Range, c.Range6 = c.Range.Masked(), c.Range6.Masked()
-	if c.Ports == [2]uint16{} {
-		c.Ports = [2]uint16{30000, 32767}
-	}
-	if !c.PortsAddr.IsValid() {
-		c.PortsAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
 	if c.Connections == 0 {
 		c.Connections = 2048
 	}
@@ -73,8 +67,6 @@ func (c Config) check() error {
 		return fmt.Errorf("range %s has no two IPv4 addresses for each of %d slots", c.Range, c.MaxSlots)
 	case c.IPv6 && (!c.Range6.Addr().Is6() || c.Range6.Bits() > 64):
 		return fmt.Errorf("range %s is no IPv6 range of /64 or more", c.Range6)
-	case c.Ports[0] == 0 || c.Ports[1] < c.Ports[0]:
-		return fmt.Errorf("ports %d to %d", c.Ports[0], c.Ports[1])
 	case c.Range.Overlaps(link):
 		return fmt.Errorf("range %s has %s, which is between slots and guests", c.Range, link)
 	}

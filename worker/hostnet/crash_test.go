@@ -40,9 +40,6 @@ func worker(args []string) {
 		if err := s.Allow(ctx, hostnet.Policy{Kind: hostnet.Internet}); err != nil {
 			panic(err)
 		}
-		if _, err := s.Forward(ctx, 80); err != nil {
-			panic(err)
-		}
 		slots = append(slots, s)
 	}
 	fmt.Println("ready")
@@ -73,9 +70,6 @@ func churn(dir string) {
 				s, err := h.Take(ctx)
 				if err == nil {
 					err = s.Allow(ctx, hostnet.Policy{Kind: hostnet.Internet})
-				}
-				if err == nil {
-					_, err = s.Forward(ctx, 80)
 				}
 				if err == nil {
 					err = s.Close()

@@ -36,7 +36,7 @@ func (h *Host) create(ctx context.Context) (*Slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Slot{host: h, index: i, changing: make(chan struct{}, 1), ports: newPorts()}
+	s := &Slot{host: h, index: i, changing: make(chan struct{}, 1)}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx)) // with ctx's logger
 	s.policy.Store(&allowed{})
 	s.changing <- struct{}{} // who has news for all slots waits until this one has rules

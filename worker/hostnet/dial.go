@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,12 +22,19 @@ func dial(ctx context.Context, ns *os.File, network string, to netip.AddrPort) (
 	if to.Addr().Is4() {
 		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	}
-	var fd int
-	err := within(int(ns.Fd()), func() (err error) {
-		fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
+	raw, err := ns.SyscallConn() // which keeps the namespace's descriptor open meanwhile
 	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var sockErr error
+	err = raw.Control(func(n uintptr) {
+		sockErr = within(int(n), func() (err error) {
+			fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			return err
+		})
+	})
+	if err = errors.Join(err, sockErr); err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), to.String())

@@ -41,7 +41,6 @@ type Host struct {
 	gone     chan struct{} // closed, once set, when slots is empty
 	problems []string
 	never    []netip.Prefix // what no machine reaches, whatever anybody allows: the host's own addresses, other machines
-	port     int            // where the search for a free one goes on
 }
 
 // New checks that slots can be made here, and removes what workers that died left of theirs. Run has to be called, and ends it.

@@ -25,7 +25,7 @@ type Config struct {
 	// StateDir is where the workers of one host agree on who has which slot, and find what those that died left; /run/paddock/net where
 	// empty. All workers of one network namespace have the same.
 	StateDir string
-	// Netns is the path of the network namespace that slots are connected to, DNS is asked from and forwarded ports listen in; the
+	// Netns is the path of the network namespace that slots are connected to, and DNS is asked from; the
 	// calling process's where empty.
 	Netns string
 	// Slots is how many slots are kept ready; 4 where 0. MaxSlots bounds those that are ready or taken on this host, by all of its
@@ -46,10 +46,6 @@ type Config struct {
 	// Allowed are private or reserved ranges that machines may reach nevertheless, as far as their policies let them; the host's own
 	// addresses and other machines stay denied. Denied are further ranges that none may.
 	Allowed, Denied []netip.Prefix
-	// Ports are the first and last of the host's ports that Forward gives out; 30000 to 32767 where 0. PortsAddr is where they listen;
-	// 127.0.0.1 where invalid.
-	Ports     [2]uint16
-	PortsAddr netip.Addr
 	// Bandwidth bounds what a machine sends, and what it receives, in bits per second; 0 is no bound. Connections bounds those that it
 	// has at once; 2048 where 0.
 	Bandwidth   uint64

@@ -346,7 +346,7 @@ func (l *lab) serveDNS(t testing.TB) {
 func (l *lab) config(t testing.TB) hostnet.Config {
 	return hostnet.Config{
 		StateDir: filepath.Join(t.TempDir(), "net"), Netns: fmt.Sprintf("/proc/self/fd/%d", l.host.Fd()), Slots: 2, MaxSlots: 64,
-		Upstream: []netip.AddrPort{netip.MustParseAddrPort(resolver + ":53")}, Ports: [2]uint16{30000, 30031},
+		Upstream: []netip.AddrPort{netip.MustParseAddrPort(resolver + ":53")},
 	}
 }
 

@@ -244,8 +244,7 @@ func TestNeighbours(t *testing.T) {
 		allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
 		echo(t, guests[i].ns, 80)
 	}
-	at, err := b.Forward(t.Context(), 80)
-	must(t, err)
+	at := l.forward(t, b, 80)
 	if _, err := tcp(l.host, "", at.Addr().String(), int(at.Port()), granted); err != nil {
 		t.Fatalf("the neighbour's port does not answer: %v", err)
 	}

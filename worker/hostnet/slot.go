@@ -18,7 +18,6 @@ type Slot struct {
 	index  int
 	ns     *os.File
 	tap    *os.File
-	ports  *ports
 	policy atomic.Pointer[allowed]
 	server *server
 
@@ -51,7 +50,7 @@ func (s *Slot) Guest() Guest {
 	return g
 }
 
-// Address is the machine's on the LAN where the host bridges; else invalid: nobody can connect to a machine, but through Forward.
+// Address is the machine's on the LAN where the host bridges; else invalid: nobody can connect to a machine, but through Dial.
 func (s *Slot) Address() netip.Addr {
 	if s.host.cfg.Bridge == nil {
 		return netip.Addr{}
@@ -135,7 +134,6 @@ func (s *Slot) Close() error {
 
 func (s *Slot) destroy() error {
 	err := s.server.close()
-	err = errors.Join(err, s.ports.close())
 	s.host.metrics.denied(s)
 	err = errors.Join(err, s.hangUp())
 	if s.tap != nil {

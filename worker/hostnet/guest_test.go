@@ -12,79 +12,63 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"github.com/paddockvm/paddock/worker/forward"
 	"github.com/paddockvm/paddock/worker/hostnet"
 )
 
-func TestForward(t *testing.T) {
+// forward has a port of the test's host lead to a guest's, as workers do.
+func (l *lab) forward(t *testing.T, s *hostnet.Slot, port uint16) netip.AddrPort {
+	t.Helper()
+	r, err := forward.ParseRange("127.0.0.1:30000-30099")
+	must(t, err)
+	p := forward.New(func() (c net.Listener, err error) {
+		err = in(l.host, func() error { c, err = r.Listen(); return err })
+		return c, err
+	}, s.Dial)
+	t.Cleanup(func() { must(t, p.Close()) })
+	at, err := p.Open(port)
+	must(t, err)
+	return at
+}
+
+func TestDial(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	cfg := l.config(t)
-	cfg.Ports = [2]uint16{30000, 30002}
-	h := run(t, cfg)
-	s := take(t, h)
+	s := take(t, run(t, l.config(t)))
 	g := newGuest(t, s)
 	echo(t, g.ns, 80)
-	at, err := s.Forward(t.Context(), 80) // with no policy
-	must(t, err)
-	if at.Addr() != netip.MustParseAddr("127.0.0.1") || at.Port() < 30000 || at.Port() > 30002 {
-		t.Errorf("forwarded from %s", at)
-	}
+	at := l.forward(t, s, 80) // with no policy
 	if as, err := tcp(l.host, "", "127.0.0.1", int(at.Port()), granted); err != nil || as != "169.254.0.1" {
 		t.Errorf("the guest saw %q: %v, want its gateway", as, err)
 	}
-	if _, err := tcp(l.host, "", hostAddr, int(at.Port()), denied); err == nil {
-		t.Error("the port listens at the host's public address")
-	}
-	if again, err := s.Forward(t.Context(), 80); again != at || err != nil {
-		t.Errorf("asked again, it is %s: %v", again, err)
-	}
 	both(t, l, at)
-
-	closed, err := s.Forward(t.Context(), 81)
+	if c, err := s.Dial(t.Context(), 81); !errors.Is(err, unix.ECONNREFUSED) {
+		if err == nil {
+			c.Close()
+		}
+		t.Errorf("a port where the guest does not listen: %v", err)
+	}
+	short, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Dial(short, 80); !errors.Is(err, context.Canceled) {
+		t.Errorf("dial with a context that has ended: %v", err)
+	}
+	open, err := s.Dial(t.Context(), 80)
 	must(t, err)
-	if _, err := tcp(l.host, "", "127.0.0.1", int(closed.Port()), denied); err == nil {
-		t.Error("a port where the guest does not listen answers")
-	}
-	other := take(t, h)
-	third, err := other.Forward(t.Context(), 80)
-	must(t, err)
-	if _, err := other.Forward(t.Context(), 82); !errors.Is(err, hostnet.ErrNoPort) {
-		t.Errorf("a fourth of three ports: %v", err)
-	}
-	if diff := cmp.Diff(map[uint16]uint16{80: at.Port(), 81: closed.Port()}, portsOf(s)); diff != "" {
-		t.Errorf("Forwards (-want +got):\n%s", diff)
-	}
-
-	var open net.Conn
-	must(t, in(l.host, func() (err error) { open, err = net.Dial("tcp", at.String()); return err }))
 	defer open.Close()
-	must(t, other.Close())
 	must(t, s.Close())
 	open.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.Copy(io.Discard, open); errors.Is(err, context.DeadlineExceeded) {
+	if _, err := io.Copy(io.Discard, open); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("a connection through the slot lives on")
 	}
-	for _, p := range []netip.AddrPort{at, closed, third} {
-		if _, err := tcp(l.host, "", "127.0.0.1", int(p.Port()), denied); err == nil {
-			t.Errorf("%s still listens", p)
-		}
-	}
-	if _, err := s.Forward(t.Context(), 80); !errors.Is(err, hostnet.ErrClosed) {
-		t.Errorf("forward of a closed slot: %v", err)
+	if _, err := s.Dial(t.Context(), 80); err == nil {
+		t.Error("dial through a closed slot")
 	}
 	if err := s.Allow(t.Context(), hostnet.Policy{}); !errors.Is(err, hostnet.ErrClosed) {
 		t.Errorf("allow of a closed slot: %v", err)
 	}
-}
-
-func portsOf(s *hostnet.Slot) map[uint16]uint16 {
-	m := map[uint16]uint16{}
-	for guest, at := range s.Forwards() {
-		m[guest] = at.Port()
-	}
-	return m
 }
 
 // both sends much and says that it is all: the guest's echo of it comes back whole, after the end of what was sent.
@@ -123,8 +107,7 @@ func TestBandwidth(t *testing.T) {
 	g := newGuest(t, s)
 	allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
 	echo(t, g.ns, 80)
-	at, err := s.Forward(t.Context(), 80)
-	must(t, err)
+	at := l.forward(t, s, 80)
 	const size = 3 << 20
 	for name, c := range map[string]struct {
 		from *lab
