@@ -34,7 +34,7 @@ type examination struct {
 // run looks at everything: what runs machines, what they are made of, where things are kept, who answers.
 func (e examination) run(ctx context.Context) []finding {
 	list := append(examineQEMU(ctx), examineCloudHypervisor(ctx))
-	list = append(append(list, examineJail(ctx)...), examineSize(), examineTools(), examineAgent(), e.examineImages())
+	list = append(append(list, examineJail(ctx)...), examineNetwork(ctx), examineSize(), examineTools(), examineAgent(), e.examineImages())
 	return append(list, e.examineState(), e.examineServer(ctx))
 }
 
