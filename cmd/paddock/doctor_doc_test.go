@@ -1,0 +1,28 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestDoctorIsDocumented: docs/kvm-host.md says what each line of the doctor's means; the jail's walls are in docs/jail.md.
+func TestDoctorIsDocumented(t *testing.T) {
+	host, err := os.ReadFile("../../docs/kvm-host.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	walls, err := os.ReadFile("../../docs/jail.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range (examination{state: t.TempDir()}).run(t.Context()) {
+		page, name := host, f.Check
+		if strings.HasPrefix(name, "jail.") {
+			page, name = walls, strings.TrimPrefix(name, "jail.cgroup")
+		}
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("no word of %q", f.Check)
+		}
+	}
+}
