@@ -211,6 +211,12 @@ type Share struct {
 	DiskBytesPerSecond int64
 }
 
+// DiskLimits bound what a machine does to its disks, reading and writing together; a zero field does not. They are the host's, not a
+// template's: clones of one template may have others.
+type DiskLimits struct {
+	BytesPerSecond, OpsPerSecond int64
+}
+
 // Process is a started VMM. Its end can be waited for by many.
 type Process interface {
 	PID() int

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/worker/host"
 )
 
@@ -51,4 +52,9 @@ func capacityOf(c config) (jobs.Resources, error) {
 		r.MemoryMiB = int(float64(left) * c.OvercommitMemory)
 	}
 	return r, nil
+}
+
+// diskLimits are what each machine's disks are held to.
+func diskLimits(c config) vmm.DiskLimits {
+	return vmm.DiskLimits{BytesPerSecond: int64(c.DiskMiBPerSecond) << 20, OpsPerSecond: int64(c.DiskOpsPerSecond)}
 }

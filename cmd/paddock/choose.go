@@ -40,7 +40,7 @@ func openCloudHypervisor(c config, run string) (vmm.Driver, func() error, error)
 		return nil, nil, err
 	}
 	d, err := cloudhypervisor.New(cloudhypervisor.Config{
-		Binary: c.CloudHypervisor, RunDir: run, Launcher: launcher, ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout,
+		Binary: c.CloudHypervisor, RunDir: run, Launcher: launcher, Disk: diskLimits(c), ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, closeLauncher())

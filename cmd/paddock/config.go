@@ -58,6 +58,8 @@ type config struct {
 	NetworkInbound  bool          `koanf:"network_inbound"`
 	Ports           string        `koanf:"ports"`
 
+	DiskMiBPerSecond int     `koanf:"disk_mib_per_second"`
+	DiskOpsPerSecond int     `koanf:"disk_ops_per_second"`
 	ReserveMemoryMiB int     `koanf:"reserve_memory_mib"`
 	OvercommitVCPUs  float64 `koanf:"overcommit_vcpus"`
 	OvercommitMemory float64 `koanf:"overcommit_memory"`
@@ -123,6 +125,8 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.Int("reserve-memory-mib", defaultReserve(hostMemoryMiB()), "memory that stays the system's; while less than half of it is available, no machine is kept ready and no job taken")
 		f.Float64("overcommit-vcpus", 1, "how often over the host's processors are given to machines")
 		f.Float64("overcommit-memory", 1, "how often over memory is given to machines: they share what they do not write")
+		f.Int("disk-mib-per-second", 0, "what a machine may read and write of its disks, in MiB a second; 0 is no bound")
+		f.Int("disk-ops-per-second", 0, "how often a second it may; 0 is no bound")
 		f.Int("ready", 2, "machines kept ready of each image, at least")
 		f.Int("ready-most", 16, "machines kept ready of each image and shape at most, where there is demand for them")
 		f.Int("prepared", 1, "VMMs kept prepared beyond those")

@@ -157,7 +157,7 @@ func wanted(f *pflag.Flag, err error) string {
 }
 
 // least are the smallest values that make sense.
-var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "network-mbit": 0}
+var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0}
 
 // shortest are the shortest durations that do no harm.
 var shortest = map[string]struct {

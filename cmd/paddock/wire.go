@@ -98,7 +98,9 @@ func openNamed(ctx context.Context, c config, run string) (d vmm.Driver, caps vm
 		if err != nil {
 			return nil, caps, nil, err
 		}
-		q, err := qemu.New(qemu.Config{Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel, ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout})
+		q, err := qemu.New(qemu.Config{
+			Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel, Disk: diskLimits(c), ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout,
+		})
 		if err != nil {
 			return nil, caps, nil, errors.Join(err, closeLauncher())
 		}

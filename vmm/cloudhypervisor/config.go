@@ -45,7 +45,7 @@ func (d *Driver) cold(b vmm.Boot) api.VM {
 		v.Payload.Initramfs = fdPath(initrdFD)
 	}
 	group := ""
-	if v.Limits = d.cfg.Disk.groups(); v.Limits != nil {
+	if v.Limits = groups(d.cfg.Disk); v.Limits != nil {
 		group = diskLimits
 	}
 	if b.Root != "" {
@@ -73,8 +73,8 @@ func walls(v *api.VM) {
 const refill = 1000 // ms
 
 // groups are the one that all disks of a machine are in; none where nothing is bounded.
-func (l DiskLimits) groups() []api.Limits {
-	if l == (DiskLimits{}) {
+func groups(l vmm.DiskLimits) []api.Limits {
+	if l == (vmm.DiskLimits{}) {
 		return nil
 	}
 	var r api.Limiter
@@ -105,12 +105,12 @@ func (d *Driver) clone(saved []byte) ([]byte, error) {
 	c["serial"] = api.Console{Mode: "File", File: fdPath(dirFD, consolePipe)}
 	// Nothing is booted anew.
 	c["payload"] = map[string]any{"kernel": "/dev/null"}
-	groups := d.cfg.Disk.groups()
-	c["rate_limit_groups"] = groups
+	limits := groups(d.cfg.Disk)
+	c["rate_limit_groups"] = limits
 	paths := map[any]string{rootDisk: fdPath(rootFD), scratchDisk: fdPath(scratchFD)}
 	for _, disk := range objects(c["disks"]) {
 		disk["path"] = paths[disk["id"]]
-		if delete(disk, "rate_limit_group"); groups != nil {
+		if delete(disk, "rate_limit_group"); limits != nil {
 			disk["rate_limit_group"] = diskLimits
 		}
 	}

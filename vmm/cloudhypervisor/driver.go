@@ -38,16 +38,11 @@ type Config struct {
 	// Launcher starts the processes.
 	Launcher vmm.Launcher
 	// Disk bounds what each machine does to its disks, the root and the scratch disk together.
-	Disk DiskLimits
+	Disk vmm.DiskLimits
 	// ProbeTimeout is how long the probe's guest may run; 0 means 2 s. It needs milliseconds where KVM works.
 	ProbeTimeout time.Duration
 	// StepTimeout is how long Cloud Hypervisor may take for one thing: to start, to answer a request. 0 means 30 s.
 	StepTimeout time.Duration
-}
-
-// DiskLimits bound a machine's reading and writing together; a zero field does not. They are the host's, not a template's.
-type DiskLimits struct {
-	BytesPerSecond, OpsPerSecond int64
 }
 
 // Driver is vmm.Driver for Cloud Hypervisor.

@@ -108,16 +108,16 @@ func TestResizing(t *testing.T) {
 func TestDiskLimits(t *testing.T) {
 	l, _ := newFakes(t, "v53.0")
 	dir := t.TempDir()
-	driver := func(limits cloudhypervisor.DiskLimits) *cloudhypervisor.Driver {
+	driver := func(limits vmm.DiskLimits) *cloudhypervisor.Driver {
 		d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: dir, Launcher: l, Disk: limits})
 		must(t, err)
 		return d
 	}
-	m, err := driver(cloudhypervisor.DiskLimits{BytesPerSecond: 1 << 20}).Boot(within(t), fakeBoot(t), vmm.Attach{})
+	m, err := driver(vmm.DiskLimits{BytesPerSecond: 1 << 20}).Boot(within(t), fakeBoot(t), vmm.Attach{})
 	must(t, err)
 	template, err := m.Snapshot(within(t), t.TempDir())
 	must(t, err)
-	for limits, want := range map[cloudhypervisor.DiskLimits]any{
+	for limits, want := range map[vmm.DiskLimits]any{
 		{}: nil,
 		{OpsPerSecond: 100, BytesPerSecond: 5 << 20}: []any{map[string]any{"id": "disks", "rate_limiter_config": map[string]any{
 			"bandwidth": map[string]any{"size": 5e0 * (1 << 20), "refill_time": 1000.0}, "ops": map[string]any{"size": 100.0, "refill_time": 1000.0},

@@ -185,7 +185,7 @@ func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra 
 		return nil, err
 	}
 	m := &machine{d: d, boot: b, channel: newChannel(dir)}
-	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead, Share: share(b)})
+	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead, Share: share(b, d.cfg.Disk)})
 	if err != nil {
 		return nil, err
 	}
@@ -221,9 +221,11 @@ func (d *Driver) files(b vmm.Boot, extra *os.File, initrd string) ([]*os.File, e
 }
 
 // share is what a machine may use of its host: its processors and half of one for its devices.
-func share(b vmm.Boot) vmm.Share {
+func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
 	cpus := max(b.VCPUs, b.MaxVCPUs)
-	return vmm.Share{CPUs: float64(cpus) + 0.5, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmMemory, PIDs: 64 + cpus}
+	return vmm.Share{
+		CPUs: float64(cpus) + 0.5, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmMemory, PIDs: 64 + cpus, DiskBytesPerSecond: disk.BytesPerSecond,
+	}
 }
 
 // prepared is a machine that has no state yet.

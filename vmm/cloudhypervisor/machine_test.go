@@ -541,7 +541,7 @@ func (p *probeFirst) Launch(ctx context.Context, c vmm.Command) (vmm.Process, er
 func TestRealMultiprocessor(t *testing.T) {
 	l := newLab(t, vmm.Direct{}, func(c *cloudhypervisor.Config, b *vmm.Boot) {
 		b.VCPUs, b.MaxVCPUs = 1, 2
-		c.Disk = cloudhypervisor.DiskLimits{BytesPerSecond: 8 << 20}
+		c.Disk = vmm.DiskLimits{BytesPerSecond: 8 << 20}
 	})
 	t.Run("resize", func(t *testing.T) {
 		m := l.Machine(t)

@@ -177,7 +177,7 @@ func TestNewRefuses(t *testing.T) {
 		"no launcher":  {RunDir: t.TempDir()},
 		"no directory": {Launcher: vmm.Direct{}},
 		"no binary":    {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Binary: "/no/such/cloud-hypervisor"},
-		"below 0":      {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Binary: "/bin/true", Disk: cloudhypervisor.DiskLimits{OpsPerSecond: -1}},
+		"below 0":      {RunDir: t.TempDir(), Launcher: vmm.Direct{}, Binary: "/bin/true", Disk: vmm.DiskLimits{OpsPerSecond: -1}},
 	} {
 		if _, err := cloudhypervisor.New(cfg); err == nil {
 			t.Errorf("%s: got a driver", name)

@@ -56,7 +56,7 @@ func accelArg(accel string) string {
 }
 
 // devices are the machine's. Their order and kind are part of a template: clones must have the same.
-func (c *commandLine) devices(b vmm.Boot, platform manifest, limits DiskLimits, f machineFiles) {
+func (c *commandLine) devices(b vmm.Boot, platform manifest, limits vmm.DiskLimits, f machineFiles) {
 	share := "off" // MAP_PRIVATE: the clones' writes are their own
 	if f.shareMemory {
 		share = "on"
@@ -92,8 +92,8 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, limits DiskLimits, 
 }
 
 // throttle is what bounds all of a machine's disks together (docs/throttle.txt in QEMU's source).
-func (c *commandLine) throttle(l DiskLimits) {
-	if l == (DiskLimits{}) {
+func (c *commandLine) throttle(l vmm.DiskLimits) {
+	if l == (vmm.DiskLimits{}) {
 		return
 	}
 	// 0 is no limit there too.
@@ -102,9 +102,9 @@ func (c *commandLine) throttle(l DiskLimits) {
 }
 
 // disk adds a raw image by its descriptor. Locking is off: the root is shared, and nobody else can open the scratch copy.
-func (c *commandLine) disk(name string, f *os.File, limits DiskLimits, options string) {
+func (c *commandLine) disk(name string, f *os.File, limits vmm.DiskLimits, options string) {
 	fd, node := c.file(f), name
-	if limits != (DiskLimits{}) {
+	if limits != (vmm.DiskLimits{}) {
 		node += "-file"
 	}
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd),

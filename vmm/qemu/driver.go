@@ -63,12 +63,7 @@ type Config struct {
 	// CIDLock is the file by which the processes of a host agree on who has which; /run/paddock-cids where empty.
 	CIDLock string
 	// Disk bounds what each machine does to its disks, the root and the scratch disk together.
-	Disk DiskLimits
-}
-
-// DiskLimits bound a machine's reading and writing together; a zero field does not. They are the host's, not a template's.
-type DiskLimits struct {
-	BytesPerSecond, OpsPerSecond int64
+	Disk vmm.DiskLimits
 }
 
 // Driver is vmm.Driver for QEMU. Close it when its machines are closed.

@@ -10,7 +10,7 @@ import (
 )
 
 // fill has a guest write all of its scratch disk and tells how long that took.
-func fill(t *testing.T, limits qemu.DiskLimits, template *vmm.Template) time.Duration {
+func fill(t *testing.T, limits vmm.DiskLimits, template *vmm.Template) time.Duration {
 	t.Helper()
 	d, guest := newDriver(t, qemu.Config{Disk: limits}), vmmtest.TestGuest{}
 	if template.Dir == "" { // a template is not of a limit: drivers of any limit clone it
@@ -29,13 +29,13 @@ func fill(t *testing.T, limits qemu.DiskLimits, template *vmm.Template) time.Dur
 // TestDiskLimits shows that a guest's rate of writing is held. The scratch disk has 64 MiB, and is written 256 KiB at a time.
 func TestDiskLimits(t *testing.T) {
 	var template vmm.Template
-	free := fill(t, qemu.DiskLimits{}, &template)
+	free := fill(t, vmm.DiskLimits{}, &template)
 	for name, c := range map[string]struct {
-		limits qemu.DiskLimits
+		limits vmm.DiskLimits
 		least  time.Duration
 	}{
-		"bytes":      {qemu.DiskLimits{BytesPerSecond: 8 << 20}, 8 * time.Second},
-		"operations": {qemu.DiskLimits{OpsPerSecond: 32}, 8 * time.Second},
+		"bytes":      {vmm.DiskLimits{BytesPerSecond: 8 << 20}, 8 * time.Second},
+		"operations": {vmm.DiskLimits{OpsPerSecond: 32}, 8 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			took := fill(t, c.limits, &template)
@@ -49,7 +49,7 @@ func TestDiskLimits(t *testing.T) {
 
 func TestDiskLimitsRefused(t *testing.T) {
 	need(t)
-	for _, l := range []qemu.DiskLimits{{BytesPerSecond: -1}, {OpsPerSecond: -1}} {
+	for _, l := range []vmm.DiskLimits{{BytesPerSecond: -1}, {OpsPerSecond: -1}} {
 		if d, err := qemu.New(qemu.Config{RunDir: t.TempDir(), Launcher: vmm.Direct{}, Disk: l}); err == nil {
 			d.Close()
 			t.Errorf("%+v: got a driver", l)

@@ -163,7 +163,7 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}
 	c.devices(b, platform, d.cfg.Disk, f)
-	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b), Share: share(b)})
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b), Share: share(b, d.cfg.Disk)})
 	return m, err
 }
 

@@ -13,9 +13,10 @@ const (
 
 // share is what a machine may use of its host, at the largest that it can become. QEMU's main loop and its threads for I/O work beside the
 // processors: without time of their own they would take it from a guest that computes.
-func share(b vmm.Boot) vmm.Share {
+func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
 	cpus := max(b.VCPUs, b.MaxVCPUs)
 	return vmm.Share{
 		CPUs: float64(cpus) + 0.5, MemoryBytes: int64(max(b.MemoryMiB, b.MaxMemoryMiB))<<20 + vmmMemory, PIDs: cpus + vmmThreads,
+		DiskBytesPerSecond: disk.BytesPerSecond, // the VMM holds its guest to it; this holds the VMM
 	}
 }
