@@ -31,7 +31,7 @@ func TestDiskLimits(t *testing.T) {
 	var template vmm.Template
 	free := fill(t, vmm.DiskLimits{}, &template)
 	least := max(8*time.Second, 2*free) // a nested host's disk is no faster than that by itself
-	for name, limits := range map[string]qemu.DiskLimits{
+	for name, limits := range map[string]vmm.DiskLimits{
 		"bytes":      {BytesPerSecond: int64(float64(64<<20) / least.Seconds())},
 		"operations": {OpsPerSecond: int64(256 / least.Seconds())},
 	} {
