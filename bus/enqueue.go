@@ -16,20 +16,7 @@ import (
 
 // enqueued admits the specs that nobody waits for. One is acknowledged after its job is accepted, or after it lies in the dead-letter
 // queue because it never can be; until then it comes again.
-func (s *serving) enqueued(ctx context.Context) error {
-	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
-		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 2048,
-	})
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // stopping
-		}
-		return fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
-	}
-	specs, err := c.Messages(jetstream.PullMaxMessages(maxServing))
-	if err != nil {
-		return fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
-	}
+func (s *serving) enqueued(ctx context.Context, specs jetstream.MessagesContext) error {
 	defer specs.Stop()
 	var admitting errgroup.Group
 	admitting.SetLimit(maxServing)
@@ -54,6 +41,21 @@ func (s *serving) enqueued(ctx context.Context) error {
 			return nil
 		})
 	}
+}
+
+// consume begins to take enqueued specs. The caller stops it.
+func (s *serving) consume(ctx context.Context) (jetstream.MessagesContext, error) {
+	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
+		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 2048,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
+	}
+	specs, err := c.Messages(jetstream.PullMaxMessages(maxServing))
+	if err != nil {
+		return nil, fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
+	}
+	return specs, nil
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -237,3 +237,24 @@ func shorten(q queue) {
 		q.Fatal(err)
 	}
 }
+
+// TestReadyToTakeEnqueued: a dispatcher that says that it is ready takes enqueued specs, whatever becomes of the server from then on.
+func TestReadyToTakeEnqueued(t *testing.T) {
+	for range 10 {
+		s := bustest.Start(t)
+		stop := bustest.Serve(t, s.Connect(), &bustest.Brain{})
+		nc, err := nats.Connect(s.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := js.Consumer(t.Context(), jobs.StreamSubmit, "dispatcher"); err != nil {
+			t.Error("ready, and: ", err)
+		}
+		nc.Close()
+		stop()
+	}
+}

@@ -43,6 +43,13 @@ const (
 // ready when requests reach it.
 func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) error {
 	s := &serving{bus: b, brain: brain}
+	specs, err := s.consume(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil // stopping
+	}
+	if err != nil {
+		return err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	defer g.Wait() //nolint:errcheck // the end gives its error; here one has come before
 	for subject, answer := range map[string]handler{
@@ -51,6 +58,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 	} {
 		sub, err := s.subscribe(subject)
 		if err != nil {
+			specs.Stop()
 			g.Go(func() error { return err }) // ends the others
 			return fmt.Errorf("nats: serve %s: %w", subject, err)
 		}
@@ -61,7 +69,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			return nil
 		})
 	}
-	g.Go(func() error { return s.enqueued(gctx) })
+	g.Go(func() error { return s.enqueued(gctx, specs) })
 	_ = b.nc.FlushTimeout(answerWithin) // then the server knows of all of them; one that is away hears of them when it is back
 	ready()
 	return g.Wait()
