@@ -49,6 +49,7 @@ var sets = []Set{
 		},
 	},
 	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},
+	{Name: "soak", Package: "test/soak", Timeout: 8 * time.Minute, MaySkip: map[string]string{"TestCloudHypervisor": CloudHypervisor}},
 	{Name: "network", Package: "worker/hostnet", Timeout: 10 * time.Minute},
 }
 
