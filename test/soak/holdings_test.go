@@ -2,6 +2,7 @@ package soak_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,8 +21,14 @@ import (
 func namespace(t *testing.T) string {
 	t.Helper()
 	name := fmt.Sprintf("soak-%d", os.Getpid())
+	first := !strings.Contains(strings.Join(mounts(t), ""), " /run/netns ")
 	ip(t, "netns", "add", name)
-	t.Cleanup(func() { ip(t, "netns", "del", name) })
+	t.Cleanup(func() {
+		ip(t, "netns", "del", name)
+		if first { // ip mounts the directory over itself
+			must(t, errors.Join(unix.Unmount("/run/netns", unix.MNT_DETACH), os.Remove("/run/netns")))
+		}
+	})
 	ip(t, "-n", name, "link", "set", "lo", "up")
 	ip(t, "-n", name, "link", "add", "up0", "type", "veth", "peer", "name", "up1") // nobody is there
 	ip(t, "-n", name, "addr", "add", "203.0.113.2/24", "dev", "up0")
