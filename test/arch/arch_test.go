@@ -25,10 +25,12 @@ var may = map[string][]string{
 	// level 1
 	"guestagent":              {"guestagent/wire"},
 	"guestagent/client":       {"guestagent/wire"},
-	"vmm/cloudhypervisor":     {"vmm", "vmm/cloudhypervisor/api"},
+	"vmm/cloudhypervisor":     {"vmm", "vmm/cloudhypervisor/api", "vmm/hostfile", "vmm/tail"},
 	"vmm/cloudhypervisor/api": {},
-	"vmm/checkpoint":          {},
-	"vmm/qemu":                {"vmm", "vmm/checkpoint"},
+	"vmm/checkpoint":          {"vmm/hostfile"},
+	"vmm/hostfile":            {},
+	"vmm/tail":                {},
+	"vmm/qemu":                {"vmm", "vmm/checkpoint", "vmm/hostfile", "vmm/tail"},
 	"vmm/hostproc":            {"vmm"},
 	"vmm/inproc":              {"vmm", "guestagent"},
 	"vmm/vmmtest":             {"vmm"},
@@ -68,7 +70,7 @@ var may = map[string][]string{
 }
 
 // standard are the packages that use nothing but the standard library.
-var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward"}
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward", "vmm/tail"}
 
 type listed struct {
 	ImportPath string

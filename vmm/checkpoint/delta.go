@@ -143,19 +143,3 @@ func (d *Delta) Finish() (int64, error) {
 
 // Close lets go of the file. It may be called after Finish.
 func (d *Delta) Close() error { return d.dst.Close() }
-
-// writeOnce makes a file that nobody changes afterwards.
-func writeOnce(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = errors.Join(f.Chmod(0o444), f.Sync())
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}

@@ -3,11 +3,12 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Layer is a checkpoint's directory and the names of its files, indexes left out.
@@ -25,7 +26,7 @@ func Flatten(dir string, base func(name string) string, layers []Layer) error {
 			return fmt.Errorf("flatten %s: %w", name, err)
 		}
 	}
-	return syncDir(dir)
+	return hostfile.SyncDir(dir)
 }
 
 func flatten(to, name string, base func(name string) string, layers []Layer) error {
@@ -46,7 +47,7 @@ func flatten(to, name string, base func(name string) string, layers []Layer) err
 	if whole == "" {
 		whole = base(name)
 	}
-	return writeOnce(to, func(dst *os.File) error {
+	return hostfile.WriteOnce(to, func(dst *os.File) error {
 		if err := copyFile(dst, whole); err != nil {
 			return err
 		}
@@ -123,39 +124,5 @@ func copyFile(dst *os.File, path string) error {
 		return err
 	}
 	defer src.Close()
-	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
-		return nil
-	}
-	info, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	if err := dst.Truncate(info.Size()); err != nil {
-		return err
-	}
-	for off := nextData(src, 0); off < info.Size(); off = nextData(src, off) {
-		end, err := unix.Seek(int(src.Fd()), off, unix.SEEK_HOLE)
-		if err != nil {
-			end = info.Size()
-		}
-		if _, err := src.Seek(off, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := dst.Seek(off, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.CopyN(dst, src, end-off); err != nil {
-			return fmt.Errorf("copy %s: %w", path, err)
-		}
-		off = end
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return hostfile.CopySparse(dst, src)
 }

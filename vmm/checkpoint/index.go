@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Extent is a run of blocks.
@@ -76,7 +78,7 @@ func (x *Index) write(path string) error {
 	if err != nil {
 		return err
 	}
-	return writeOnce(path, func(f *os.File) error {
+	return hostfile.WriteOnce(path, func(f *os.File) error {
 		_, err := f.Write(append(b, '\n'))
 		return err
 	})

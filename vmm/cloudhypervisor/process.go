@@ -12,6 +12,7 @@ import (
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/cloudhypervisor/api"
+	"github.com/paddockvm/paddock/vmm/tail"
 )
 
 // Descriptors of every VMM, from 3 on as launchers number them: a template's configuration names them, so they are the same in each. What
@@ -44,7 +45,7 @@ type process struct {
 	events *os.File
 	errors *os.File // what it says itself
 
-	console, stderr tail
+	console, stderr tail.Tail
 
 	over     chan struct{} // closed when the guest ended itself
 	stop     chan struct{} // closed to end it
@@ -111,8 +112,8 @@ func closeAll(files []*os.File) {
 func (p *process) run() {
 	defer close(p.done)
 	var readers sync.WaitGroup
-	readers.Go(func() { p.stderr.drain(p.errors) })
-	readers.Go(func() { p.console.drain(p.output) })
+	readers.Go(func() { p.stderr.Drain(p.errors) })
+	readers.Go(func() { p.console.Drain(p.output) })
 	readers.Go(func() { monitor(p.events, p.event) })
 	stopped := false
 	select {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Files of a template.
@@ -31,7 +32,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) (vmm.Template, error
 	}
 	if err := m.snapshot(ctx, dir); err != nil {
 		for _, name := range []string{stateFile, configFile, memoryFile, manifestFile} {
-			err = errors.Join(err, removeIfExists(filepath.Join(dir, name)))
+			err = errors.Join(err, hostfile.RemoveIfExists(filepath.Join(dir, name)))
 		}
 		return vmm.Template{}, m.abandon("snapshot", err)
 	}
@@ -48,17 +49,17 @@ func (m *machine) snapshot(ctx context.Context, dir string) error {
 		return err
 	}
 	for name, b := range saved {
-		if err := writeFile(filepath.Join(dir, name), func(f *os.File) error {
+		if err := hostfile.WriteOnce(filepath.Join(dir, name), func(f *os.File) error {
 			_, err := f.Write(b)
 			return err
 		}); err != nil {
 			return err
 		}
 	}
-	if err := writeFile(filepath.Join(dir, memoryFile), func(f *os.File) error { return copySparse(f, m.memory) }); err != nil {
+	if err := hostfile.WriteOnce(filepath.Join(dir, memoryFile), func(f *os.File) error { return hostfile.CopySparse(f, m.memory) }); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return hostfile.SyncDir(dir)
 }
 
 // save has the VMM write the machine's state into its directory, and gives what a template keeps of it.
@@ -113,39 +114,4 @@ func readManifest(path string) (m manifest, err error) {
 		return m, fmt.Errorf("read %s: %w", manifestFile, err)
 	}
 	return m, nil
-}
-
-// writeFile makes a file that nobody changes afterwards.
-func writeFile(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := write(f); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	if err := f.Chmod(0o444); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-func removeIfExists(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

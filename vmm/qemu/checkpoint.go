@@ -13,6 +13,7 @@ import (
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/checkpoint"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // A checkpoint takes three things of a machine at one moment, and none of them by QEMU's migration, which would end the machine or send
@@ -92,13 +93,13 @@ func (m *machine) checkpoint(ctx context.Context, dir string, base vmm.Template)
 	if err != nil {
 		return c, err
 	}
-	if err := writeFile(filepath.Join(dir, manifestFile), func(f *os.File) error {
+	if err := hostfile.WriteOnce(filepath.Join(dir, manifestFile), func(f *os.File) error {
 		_, err := f.Write(append(b, '\n'))
 		return err
 	}); err != nil {
 		return c, err
 	}
-	return c, syncDir(dir)
+	return c, hostfile.SyncDir(dir)
 }
 
 // take pauses the machine, takes what it is made of, lets it run on, and waits for the rest of its disk.
@@ -219,16 +220,16 @@ func (m *machine) copyOwn(t *taken) (err error) {
 	if t.whole, err = newMemory("checkpoint", 0); err != nil {
 		return err
 	}
-	return copySparse(t.whole, m.memory)
+	return hostfile.CopySparse(t.whole, m.memory)
 }
 
 // writeWhole writes memory and disk as they were.
 func (m *machine) writeWhole(dir string, t *taken) error {
-	err := writeFile(filepath.Join(dir, memoryFile), func(f *os.File) error { return copySparse(f, t.whole) })
+	err := hostfile.WriteOnce(filepath.Join(dir, memoryFile), func(f *os.File) error { return hostfile.CopySparse(f, t.whole) })
 	if err != nil || t.scratch == nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, checkpoint.ScratchFile), func(f *os.File) error { return copySparse(f, t.scratch) })
+	return hostfile.WriteOnce(filepath.Join(dir, checkpoint.ScratchFile), func(f *os.File) error { return hostfile.CopySparse(f, t.scratch) })
 }
 
 // writeDeltas writes what of memory and disk differs from base.

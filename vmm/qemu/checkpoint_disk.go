@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // backupName is the job's, and its target's, in QEMU.
@@ -36,7 +38,7 @@ func (m *machine) prepareBackup(ctx context.Context) (_ *backup, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.file, err = unnamed(m.d.cfg.RunDir); err != nil {
+	if b.file, err = hostfile.Unnamed(m.d.cfg.RunDir); err != nil {
 		return nil, err
 	}
 	if err := b.file.Truncate(info.Size()); err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // vmmOverhead is the address space that QEMU may take beside the guest's memory: 450 MiB of its own as measured, and a stack and a
@@ -158,7 +159,7 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}
 	if b.Scratch != "" {
-		if f.scratch, err = scratchCopy(b.Scratch, d.cfg.RunDir); err != nil {
+		if f.scratch, err = hostfile.Scratch(b.Scratch, d.cfg.RunDir); err != nil {
 			return nil, err
 		}
 	}

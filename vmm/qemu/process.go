@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/tail"
 )
 
 // process is a QEMU that obeys QMP, and all that there is of it on our side.
@@ -20,7 +21,7 @@ type process struct {
 	output *os.File // our end of its console, nil for none
 	errors *os.File // what it says itself
 
-	console, stderr tail
+	console, stderr tail.Tail
 
 	migrated chan string   // how a migration ended; buffered for one
 	pointing chan struct{} // held by the one who takes a checkpoint
@@ -100,9 +101,9 @@ func (d *Driver) start(ctx context.Context, id string, platform manifest, c *com
 func (p *process) run() {
 	defer close(p.done)
 	var readers sync.WaitGroup
-	readers.Go(func() { p.stderr.drain(p.errors) })
+	readers.Go(func() { p.stderr.Drain(p.errors) })
 	if p.output != nil {
-		readers.Go(func() { p.console.drain(p.output) })
+		readers.Go(func() { p.console.Drain(p.output) })
 	}
 	stopped := false
 	select {

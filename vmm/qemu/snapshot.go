@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Snapshot stops a booted machine, saves its devices' state, ends it, and writes its memory.
@@ -18,7 +19,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) (vmm.Template, error
 	}
 	if err := m.snapshot(ctx, dir); err != nil {
 		for _, name := range []string{stateFile, memoryFile, manifestFile} {
-			err = errors.Join(err, removeIfExists(filepath.Join(dir, name)))
+			err = errors.Join(err, hostfile.RemoveIfExists(filepath.Join(dir, name)))
 		}
 		return vmm.Template{}, m.abandon("snapshot", err)
 	}
@@ -33,20 +34,20 @@ func (m *machine) snapshot(ctx context.Context, dir string) error {
 	if err := m.process.close(); err != nil { // the memory is whole only when nothing maps it any more
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, memoryFile), func(f *os.File) error { return copySparse(f, m.memory) }); err != nil {
+	if err := hostfile.WriteOnce(filepath.Join(dir, memoryFile), func(f *os.File) error { return hostfile.CopySparse(f, m.memory) }); err != nil {
 		return err
 	}
 	b, err := json.MarshalIndent(m.platform, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(dir, manifestFile), func(f *os.File) error {
+	if err := hostfile.WriteOnce(filepath.Join(dir, manifestFile), func(f *os.File) error {
 		_, err := f.Write(append(b, '\n'))
 		return err
 	}); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return hostfile.SyncDir(dir)
 }
 
 func (m *machine) saveState(ctx context.Context, path string) error {
@@ -58,7 +59,7 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 	if err := m.capabilities(ctx); err != nil {
 		return err
 	}
-	return writeFile(path, func(f *os.File) error {
+	return hostfile.WriteOnce(path, func(f *os.File) error {
 		if err := m.qmp.execute(ctx, "getfd", map[string]string{"fdname": "state"}, nil, f); err != nil {
 			return err
 		}
@@ -67,39 +68,4 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 		}
 		return m.migration(ctx)
 	})
-}
-
-// writeFile makes a file that nobody changes afterwards.
-func writeFile(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := write(f); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	if err := f.Chmod(0o444); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-func removeIfExists(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -1,4 +1,6 @@
-package qemu
+// Package tail keeps the end of what somebody else writes as much of as they like: a guest's console, a VMM's complaints. It imports the
+// standard library only.
+package tail
 
 import (
 	"os"
@@ -7,18 +9,18 @@ import (
 	"unicode"
 )
 
-// tailBytes is how much of the console, and of what QEMU says, is kept: enough for a kernel panic's trace.
-const tailBytes = 16 << 10
+// size is how much is kept: enough for a kernel panic's trace.
+const size = 16 << 10
 
-// tail keeps the last bytes of a stream that somebody else, a guest even, writes as much to as they like.
-type tail struct {
+// Tail is the last 16 KiB of a stream. The zero value is ready.
+type Tail struct {
 	mu   sync.Mutex
 	buf  []byte // a ring once it is full
 	next int
 }
 
-// drain reads f to its end, so that whoever writes to it is never blocked for long.
-func (t *tail) drain(f *os.File) {
+// Drain reads f to its end, so that whoever writes to it is never blocked for long.
+func (t *Tail) Drain(f *os.File) {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := f.Read(buf)
@@ -29,27 +31,27 @@ func (t *tail) drain(f *os.File) {
 	}
 }
 
-func (t *tail) write(p []byte) {
+func (t *Tail) write(p []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(p) > 0 {
-		if len(t.buf) < tailBytes {
-			n := min(len(p), tailBytes-len(t.buf))
+		if len(t.buf) < size {
+			n := min(len(p), size-len(t.buf))
 			t.buf = append(t.buf, p[:n]...)
 			p = p[n:]
 			continue
 		}
 		n := copy(t.buf[t.next:], p)
-		t.next = (t.next + n) % tailBytes
+		t.next = (t.next + n) % size
 		p = p[n:]
 	}
 }
 
-// String gives whole lines of printable text.
-func (t *tail) String() string {
+// String gives whole lines of printable text: what a guest prints does not steer the terminal of whoever reads it.
+func (t *Tail) String() string {
 	t.mu.Lock()
 	b := append(append(make([]byte, 0, len(t.buf)), t.buf[t.next:]...), t.buf[:t.next]...)
-	cut := len(t.buf) == tailBytes
+	cut := len(t.buf) == size
 	t.mu.Unlock()
 	s := string(b)
 	if _, rest, ok := strings.Cut(s, "\n"); ok && cut {
