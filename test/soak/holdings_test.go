@@ -73,6 +73,23 @@ func (h *host) holdings(t *testing.T) map[string][]string {
 	return all
 }
 
+// still gives the holdings once nothing is being made or ended: slots for the next machines are.
+func (h *host) still(t *testing.T) map[string][]string {
+	t.Helper()
+	last := h.holdings(t)
+	for end := time.Now().Add(time.Minute); ; {
+		time.Sleep(500 * time.Millisecond)
+		now := h.holdings(t)
+		if cmp.Equal(last, now) && h.net.Ready() == slots {
+			return now
+		}
+		if time.Now().After(end) {
+			t.Fatal("there is no rest to count in")
+		}
+		last = now
+	}
+}
+
 // settled waits until the holdings are what they were: slots are ready again, descriptors closed behind our back.
 func (h *host) settled(t *testing.T, before map[string][]string) {
 	t.Helper()

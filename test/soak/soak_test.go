@@ -115,10 +115,13 @@ func newHost(t *testing.T) *host {
 
 func (h *host) closing(f func() error) { h.closers = append(h.closers, f) }
 
+// slots are how many wait for machines.
+const slots = 2
+
 // connect begins to keep networks.
 func (h *host) connect(t *testing.T) {
 	t.Helper()
-	n, err := hostnet.New(t.Context(), hostnet.Config{StateDir: filepath.Join(h.dir, "net"), Netns: h.netns, Slots: 2})
+	n, err := hostnet.New(t.Context(), hostnet.Config{StateDir: filepath.Join(h.dir, "net"), Netns: h.netns, Slots: slots})
 	must(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -209,7 +212,7 @@ func (h *host) soak(t *testing.T, d vmm.Driver, n int) {
 	if err := h.life(t.Context(), d, tmpl, rand.New(rand.NewPCG(0, 0)), h.measure, &calm); err != nil || !calm.ran {
 		t.Fatalf("a machine that nobody kills: %v, %+v", err, calm)
 	}
-	before := h.holdings(t)
+	before := h.still(t)
 	var left atomic.Int64
 	left.Store(int64(n))
 	var all sync.WaitGroup
