@@ -25,4 +25,6 @@ measure throughput-hostproc throughput --driver hostproc --jobs 2000
 measure throughput-qemu throughput --driver qemu --jobs 60 --concurrency 8
 measure density density --machines 50
 measure snapshot snapshot --rounds 10
+measure network network --slots 200
+measure jail jail --vmms 60
 bin/paddock bench show "$out"/*.json

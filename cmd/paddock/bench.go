@@ -23,7 +23,7 @@ func benchCommand() *cobra.Command {
 		Long: "Measures, and prints medians; -o json and --json print every sample and what the host is. Each starts what it needs and ends it.\n" +
 			"docs/benchmarks.md says what the figures mean.",
 	}
-	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchSnapshot(), benchShow())
+	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchNetwork(), benchJail(), benchSnapshot(), benchShow())
 	return c
 }
 
