@@ -184,6 +184,9 @@ func (p *Paddock) args(o Options) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
+		if o.Netns == "" { // else the namespace is the test's, to do with as it likes
+			args = append(args, "--network", "off")
+		}
 		args = append(args, "--driver", o.Driver, "--image-dir", filepath.Join(cache, "images"))
 		if o.Driver == "hostproc" {
 			args = append(args, "--insecure-no-isolation")

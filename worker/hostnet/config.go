@@ -25,9 +25,6 @@ func guestAddr6() netip.Addr   { return nth(link6, 2) }
 func gatewayAddr6() netip.Addr { return nth(link6, 1) }
 
 func (c Config) complete() (Config, error) {
-	if c.StateDir == "" {
-		c.StateDir = "/run/paddock/net"
-	}
 	if c.Slots == 0 {
 		c.Slots = 4
 	}

@@ -60,9 +60,6 @@ func open(ctx context.Context, cfg Config) (_ *Host, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "netns"), 0o700); err != nil {
-		return nil, err
-	}
 	h := &Host{
 		cfg: cfg, slots: map[*Slot]bool{}, ready: make(chan *Slot, max(cfg.Slots-1, 0)), free: make(chan struct{}, 1), ended: make(chan struct{}),
 		asking: make(chan struct{}, 512),
@@ -75,7 +72,15 @@ func open(ctx context.Context, cfg Config) (_ *Host, err error) {
 			_ = h.ns.Close() // was only read
 		}
 	}()
-	if h.locks, err = openLocks(cfg.StateDir, cfg.MaxSlots); err != nil {
+	if h.cfg.StateDir == "" {
+		if h.cfg.StateDir, err = stateDir(h.ns); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(h.cfg.StateDir, "netns"), 0o700); err != nil {
+		return nil, err
+	}
+	if h.locks, err = openLocks(h.cfg.StateDir, cfg.MaxSlots); err != nil {
 		return nil, err
 	}
 	if err := h.begin(ctx); err != nil {
@@ -88,6 +93,15 @@ func open(ctx context.Context, cfg Config) (_ *Host, err error) {
 	}
 	h.metrics = newMetrics(h, cfg.Registerer)
 	return h, nil
+}
+
+// stateDir is what the workers of a network namespace share, named for it.
+func stateDir(ns *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &st); err != nil {
+		return "", err
+	}
+	return filepath.Join("/run/paddock/net", strconv.FormatUint(st.Ino, 10)), nil
 }
 
 func (h *Host) begin(ctx context.Context) error {

@@ -22,8 +22,8 @@ const (
 
 // Config says how a host's machines are connected. Its zero value is what most hosts want.
 type Config struct {
-	// StateDir is where the workers of one host agree on who has which slot, and find what those that died left; /run/paddock/net where
-	// empty. All workers of one network namespace have the same.
+	// StateDir is where the workers of one network namespace agree on who has which slot, and find what those that died left; a directory
+	// below /run/paddock/net that is named for the namespace where empty. It must not outlive a boot.
 	StateDir string
 	// Netns is the path of the network namespace that slots are connected to, and DNS is asked from; the
 	// calling process's where empty.
