@@ -182,9 +182,7 @@ func TestVsockRestores(t *testing.T) {
 	needVsock(t)
 	guest := vmmtest.TestGuest{}
 	d := newDriver(t, qemu.Config{Channel: "vsock"})
-	boot := linux(t)
-	boot.VCPUs = 2
-	template := vmmtest.Build(t, d, boot, guest)
+	template := vmmtest.Build(t, d, linux(t), guest)
 	for i := range 20 {
 		p, err := d.Prepare(within(t), template, vmm.Attach{})
 		must(t, err)
