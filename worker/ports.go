@@ -22,7 +22,7 @@ func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err e
 	ports := forward.New(a.w.cfg.Ports, m.dial)
 	event := jobs.Event{Type: jobs.EventPorts}
 	for _, guest := range a.spec.Network.Ports {
-		at, err := ports.Open(uint16(guest))
+		at, err := ports.Open(uint16(guest)) //nolint:contextcheck // connections come later, until the ports are closed
 		if err != nil {
 			_ = ports.Close()
 			return nil, ended(ctx, jobs.HostResources, err)

@@ -35,7 +35,7 @@ type lab struct {
 	close    func() error
 }
 
-func openLab(ctx context.Context, imageDir, image string) (_ *lab, err error) {
+func openLab(ctx context.Context, imageDir string) (_ *lab, err error) {
 	l := &lab{}
 	if l.dir, err = os.MkdirTemp(benchDir(), "pd-bench-"); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func openLab(ctx context.Context, imageDir, image string) (_ *lab, err error) {
 	store, err := images.Open(imageDir)
 	if err == nil {
 		h := &images.Host{Store: store, Driver: l.driver, Caps: l.caps}
-		l.template, _, err = h.Template(ctx, image, jobs.Shape{})
+		l.template, _, err = h.Template(ctx, "base", jobs.Shape{})
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.close())
@@ -84,7 +84,7 @@ func benchRestore() *cobra.Command {
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir, "base")
+		l, err := openLab(ctx, *imageDir)
 		if err != nil {
 			return err
 		}
@@ -257,7 +257,7 @@ func benchDensity() *cobra.Command {
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir, "base")
+		l, err := openLab(ctx, *imageDir)
 		if err != nil {
 			return err
 		}

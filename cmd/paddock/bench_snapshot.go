@@ -30,7 +30,7 @@ func benchSnapshot() *cobra.Command {
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir, "base")
+		l, err := openLab(ctx, *imageDir)
 		if err != nil {
 			return err
 		}
