@@ -151,6 +151,7 @@ func (s *session) left(ctx context.Context, err error) error {
 
 // interrupts cancels the job at the first signal and leaves at the second.
 func (s *session) interrupts(ctx context.Context, signals <-chan os.Signal, leave context.CancelCauseFunc) {
+	canceled := make(chan struct{})
 	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
@@ -158,11 +159,31 @@ func (s *session) interrupts(ctx context.Context, signals <-chan os.Signal, leav
 		case <-signals:
 		}
 		if n > 0 {
+			s.sent(canceled)
 			leave(errLeft)
 			return
 		}
 		s.say("canceling; once more to leave at once")
-		go s.cancel(ctx)
+		go func() {
+			defer close(canceled)
+			s.cancel(ctx)
+		}()
+	}
+}
+
+// leaveWithin is how long a cancel that is on its way is waited for by who leaves: it takes milliseconds where anybody answers.
+const leaveWithin = time.Second
+
+// sent waits until the cancel has been taken: whoever leaves is told that the job goes on being canceled.
+func (s *session) sent(canceled <-chan struct{}) {
+	select {
+	case <-s.accepted:
+	default:
+		return // there is no job yet
+	}
+	select {
+	case <-canceled:
+	case <-time.After(leaveWithin):
 	}
 }
 
