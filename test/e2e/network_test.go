@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/test/harness"
@@ -68,6 +69,7 @@ func newLAN(t *testing.T) *lan {
 	ip(t, "-n", l.host, "link", "set", "pd-up", "up")
 	ip(t, "-n", l.host, "route", "add", "default", "via", gateway)
 	l.serve(t)
+	l.names(t)
 	l.paddock = start(t, harness.Options{Netns: l.host, Args: []string{"--images", "python", "--network", "on", "--network-dns", gateway, "--ready", "1"}})
 	return l
 }
@@ -93,6 +95,37 @@ func (l *lan) serve(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close(); <-ended })
+}
+
+// names is the internet's DNS: site.example and what is below it are the website, everything else is the other one.
+func (l *lan) names(t *testing.T) {
+	t.Helper()
+	var conn net.PacketConn
+	err := in(l.internet, func() (err error) {
+		conn, err = net.ListenPacket("udp", gateway+":53")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	started, ended := make(chan struct{}), make(chan struct{})
+	s := &dns.Server{PacketConn: conn, NotifyStartedFunc: func() { close(started) }, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		answer := new(dns.Msg).SetReply(q)
+		if asked := q.Question[0]; asked.Qtype == dns.TypeA {
+			at := another
+			if dns.IsSubDomain("site.example.", asked.Name) {
+				at = website
+			}
+			answer.Answer = append(answer.Answer, &dns.A{Hdr: dns.RR_Header{Name: asked.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.ParseIP(at)})
+		}
+		_ = w.WriteMsg(answer)
+	})}
+	go func() {
+		defer close(ended)
+		_ = s.ActivateAndServe()
+	}()
+	<-started
+	t.Cleanup(func() { _ = s.Shutdown(); <-ended })
 }
 
 // in runs f on a thread in a network namespace, which ends with it: sockets stay where they were made.
@@ -166,6 +199,10 @@ func TestNetworkPolicies(t *testing.T) {
 	}{
 		{"internet", []string{"--network", "internet"}, []string{website + ":80", another + ":80"}, never},
 		{"allowlist", []string{"--allow", website + "/32"}, []string{website + ":80"}, append([]string{another + ":80"}, never...)},
+		{
+			"domains", []string{"--allow", "site.example", "--allow", "*.site.example"}, []string{"site.example:80", "www.site.example:80"},
+			append([]string{"other.example:80", another + ":80"}, never...),
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			args := append(append([]string{}, c.flags...), "--", "python3", "-c", reach)
