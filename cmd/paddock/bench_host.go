@@ -92,19 +92,10 @@ func benchJail() *cobra.Command {
 		Long: "In turn, from the same template. A claim of a ready machine runs no code of the jail's.",
 	}
 	n := c.Flags().IntP("vmms", "n", 60, "VMMs of each kind")
-	out := benchOutput(c)
-	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir)
-		if err != nil {
-			return err
-		}
-		r := newReport("jail")
-		r.Settings = map[string]any{"vmms": *n, "degraded": fmt.Sprint(l.caps.Degraded)}
-		err = l.compareJail(ctx, r, *n)
-		return errors.Join(err, r.print(c.OutOrStdout(), out()), l.close())
-	}
+	inLab(c, func(ctx context.Context, l *lab, r *benchReport, _ string) error {
+		r.Settings["vmms"], r.Settings["degraded"] = *n, fmt.Sprint(l.caps.Degraded)
+		return l.compareJail(ctx, r, *n)
+	})
 	return c
 }
 
@@ -114,7 +105,7 @@ func (l *lab) compareJail(ctx context.Context, r *benchReport, n int) (err error
 	if err := os.Mkdir(run, 0o700); err != nil {
 		return err
 	}
-	plain, _, closePlain, err := openDriver(ctx, config{StateDir: run, Driver: "qemu", Jail: "off"})
+	plain, _, closePlain, err := openDriver(ctx, config{StateDir: run, Driver: "qemu", QEMUChannel: "serial", Jail: "off"})
 	if err != nil {
 		return err
 	}

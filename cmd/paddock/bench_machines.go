@@ -41,7 +41,7 @@ func openLab(ctx context.Context, imageDir string) (_ *lab, err error) {
 		return nil, err
 	}
 	var closeDriver func() error
-	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{StateDir: l.dir, Driver: "qemu", Jail: "on"}); err != nil {
+	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{StateDir: l.dir, Driver: "qemu", QEMUChannel: "serial", Jail: "on"}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(l.dir))
 	}
 	l.close = func() error { return errors.Join(closeDriver(), os.RemoveAll(l.dir)) }
@@ -54,6 +54,25 @@ func openLab(ctx context.Context, imageDir string) (_ *lab, err error) {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
+}
+
+// inLab gives a command the image store's flag, and has it measure in a lab of its own and print what came of it.
+func inLab(c *cobra.Command, measure func(ctx context.Context, l *lab, r *benchReport, imageDir string) error) {
+	out := benchOutput(c)
+	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx := zerolog.Nop().WithContext(c.Context())
+		l, err := openLab(ctx, *imageDir)
+		if err != nil {
+			return err
+		}
+		r := newReport(c.Name())
+		r.Settings["accel"] = l.caps.Accel
+		if err = errors.Join(measure(ctx, l, r, *imageDir), l.close()); err != nil {
+			return err
+		}
+		return r.print(c.OutOrStdout(), out())
+	}
 }
 
 // introduceMachine says what a worker says to a new machine.
@@ -80,28 +99,20 @@ func benchRestore() *cobra.Command {
 			"Answer is when the agent has greeted; ready when it has its identity, its clock, its randomness and its disk.",
 	}
 	n := c.Flags().IntP("clones", "n", 30, "clones of each kind")
-	out := benchOutput(c)
-	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir)
-		if err != nil {
-			return err
-		}
-		r := newReport("restore")
-		r.Settings = map[string]any{"clones": *n, "accel": l.caps.Accel}
+	inLab(c, func(ctx context.Context, l *lab, r *benchReport, _ string) error {
+		r.Settings["clones"] = *n
 		for i := range *n {
 			if err := l.clone(ctx, r); err != nil {
-				return errors.Join(err, l.close())
+				return err
 			}
 			if err := l.bare(ctx, r, i); err != nil {
-				return errors.Join(fmt.Errorf("bare qemu: %w", err), l.close())
+				return fmt.Errorf("bare qemu: %w", err)
 			}
 		}
 		r.Figures["ratio of answer p50s"] = percentile(r.Samples["answer ms"], 50) / percentile(r.Samples["bare answer ms"], 50)
 		r.Figures["ratio of ready p50s"] = percentile(r.Samples["ready ms"], 50) / percentile(r.Samples["bare ready ms"], 50)
-		return errors.Join(r.print(c.OutOrStdout(), out()), l.close())
-	}
+		return nil
+	})
 	return c
 }
 
@@ -170,8 +181,8 @@ func (l *lab) bare(ctx context.Context, r *benchReport, n int) (err error) {
 		"-accel", accel, "-cpu", l.caps.CPU, "-machine", l.caps.Machine+",memory-backend=ram,usb=off,vmport=off,suppress-vmdesc=on", "-smp", strconv.Itoa(b.VCPUs), "-m", memory,
 		"-object", "memory-backend-file,id=ram,size="+memory+",share=off,mem-path="+l.template.Dir+"/memory",
 		"-global", "apic-common.vapic=off", "-global", "migration.send-configuration=off", "-serial", "file:"+dir+"/console", "-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent",
-		"-device", "virtserialport,chardev=agent,name=org.paddock.agent.0", "-device", "virtio-rng-pci", "-device", "pvpanic-pci",
+		"-device", "virtio-rng-pci", "-device", "pvpanic-pci", "-device", "virtio-serial-pci", // in the driver's order: it is in the template's state
+		"-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent", "-device", "virtserialport,chardev=agent,name=org.paddock.agent.0",
 		"-blockdev", "driver=file,node-name=root,read-only=on,locking=off,filename="+b.Root, "-device", "virtio-blk-pci,drive=root",
 		"-blockdev", "driver=file,node-name=scratch,locking=off,filename="+dir+"/scratch", "-device", "virtio-blk-pci,drive=scratch")
 	cmd.Stderr = os.Stderr
@@ -253,19 +264,10 @@ func benchDensity() *cobra.Command {
 		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
 	}
 	n := c.Flags().IntP("machines", "n", 50, "machines")
-	out := benchOutput(c)
-	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir)
-		if err != nil {
-			return err
-		}
-		r := newReport("density")
-		r.Settings = map[string]any{"machines": *n, "accel": l.caps.Accel}
-		err = l.density(ctx, r, *n)
-		return errors.Join(err, r.print(c.OutOrStdout(), out()), l.close())
-	}
+	inLab(c, func(ctx context.Context, l *lab, r *benchReport, _ string) error {
+		r.Settings["machines"] = *n
+		return l.density(ctx, r, *n)
+	})
 	return c
 }
 

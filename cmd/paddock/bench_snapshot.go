@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"github.com/paddockvm/paddock/guestagent/client"
@@ -26,22 +24,10 @@ func benchSnapshot() *cobra.Command {
 	}
 	rounds := c.Flags().Int("rounds", 10, "machines")
 	written := c.Flags().Int("written", 16, "MiB that each writes, to memory and to disk")
-	out := benchOutput(c)
-	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir)
-		if err != nil {
-			return err
-		}
-		r := newReport("snapshot")
-		r.Settings = map[string]any{"rounds": *rounds, "written MiB": *written, "accel": l.caps.Accel, "memory MiB": l.template.Boot.MemoryMiB}
-		err = l.snapshots(ctx, r, *imageDir, *rounds, *written)
-		if err = errors.Join(err, l.close()); err != nil {
-			return err
-		}
-		return r.print(c.OutOrStdout(), out())
-	}
+	inLab(c, func(ctx context.Context, l *lab, r *benchReport, imageDir string) error {
+		r.Settings["rounds"], r.Settings["written MiB"], r.Settings["memory MiB"] = *rounds, *written, l.template.Boot.MemoryMiB
+		return l.snapshots(ctx, r, imageDir, *rounds, *written)
+	})
 	return c
 }
 

@@ -32,6 +32,7 @@ type config struct {
 	Driver          string        `koanf:"driver"`
 	Accel           string        `koanf:"accel"`
 	QEMU            string        `koanf:"qemu"`
+	QEMUChannel     string        `koanf:"qemu_channel"`
 	CloudHypervisor string        `koanf:"cloud_hypervisor"`
 	Jail            string        `koanf:"jail"`
 	JailRequire     string        `koanf:"jail_require"`
@@ -112,6 +113,7 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		addChoice(c, "driver", "", "auto", "what machines are; auto is cloud-hypervisor where it and KVM are there, else qemu", "auto", "cloud-hypervisor", "qemu", "hostproc", "inproc")
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
+		addChoice(c, "qemu-channel", "", "auto", "how QEMU's machines reach their agent: auto is vsock with KVM where the host has it, else serial", "auto", "vsock", "serial")
 		f.String("cloud-hypervisor", "", "Cloud Hypervisor binary, v51 or newer (cloud-hypervisor)")
 		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
 		addChoice(c, "jail-require", "", "degraded", "full refuses to start where this host lacks one of the jail's walls; degraded says which", "degraded", "full")

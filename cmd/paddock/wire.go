@@ -99,7 +99,7 @@ func openNamed(ctx context.Context, c config, run string) (d vmm.Driver, caps vm
 			return nil, caps, nil, err
 		}
 		q, err := qemu.New(qemu.Config{
-			Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel, Disk: diskLimits(c), ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout,
+			Binary: c.QEMU, RunDir: run, Launcher: launcher, Accel: c.Accel, Channel: c.QEMUChannel, Disk: diskLimits(c), ProbeTimeout: c.ProbeTimeout, StepTimeout: c.StepTimeout,
 		})
 		if err != nil {
 			return nil, caps, nil, errors.Join(err, closeLauncher())

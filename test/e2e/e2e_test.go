@@ -47,6 +47,18 @@ func needMachines(t *testing.T) {
 	}
 }
 
+// needRoot skips, or fails where REQUIRE_ROOT says so, what makes jails and network namespaces by itself.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("REQUIRE_ROOT") != "" {
+		t.Fatal("needs root")
+	}
+	t.Skip("SKIPPED: needs root for network namespaces and jails")
+}
+
 // up gives a client of the shared Paddock.
 func up(t *testing.T) *client.Client {
 	t.Helper()

@@ -47,16 +47,18 @@ func ip(t *testing.T, args ...string) {
 func newLAN(t *testing.T) *lan {
 	t.Helper()
 	needMachines(t)
-	if os.Geteuid() != 0 {
-		if os.Getenv("REQUIRE_ROOT") != "" {
-			t.Fatal("network namespaces need root")
-		}
-		t.Skip("network namespaces need root")
-	}
+	needRoot(t)
 	l := &lan{host: fmt.Sprintf("pd-host-%d", os.Getpid()), internet: fmt.Sprintf("pd-net-%d", os.Getpid())}
 	for _, ns := range []string{l.host, l.internet} {
 		ip(t, "netns", "add", ns)
-		t.Cleanup(func() { ip(t, "netns", "del", ns) })
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join("/run/netns", ns), &st); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			ip(t, "netns", "del", ns)
+			_ = os.RemoveAll(fmt.Sprintf("/run/paddock/net/%d", st.Ino)) // what workers in it have agreed by
+		})
 		ip(t, "-n", ns, "link", "set", "lo", "up")
 	}
 	ip(t, "link", "add", "pd-up", "netns", l.host, "type", "veth", "peer", "name", "pd-down", "netns", l.internet)
