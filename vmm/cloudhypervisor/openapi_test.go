@@ -133,7 +133,7 @@ func (s *schema) check(method, path string, body []byte) error {
 func TestSchemaRefuses(t *testing.T) {
 	s := openAPI(t)
 	if s == nil {
-		t.Skip("SKIPPED: the description is not there")
+		t.Skip("SKIPPED: no ../shared/data/cloud-hypervisor-v53.openapi.yaml beside the repository: requests are not held against it")
 	}
 	for body, fine := range map[string]bool{
 		`{"payload":{"kernel":"/k"}}`:                                      true,

@@ -22,7 +22,7 @@ import (
 // which takes longer to start. The raw samples go to PADDOCK_TEST_OUT, where that is set.
 func BenchmarkLaunch(b *testing.B) {
 	if os.Geteuid() != 0 {
-		b.Skip("SKIPPED: needs root")
+		b.Skip("SKIPPED: needs root: a jail is not measured here")
 	}
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
