@@ -30,7 +30,8 @@ var _ worker.Networks = (*networks)(nil)
 // openNetworks begins to keep networks for machines; nil where the configuration wants none, or leaves it to what the host can.
 func openNetworks(ctx context.Context, c config, r prometheus.Registerer) (_ *networks, closeNetworks func() error, err error) {
 	none := func() error { return nil }
-	if c.Network == "off" || c.Driver == "hostproc" || c.Driver == "inproc" { // what is no machine has no card
+	wanted := c.Network == "on" || c.Network == "auto"
+	if !wanted || c.Driver == "hostproc" || c.Driver == "inproc" { // what is no machine has no card
 		return nil, none, nil
 	}
 	cfg, err := networkConfig(c, r)
