@@ -10,7 +10,7 @@ VERSION := $(shell git describe --always --dirty --tags 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN := bin
 
-.PHONY: help build run test test-kvm lint fmt bench humaneval clean deps deps-test
+.PHONY: help build run test test-kvm chaos lint fmt bench humaneval clean deps deps-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -29,6 +29,9 @@ test: deps-test build ## install what the tests need and run them all
 test-kvm: deps-test build ## the tests that want KVM, in an emulated host where this one's does not work: docs/kvm-host.md
 	@deploy/as-root.sh deploy/test-kvm.sh
 
+chaos: deps-test build ## break a whole Paddock while clients use it, and look whether what is promised holds; longer: go run ./test/chaos/cmd --help
+	@deploy/as-root.sh deploy/chaos.sh
+
 lint: ## golangci-lint (pinned in tools/go.mod), go mod tidy, import directions
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 	go mod tidy -diff
@@ -37,7 +40,7 @@ lint: ## golangci-lint (pinned in tools/go.mod), go mod tidy, import directions
 fmt: ## format the tree
 	go tool -modfile=tools/go.mod golangci-lint fmt ./...
 
-bench: deps build ## measure: latency, restore, throughput, density
+bench: deps-test build ## measure: latency, restore, throughput, density
 	@deploy/as-root.sh deploy/bench.sh
 
 humaneval: deps build ## run the HumanEval tasks, right and broken, through the running system

@@ -10,6 +10,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/objects"
 )
 
 // Config says which server to use.
@@ -19,10 +20,25 @@ type Config struct {
 	URL    string
 	// Name is this client's, for the server's lists.
 	Name string
+	// Creds names a file that lets in on an external server: the seed of an NKEY, or what NATS calls a credentials file. Empty is for those that
+	// are open, or that take a name and password in URL.
+	Creds string
+	// TLS is what is spoken to an external server whose URL begins with tls://, and where it demands it; the zero value trusts the system's CAs.
+	TLS TLS
+	// Worker is a worker's name, where this is the connection of one alone: streams then are left to dispatchers, and waited for.
+	Worker string
+	// Replicas is how many servers of a cluster keep each stream: 1, 3 or 5. 0 is 3 where the server is one of at least so many, else 1, and
+	// never less than a stream has. Tags are of servers that may keep them; empty is any.
+	Replicas int
+	Tags     []string
 	// EventsAge and EventsBytes bound the events that are kept for replay; 0 means 72 h and 8 GiB.
 	EventsAge   time.Duration
 	EventsBytes int64
-	Log         zerolog.Logger
+	// S3 keeps objects, where JetStream does not. Workers are not told: they ask their dispatcher.
+	S3 *objects.S3
+	// Spool is a directory for what is on its way into the store of objects; empty is the system's for temporary files.
+	Spool string
+	Log   zerolog.Logger
 }
 
 // Bus is a connection to NATS, with the streams that Paddock needs. Its methods may be called concurrently.
@@ -30,11 +46,20 @@ type Bus struct {
 	nc     *conn
 	js     jetstream.JetStream
 	log    zerolog.Logger
+	worker string // as which it asks dispatchers; empty where the server does not know who asks
+	guards bool   // requests are taken from those only who may send them
 	events jetstream.Stream
 	pub    *publisher
+	store  objects.Store // a dispatcher's
+	lent   *lent         // a worker's, who has none
+	spool  string
 }
 
 const (
+	// pingEvery and pingsLost are how a server is noticed that says nothing any more on a connection that seems to live, because its host
+	// has lost its power or its network: in 12 s at most, less than a lease has. What nats.go does by itself takes 6 minutes.
+	pingEvery = 3 * time.Second
+	pingsLost = 2
 	// minPayload is the NATS default. What workers and dispatchers write of their own stays below it.
 	minPayload = 1 << 20
 	// specPayload is what the largest specs need on their way to a worker.
@@ -43,10 +68,15 @@ const (
 
 // Connect connects, makes the streams, and reconnects for ever after. ctx bounds the first connection.
 func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
-	b := &Bus{nc: newConn(), log: c.Log}
+	b := &Bus{nc: newConn(), log: c.Log, spool: c.Spool}
 	first := &firstDial{ctx: ctx}
-	opts := []nats.Option{
-		nats.Name("paddock " + c.Name), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
+	opts, err := b.identify(c)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", c.URL, err)
+	}
+	opts = append(opts,
+		nats.Name("paddock "+c.Name), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsLost), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
+		nats.IgnoreAuthErrorAbort(), // a credential may be renewed, and who decides of it may be away
 		nats.SetCustomDialer(first),
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now, and is tried again by whoever knows what it is worth
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -63,10 +93,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 			}
 			e.Msg("nats: error")
 		}),
-	}
-	if c.Server != nil {
-		opts = append(opts, nats.InProcessServer(c.Server.s))
-	}
+	)
 	if b.nc.Conn, err = nats.Connect(c.URL, opts...); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -88,6 +115,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	if b.js, err = jetstream.New(b.nc.Conn); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
+	b.openObjects(c)
 	if err := b.streams(ctx, c); err != nil {
 		return nil, err
 	}
@@ -95,39 +123,8 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	return b, nil
 }
 
-// shortestWindow is the least that JetStream can be told: it knows ids by the stream, and one tenant's would hide another's spec. The
-// ledger knows a tenant's keys, for longer, and tells a repeat from another spec under the same key.
-const shortestWindow = 100 * time.Millisecond
-
-// streams makes what is missing and brings the rest up to date.
-func (b *Bus) streams(ctx context.Context, c Config) (err error) {
-	age, size := c.EventsAge, c.EventsBytes
-	if age == 0 {
-		age = 72 * time.Hour
-	}
-	if size == 0 {
-		size = 8 << 30
-	}
-	for _, s := range []jetstream.StreamConfig{
-		{
-			Name: jobs.StreamSubmit, Subjects: []string{jobs.EnqueueSubjects}, Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: 1 << 30, Duplicates: shortestWindow, Description: "job specs that nobody waits for",
-		},
-		{
-			Name: jobs.StreamDLQ, Subjects: []string{jobs.DLQSubjects}, Discard: jetstream.DiscardOld, MaxAge: 14 * 24 * time.Hour, MaxBytes: 1 << 30,
-			Duplicates: time.Hour, Description: "jobs that can never run, with the reason",
-		},
-		{
-			Name: jobs.StreamEvents, Subjects: []string{jobs.EventSubjects}, MaxAge: age, MaxBytes: size, Discard: jetstream.DiscardOld, AllowDirect: true,
-			AllowAtomicPublish: true, Duplicates: dedupeWindow, Description: "output, states and results of jobs",
-		},
-	} {
-		if b.events, err = b.js.CreateOrUpdateStream(ctx, s); err != nil {
-			return fmt.Errorf("nats: stream %s: %w", s.Name, err)
-		}
-	}
-	return nil
-}
+// Connected tells whether there is a connection to a server at the moment.
+func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
 // Close publishes what was handed in and disconnects.
 func (b *Bus) Close() {

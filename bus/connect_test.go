@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/bus"
@@ -99,10 +98,7 @@ func TestMaxPayload(t *testing.T) {
 func TestStreamsAreBounded(t *testing.T) {
 	s := bustest.Start(t)
 	s.Connect()
-	js, err := jetstream.New(s.Plain())
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := bustest.JetStream(t, s.Plain())
 	l := js.ListStreams(t.Context())
 	n := 0
 	for i := range l.Info() {

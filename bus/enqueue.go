@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -73,6 +75,11 @@ func (s *serving) admitEnqueued(ctx context.Context, m jetstream.Msg) {
 		s.bus.log.Error().Err(err).Msg("enqueued spec")
 		return
 	}
+	if !enqueuedByItself(m) {
+		s.bus.log.Warn().Str("subject", m.Subject()).Strs("stream", m.Headers().Values(jetstream.StreamHeader)).Msg("what had been stored as something else was enqueued, and dropped")
+		_ = m.TermWithReason("it had been stored as something else")
+		return
+	}
 	tenant := token(m.Subject(), 3)
 	key := m.Headers().Get(nats.MsgIdHdr)
 	if key == "" { // its place in the stream is as good: a spec that comes again is the same job
@@ -92,6 +99,15 @@ func (s *serving) admitEnqueued(ctx context.Context, m jetstream.Msg) {
 		}
 		_ = m.TermWithReason(r.Error.Message)
 	}
+}
+
+// enqueuedByItself tells a spec that somebody has published from what somebody, who may not, has had JetStream publish: whoever may make
+// consumers or read messages says where they go, and with that may choose among what lies in other streams. A consumer's message has the
+// subject that it was stored under, and one that was read directly names its stream, beside what its own header says.
+func enqueuedByItself(m jetstream.Msg) bool {
+	return m.Subject() == jobs.EnqueueSubject(token(m.Subject(), 3)) && !slices.ContainsFunc(m.Headers().Values(jetstream.StreamHeader), func(from string) bool {
+		return from == jobs.StreamEvents || from == jobs.StreamDLQ || strings.HasPrefix(from, "OBJ_"+jobs.ObjectBucket(""))
+	})
 }
 
 // redeliveryPause doubles from a second to half a minute.
@@ -128,7 +144,7 @@ func (s *serving) rejectEnqueued(ctx context.Context, tenant string, m jetstream
 	case !ok || known.Code != jobs.CodeNotFound:
 		return err
 	}
-	return s.bus.Publish(ctx, jobs.Event{
+	return s.bus.Republish(ctx, jobs.Event{
 		Type: jobs.EventResult, Job: named.ID, Tenant: tenant, Seq: 1, Time: at, Final: true,
 		Result: &jobs.Result{Ending: jobs.Rejected, Class: jobs.Rejected.Class(), Reason: e.Error(), EndedAt: at},
 	})

@@ -27,10 +27,7 @@ type queue struct {
 }
 
 func newQueue(t *testing.T, nc *nats.Conn) queue {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := bustest.JetStream(t, nc)
 	return queue{t, nc, js}
 }
 
@@ -247,10 +244,7 @@ func TestReadyToTakeEnqueued(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
+		js := bustest.JetStream(t, nc)
 		if _, err := js.Consumer(t.Context(), jobs.StreamSubmit, "dispatcher"); err != nil {
 			t.Error("ready, and: ", err)
 		}

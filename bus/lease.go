@@ -18,6 +18,9 @@ func (s *serving) lease(ctx context.Context, m *nats.Msg) any {
 	if e != nil {
 		return failure{e}
 	}
+	if e := itself(m, q.Worker); e != nil {
+		return failure{e}
+	}
 	r, err := s.brain.Lease(ctx, q)
 	r.Error = s.errorOf(err)
 	parts := s.bus.parts(r)
@@ -76,7 +79,7 @@ func (b *Bus) replyInParts(m *nats.Msg, parts []jobs.LeaseReply) {
 
 // Lease asks the dispatcher for attempts, and waits until there are any or the request's time is over.
 func (b *Bus) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error) {
-	reply, more, err := ask[jobs.LeaseReply](ctx, b, jobs.LeaseSubject, r)
+	reply, more, err := ask[jobs.LeaseReply](ctx, b, b.fleet(jobs.LeaseSubject), r)
 	for err == nil && more != "" {
 		var part jobs.LeaseReply
 		if part, more, err = ask[jobs.LeaseReply](ctx, b, more, nil); err != nil {

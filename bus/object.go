@@ -4,16 +4,73 @@ import (
 	"context"
 	"io"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/objects"
 )
 
+// openObjects opens the store of objects: this is where it is chosen. A worker may not make buckets, and has no key of S3.
+func (b *Bus) openObjects(c Config) {
+	js := objects.NewJetStream(b.js)
+	switch {
+	case c.Worker != "":
+		if b.worker != "" {
+			js = js.MadeBy(b.askForBucket)
+		}
+		b.lent = &lent{bus: b, js: js, name: c.Worker}
+	case c.S3 != nil:
+		b.store = c.S3
+	default:
+		b.store = js
+	}
+}
+
+// Objects is the store of objects, of a dispatcher.
+func (b *Bus) Objects() objects.Store { return b.store }
+
 // GetObject reads an object, as a stream. It is the caller who checks the digest, and closes.
 func (b *Bus) GetObject(ctx context.Context, tenant string, ref jobs.ObjectRef) (io.ReadCloser, error) {
-	return objects.Of(b.js, tenant).Get(ctx, ref.Name)
+	if b.lent != nil {
+		return b.lent.get(ctx, tenant, ref)
+	}
+	return b.store.Get(ctx, tenant, ref.Name)
 }
 
 // PutObject stores what r gives under its digest. Where r fails, its error is given.
 func (b *Bus) PutObject(ctx context.Context, tenant string, r io.Reader) (jobs.ObjectRef, error) {
-	return objects.Of(b.js, tenant).Put(ctx, r)
+	if b.lent != nil {
+		return b.lent.put(ctx, tenant, r)
+	}
+	return b.store.Put(ctx, tenant, r)
+}
+
+// bucketRequest asks for a tenant's bucket.
+type bucketRequest struct {
+	Worker string `json:"worker"`
+	Tenant string `json:"tenant"`
+}
+
+func (b *Bus) askForBucket(ctx context.Context, tenant string) error {
+	r, _, err := ask[failure](ctx, b, b.fleet(access.BucketSubject), bucketRequest{b.worker, tenant})
+	if err == nil && r.Error != nil {
+		err = r.Error
+	}
+	return err
+}
+
+// makeBucket makes a tenant's bucket for a worker.
+func (s *serving) makeBucket(ctx context.Context, m *nats.Msg) any {
+	q, err := read[bucketRequest](m)
+	if err == nil {
+		err = itself(m, q.Worker)
+	}
+	if err == nil {
+		err = s.errorOf(jobs.ValidTenant(q.Tenant))
+	}
+	if err == nil {
+		err = s.errorOf(objects.NewJetStream(s.bus.js).Make(ctx, q.Tenant))
+	}
+	return failure{err}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/bus/bustest"
@@ -58,10 +59,7 @@ func TestObjects(t *testing.T) {
 // names fails unless the tenant's store holds n objects: nothing that was half put stays.
 func names(t *testing.T, s *bustest.Server, n int) {
 	t.Helper()
-	js, err := jetstream.New(s.Plain())
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := bustest.JetStream(t, s.Plain())
 	o, err := js.ObjectStore(t.Context(), jobs.ObjectBucket("default"))
 	if err != nil {
 		t.Fatal(err)
@@ -178,5 +176,14 @@ func TestObjectClosedEarly(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// small makes a tenant's bucket, of a mebibyte.
+func small(t *testing.T, nc *nats.Conn, tenant string) {
+	t.Helper()
+	js := bustest.JetStream(t, nc)
+	if _, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: jobs.ObjectBucket(tenant), MaxBytes: 1 << 20}); err != nil {
+		t.Fatal(err)
 	}
 }

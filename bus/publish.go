@@ -16,10 +16,21 @@ import (
 )
 
 // Publish stores events, in order, and returns when they are durable. An event that is stored already, by job, attempt and seq, is
-// passed over, however long ago that was, so that whatever fails can be repeated. One that no message can carry is "too_large", and
-// then none is stored.
+// passed over, where that was in the last minutes or its time says that it may be longer ago. One that no message can carry is "too_large",
+// and then none is stored.
 func (b *Bus) Publish(ctx context.Context, events ...jobs.Event) error {
-	events, err := b.unstored(ctx, events)
+	return b.publish(ctx, events, aged)
+}
+
+// Republish is Publish for events that may have been stored before, however long ago, and whatever clock they have their times from: so what
+// fails can be repeated.
+func (b *Bus) Republish(ctx context.Context, events ...jobs.Event) error {
+	return b.publish(ctx, events, func(*jobs.Event) bool { return true })
+}
+
+// publish stores events; of those that are doubtful it looks first whether they are stored.
+func (b *Bus) publish(ctx context.Context, events []jobs.Event, doubtful func(*jobs.Event) bool) error {
+	events, err := b.unstored(ctx, events, doubtful)
 	if err != nil || len(events) == 0 {
 		return err
 	}
@@ -61,15 +72,20 @@ func (b *Bus) message(e *jobs.Event) (*nats.Msg, error) {
 	return &nats.Msg{Subject: jobs.EventSubject(e.Tenant, e.Job), Data: data, Header: nats.Header{nats.MsgIdHdr: {messageID(e)}}}, nil
 }
 
-// messageID is what the stream knows an event by. The final event has one of its own: should a worker that has lost the job use up its
-// number in that moment, the job's end is still told.
+// messageID is what the stream knows an event by. The final event has one of its own, so that it is told from a late one of its number.
 func messageID(e *jobs.Event) string {
 	id := e.Job + "." + strconv.Itoa(e.Attempt) + "." + strconv.FormatInt(e.Seq, 10)
 	if e.Final {
-		id += ".final"
+		id += "." + final
 	}
 	return id
 }
+
+// Ends of the ids of events that end a job, and of those that end a lost attempt of one.
+const (
+	final  = "final"
+	closed = "closed"
+)
 
 // publisher stores events. Syncing each on its own would bound the whole system by the disk; so what comes from all callers while one
 // batch is being stored makes the next, as one JetStream atomic batch (ADR-50 of NATS), which the server syncs once.
@@ -209,7 +225,7 @@ func (p *publisher) storeSome(msgs []*nats.Msg) error {
 		for _, h := range []string{batchID, batchSeq, batchCommit} {
 			m.Header.Del(h)
 		}
-		if err := p.request(m); err != nil {
+		if err := p.request(context.Background(), m); err != nil {
 			return err
 		}
 	}
@@ -236,11 +252,11 @@ func (p *publisher) atomic(msgs []*nats.Msg) error {
 	}
 	last := msgs[len(msgs)-1]
 	last.Header.Set(batchCommit, "1")
-	return p.request(last)
+	return p.request(context.Background(), last)
 }
 
-func (p *publisher) request(m *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+func (p *publisher) request(ctx context.Context, m *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	reply, err := p.nc.ask(ctx, m)
 	if err != nil {

@@ -30,6 +30,9 @@ func (b *Bus) serveRunning(ctx context.Context, subject string, answer func(ctx 
 			case <-ctx.Done():
 				return
 			case m := <-requests:
+				if b.strange(m) {
+					continue
+				}
 				b.reply(m, answer(ctx, m.Data))
 			}
 		}

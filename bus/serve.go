@@ -5,12 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -42,8 +46,29 @@ const (
 // ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have come by then are answered first. It calls
 // ready when requests reach it.
 func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) error {
-	s := &serving{bus: b, brain: brain}
-	specs, err := s.consume(ctx)
+	s := &serving{large: make(chan struct{}, largeAtOnce), bus: b, brain: brain}
+	var specs jetstream.MessagesContext
+	err := b.whenThere(ctx, func() (err error) {
+		if s.reads == nil {
+			if s.reads, err = b.nc.another("replays"); err != nil {
+				s.reads = nil
+				return fmt.Errorf("nats: connect for replays: %w", err)
+			}
+		}
+		if s.depot == nil {
+			if s.depot, err = b.openDepot(brain); err != nil {
+				return fmt.Errorf("nats: connect for objects: %w", err)
+			}
+		}
+		specs, err = s.consume(ctx)
+		return err
+	})
+	if s.reads != nil {
+		defer s.reads.Close()
+	}
+	if s.depot != nil {
+		defer s.depot.conn.Close()
+	}
 	if err != nil && ctx.Err() != nil {
 		return nil // stopping
 	}
@@ -52,10 +77,20 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	defer g.Wait() //nolint:errcheck // the end gives its error; here one has come before
-	for subject, answer := range map[string]handler{
-		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: inTime(s.get), jobs.ListSubjects: inTime(s.list), jobs.CancelSubjects: inTime(s.cancel),
-		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: inTime(fleet(s, brain.Beat)), jobs.ReportSubject: inTime(fleet(s, brain.Report)),
-	} {
+	beat := inTime(fleet(s, func(b jobs.Beat) string { return b.Worker }, brain.Beat))
+	report := inTime(fleet(s, func(r jobs.Report) string { return r.Worker }, brain.Report))
+	answers := s.desk()
+	maps.Copy(answers, map[string]handler{
+		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: inTime(s.get), jobs.ListSubjects: inTime(s.list), jobs.CancelSubjects: inTime(s.cancel), jobs.ReplaySubjects: s.replays(),
+		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: beat, jobs.ReportSubject: report,
+		access.FleetSubject(jobs.LeaseSubject, "*"): s.lease, access.FleetSubject(jobs.HeartbeatSubject, "*"): beat, access.FleetSubject(jobs.ReportSubject, "*"): report,
+		access.FleetSubject(access.BucketSubject, "*"): inTime(s.makeBucket),
+		access.LendSubject: inTime(s.lend), access.FleetSubject(access.LendSubject, "*"): inTime(s.lend),
+	})
+	maps.Copy(answers, s.webhooks())
+	answers[jobs.ObjectSubjects] = s.objects
+	g.Go(func() error { return s.depot.uploads.Run(gctx) })
+	for subject, answer := range answers {
 		sub, err := s.subscribe(subject)
 		if err != nil {
 			specs.Stop()
@@ -63,16 +98,39 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			return fmt.Errorf("nats: serve %s: %w", subject, err)
 		}
 		g.Go(func() error {
-			if err := s.answer(gctx, sub, answer); err != nil {
+			serve := s.answer
+			if subject == jobs.ObjectSubjects {
+				serve = s.answerInTurns
+			}
+			if err := serve(gctx, sub, answer); err != nil {
 				return fmt.Errorf("nats: serve %s: %w", subject, err)
 			}
 			return nil
 		})
 	}
 	g.Go(func() error { return s.enqueued(gctx, specs) })
+	_ = s.depot.conn.FlushTimeout(answerWithin)
 	_ = b.nc.FlushTimeout(answerWithin) // then the server knows of all of them; one that is away hears of them when it is back
 	ready()
-	return g.Wait()
+	err = g.Wait()
+	s.leave()
+	return err
+}
+
+// whenThere tries until it succeeds, ctx ends, or JetStream refuses for good: who begins to serve while the servers are away, or while none of
+// them leads the streams, serves when they are back.
+func (b *Bus) whenThere(ctx context.Context, try func() error) error {
+	for told := false; ; told = true {
+		err := try()
+		_, refused := errors.AsType[*jetstream.APIError](err)
+		if err == nil || ctx.Err() != nil || refused && !notYet(err) {
+			return err
+		}
+		if !told {
+			b.log.Warn().Err(err).Msg("nats: serve when the servers can")
+		}
+		pause(ctx, clusterPause)
+	}
 }
 
 // handler gives the answer to a request; nil is none.
@@ -81,11 +139,22 @@ type handler func(context.Context, *nats.Msg) any
 // serving is one ServeDispatcher.
 type serving struct {
 	bus   *Bus
+	reads *conn // for replays
+	depot *depot
 	brain Brain
+	// large has a place for each batch that is being read from an object: they are held in memory whole.
+	large chan struct{}
+	// ending is done when the first subscription is about to end: after so many of the bus's reconnections.
+	ending       sync.Once
+	reconnection uint64
 }
 
 func (s *serving) subscribe(subject string) (*nats.Subscription, error) {
-	sub, err := s.bus.nc.QueueSubscribeSync(subject, queueGroup)
+	nc := s.bus.nc
+	if subject == jobs.ObjectSubjects {
+		nc = s.depot.conn
+	}
+	sub, err := nc.QueueSubscribeSync(subject, queueGroup)
 	if err != nil {
 		return nil, err
 	}
@@ -98,26 +167,38 @@ func (s *serving) answer(ctx context.Context, sub *nats.Subscription, answer han
 	var answering errgroup.Group
 	answering.SetLimit(maxServing)
 	defer answering.Wait() //nolint:errcheck // they give none
-	for {
-		m, err := nextRequest(ctx, sub)
-		if err != nil || m == nil {
-			return err
-		}
+	return s.each(ctx, sub, func(m *nats.Msg) {
 		answering.Go(func() error {
 			s.bus.reply(m, answer(ctx, m))
 			return nil
 		})
+	})
+}
+
+// each gives a subject's requests to do, one after the other, until next gives none.
+func (s *serving) each(ctx context.Context, sub *nats.Subscription, do func(*nats.Msg)) error {
+	for {
+		m, err := s.next(ctx, sub)
+		switch {
+		case err != nil || m == nil:
+			return err
+		case s.bus.strange(m):
+			s.bus.log.Debug().Str("subject", m.Subject).Msg("nats: a request whose answer would go to others was dropped")
+		default:
+			do(m)
+		}
 	}
 }
 
-// nextRequest waits for a request. Once ctx has ended it takes no new ones, gives those that are here already, and then nil.
-func nextRequest(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
+// next waits for a request. Once ctx has ended it takes no new ones, gives those that are here already, and then nil.
+func (s *serving) next(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error) {
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
 		switch {
 		case err == nil:
 			return m, nil
 		case ctx.Err() != nil:
+			s.ending.Do(func() { s.reconnection = s.bus.nc.Stats().Reconnects })
 			_ = sub.Drain() // again and again does not hurt
 			if m, err := sub.NextMsg(drainWithin); err == nil {
 				return m, nil
@@ -128,6 +209,17 @@ func nextRequest(ctx context.Context, sub *nats.Subscription) (*nats.Msg, error)
 		default:
 			return nil, err
 		}
+	}
+}
+
+// leave sees to it that no request comes any more, when all subscriptions have ended. A connection that comes back while one is drained
+// tells the server of it again (nats.go, resendSubscriptions), and nobody takes that back: as one of its queue group, the server would give it
+// its part of the requests for as long as the connection lasts. So there is a new one.
+func (s *serving) leave() {
+	ended := true
+	s.ending.Do(func() { ended = false })
+	if ended && s.bus.nc.Stats().Reconnects != s.reconnection {
+		_ = s.bus.nc.ForceReconnect() // one that is closed needs none
 	}
 }
 
@@ -260,11 +352,14 @@ func (s *serving) cancel(ctx context.Context, m *nats.Msg) any {
 	return &jobs.CancelReply{State: state, Error: s.errorOf(err)}
 }
 
-// fleet answers what a worker asks.
-func fleet[Q, R any](s *serving, f func(context.Context, Q) (R, error)) handler {
+// fleet answers what a worker asks, by the name that it gives.
+func fleet[Q, R any](s *serving, name func(Q) string, f func(context.Context, Q) (R, error)) handler {
 	return func(ctx context.Context, m *nats.Msg) any {
 		q, err := read[Q](m)
 		if err != nil {
+			return failure{err}
+		}
+		if err := itself(m, name(q)); err != nil {
 			return failure{err}
 		}
 		r, ferr := f(ctx, q)

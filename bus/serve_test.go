@@ -174,6 +174,32 @@ func TestBrainFails(t *testing.T) {
 	}
 }
 
+// Who begins to serve while the server is away serves when it is back.
+func TestServeBeforeTheServer(t *testing.T) {
+	s := bustest.Start(t)
+	b := s.Connect()
+	s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- b.ServeDispatcher(ctx, &bustest.Brain{}, func() { close(ready) }) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended without the server: %v", err)
+	case <-ready:
+		t.Fatal("it serves without the server")
+	case <-time.After(time.Second):
+	}
+	s.Restart()
+	<-ready
+	if v := request(t, s.Plain(), "paddock.v1.submit.default", hello); codeIn(v) != "" {
+		t.Errorf("got %v", v)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // What was taken before the end is answered, by a brain that still works.
 func TestServeEnds(t *testing.T) {
 	s := bustest.Start(t)

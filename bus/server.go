@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/bus/access"
 )
 
 // EmbedConfig says how the embedded NATS server runs.
@@ -21,11 +23,18 @@ type EmbedConfig struct {
 	StoreDir string
 	// LazySync leaves writes in the page cache for up to two minutes. The default is to sync each before it is acknowledged.
 	LazySync bool
-	Log      zerolog.Logger
+	// Credentials say who may connect and what each may do there; nil lets everybody do everything.
+	Credentials *access.File
+	// TLS is what clients speak; the zero value is plain TCP. Its CA, where it has one, has signed the certificates that clients must show.
+	TLS TLS
+	Log zerolog.Logger
 }
 
 // Server is an embedded NATS server.
-type Server struct{ s *server.Server }
+type Server struct {
+	s    *server.Server
+	gate *gate // nil: open
+}
 
 // maxPayload lets a spec that is too large through to where it gets an answer that says so.
 const maxPayload = 2 << 20
@@ -35,6 +44,8 @@ func Embed(c EmbedConfig) (*Server, error) {
 	o := &server.Options{
 		ServerName: "paddock", DontListen: c.Listen == "", NoSigs: true, NoLog: true,
 		JetStream: true, StoreDir: c.StoreDir, SyncAlways: !c.LazySync, MaxPayload: maxPayload,
+		// A dispatcher whose connection only seems to live is not given requests for long that are another's to answer by now.
+		PingInterval: pingEvery, MaxPingsOut: pingsLost,
 		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: 10_000},
 	}
 	if c.Listen != "" {
@@ -54,6 +65,18 @@ func Embed(c EmbedConfig) (*Server, error) {
 		}
 		o.Host, o.Port = host, n
 	}
+	tlsConfig, err := c.TLS.server()
+	if err != nil {
+		return nil, fmt.Errorf("nats: %w", err)
+	}
+	o.TLSConfig, o.TLSVerify, o.TLSTimeout = tlsConfig, c.TLS.CA != "", tlsWithin.Seconds()
+	var g *gate
+	if c.Credentials != nil {
+		if g, err = newGate(c.Credentials, c.Log); err != nil {
+			return nil, fmt.Errorf("nats: %w", err)
+		}
+		o.CustomClientAuthentication, o.AlwaysEnableNonce = g, true
+	}
 	s, err := server.NewServer(o)
 	if err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
@@ -64,7 +87,10 @@ func Embed(c EmbedConfig) (*Server, error) {
 		s.Shutdown()
 		return nil, errors.New("nats: the embedded server did not come up within 30 s; its log says why")
 	}
-	return &Server{s}, nil
+	if g != nil {
+		g.watch(s)
+	}
+	return &Server{s, g}, nil
 }
 
 // free tells whether the address can be listened on: the server itself would only log that it cannot.
@@ -81,6 +107,9 @@ func (s *Server) URL() string { return s.s.ClientURL() }
 
 // Close ends the server, after its connections have been told.
 func (s *Server) Close() {
+	if s.gate != nil {
+		s.gate.close()
+	}
 	s.s.Shutdown()
 	s.s.WaitForShutdown()
 }

@@ -39,6 +39,9 @@ func (b *Bus) serveStdin(ctx context.Context, chunks <-chan *nats.Msg, w io.Writ
 		case <-ctx.Done():
 			return
 		case m := <-chunks:
+			if b.strange(m) {
+				continue
+			}
 			var c jobs.StdinChunk
 			var r jobs.StdinReply
 			var err error

@@ -12,13 +12,13 @@ import (
 
 // Beat sends a worker's heartbeat.
 func (b *Bus) Beat(ctx context.Context, r jobs.Beat) (jobs.BeatReply, error) {
-	reply, _, err := ask[jobs.BeatReply](ctx, b, jobs.HeartbeatSubject, r)
+	reply, _, err := ask[jobs.BeatReply](ctx, b, b.fleet(jobs.HeartbeatSubject), r)
 	return reply, err
 }
 
 // Report sends an attempt's result.
 func (b *Bus) Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, error) {
-	reply, _, err := ask[jobs.ReportReply](ctx, b, jobs.ReportSubject, r)
+	reply, _, err := ask[jobs.ReportReply](ctx, b, b.fleet(jobs.ReportSubject), r)
 	return reply, err
 }
 

@@ -132,14 +132,18 @@ func TestDispatcherVanishes(t *testing.T) {
 		<-ctx.Done()
 		return jobs.LeaseReply{}, nil
 	}})
-	got := make(chan error)
+	got := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	go func() {
 		_, err := w.Lease(ctx, jobs.LeaseRequest{Worker: "w", WaitMS: 60_000})
 		got <- err
 	}()
-	<-asked
+	select {
+	case <-asked:
+	case err := <-got: // its time was over before anybody was asked
+		got <- err
+	}
 	if err := <-got; code(err) != jobs.CodeUnavailable {
 		t.Errorf("got %v, want unavailable", err)
 	}

@@ -1,5 +1,5 @@
 // Package client is Paddock's Go SDK: submit jobs over NATS, follow them, get their results. Everything it does can be done with any
-// NATS client; docs/nats.md says how. It imports jobs, objects and nats.go only.
+// NATS client; docs/nats.md says how. It imports jobs and nats.go only.
 package client
 
 import (
@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -19,10 +18,12 @@ import (
 // DefaultURL is where `paddock up` listens.
 const DefaultURL = "nats://127.0.0.1:4222"
 
+// pingEvery is how often a server is asked whether it is there: one that says nothing any more is left for another in 12 s at most.
+const pingEvery = 3 * time.Second
+
 // Client is one tenant's connection. Its methods may be called concurrently. Errors that Paddock answered are *jobs.Error.
 type Client struct {
 	nc     *nats.Conn
-	js     jetstream.JetStream
 	tenant string
 }
 
@@ -31,18 +32,23 @@ type Option func(*options)
 
 type options struct {
 	tenant string
+	creds  string
 	nats   []nats.Option
 }
 
 // Tenant says whose jobs these are; "default" is the default.
 func Tenant(name string) Option { return func(o *options) { o.tenant = name } }
 
-// NATS passes options of nats.go on: credentials, TLS, a name.
+// Credentials names a file that lets in: the seed of an NKEY, which `paddock credential add` prints, or a NATS credentials file. Empty is for
+// servers that are open, and for a name and a password in the URL.
+func Credentials(file string) Option { return func(o *options) { o.creds = file } }
+
+// NATS passes options of nats.go on: TLS, a name.
 func NATS(opts ...nats.Option) Option { return func(o *options) { o.nats = append(o.nats, opts...) } }
 
 // Connect connects to the NATS servers at url (several with commas between them; empty means DefaultURL).
 func Connect(url string, opts ...Option) (*Client, error) {
-	o := options{tenant: "default", nats: []nats.Option{nats.Name("paddock client"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond)}}
+	o := options{tenant: "default", nats: []nats.Option{nats.Name("paddock client"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.IgnoreAuthErrorAbort(), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(2)}}
 	for _, set := range opts {
 		set(&o)
 	}
@@ -52,30 +58,36 @@ func Connect(url string, opts ...Option) (*Client, error) {
 	if url == "" {
 		url = DefaultURL
 	}
+	// Answers come to the tenant's own inbox: on servers that know who asks it may listen on no other.
+	o.nats = append(o.nats, nats.CustomInboxPrefix("_INBOX_"+o.tenant))
+	if o.creds != "" {
+		creds, err := credentials(o.creds)
+		if err != nil {
+			return nil, err
+		}
+		o.nats = append(o.nats, creds)
+	}
 	nc, err := nats.Connect(url, o.nats...)
 	if err != nil {
 		return nil, fmt.Errorf("reach NATS at %s: %w; is `paddock up` running?", url, err)
 	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, err
-	}
-	return &Client{nc: nc, js: js, tenant: o.tenant}, nil
+	return &Client{nc: nc, tenant: o.tenant}, nil
 }
 
 // Close disconnects.
 func (c *Client) Close() { c.nc.Close() }
 
-// askWithin bounds a request where ctx does not.
+// askWithin bounds a request where ctx does not. Then no answer is "unavailable", as no dispatcher is: what was asked may have been done.
 const askWithin = 30 * time.Second
 
 // ask is one request and its answer.
 func ask[R any](ctx context.Context, c *Client, subject string, body any) (r R, err error) {
+	asking, bounded := ctx, false
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, askWithin)
+		asking, cancel = context.WithTimeout(ctx, askWithin)
 		defer cancel()
+		bounded = true
 	}
 	var data []byte
 	if body != nil {
@@ -83,12 +95,14 @@ func ask[R any](ctx context.Context, c *Client, subject string, body any) (r R, 
 			return r, err
 		}
 	}
-	m, err := c.nc.RequestWithContext(ctx, subject, data)
+	m, err := c.nc.RequestWithContext(asking, subject, data)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return r, &jobs.Error{Code: jobs.CodeUnavailable, Message: "no dispatcher answers at " + c.nc.ConnectedUrl() + "; is `paddock up` running there?", RetryAfterMS: 1000}
 	case errors.Is(err, nats.ErrMaxPayload):
 		return r, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("%d bytes are more than the server takes; large files go in as objects", len(data))}
+	case err != nil && bounded && ctx.Err() == nil && asking.Err() != nil:
+		return r, &jobs.Error{Code: jobs.CodeUnavailable, Message: fmt.Sprintf("no dispatcher has answered at %s within %v", c.nc.ConnectedUrl(), askWithin), RetryAfterMS: 1000}
 	case err != nil:
 		return r, fmt.Errorf("ask %s: %w", strings.TrimPrefix(subject, "paddock."), err)
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -20,67 +19,51 @@ type Position struct {
 	Seq     int64
 }
 
-// before tells whether the event follows the position: a later one of the same attempt, or one of a later attempt. The final event
-// always does: whoever follows is told of the end, once more if need be.
-func (p Position) before(e *jobs.Event) bool {
-	return e.Attempt > p.Attempt || e.Attempt == p.Attempt && (e.Seq > p.Seq || e.Final)
-}
-
 // Follow gives a job's events after a position, those that have been and those that come, each once and in order, until the final one,
-// which is given always: where it is not kept any more it is made from the job's record. It ends with an error where the job is not
-// known, where ctx ends, or where the client is closed; while the servers are away it waits. Events of an attempt that is over are left
-// out when they come late, from a worker that does not know it yet.
+// which is given always: where it is not kept any more it is made from the job's record. Where others are not kept any more, an event of
+// the type lost stands in their place. It ends with an error where the job is not known, where nobody answers when it begins, where ctx
+// ends, or where the client is closed; while the servers are away later on it waits. Events of an attempt that is over are left out when
+// they come late, from a worker that does not know it yet. A caller that takes its time gets every event all the same, and holds up
+// nobody: what it is behind with stays in the stream.
 func (c *Client) Follow(ctx context.Context, id string, after Position) iter.Seq2[jobs.Event, error] {
 	return func(yield func(jobs.Event, error) bool) {
-		j, err := c.Get(ctx, id)
-		if err != nil {
+		f := &follower{c: c, id: id, after: jobs.Position{Attempt: after.Attempt, Seq: after.Seq}, yield: yield, live: newLive()}
+		if err := f.follow(ctx); err != nil {
 			yield(jobs.Event{}, err)
-			return
-		}
-		f := follower{c: c, id: j.ID, after: after, yield: yield, quiet: quiet}
-		if j.State.Terminal() {
-			f.quiet = quietAfterEnd
-		}
-		for {
-			again, err := f.follow(ctx)
-			if err != nil {
-				yield(jobs.Event{}, err)
-			}
-			if !again {
-				return
-			}
-			pause(ctx, followAgain)
 		}
 	}
 }
 
-// follower is one Follow.
+// follower is one Follow: it subscribes first, reads what has been from the stream, and goes on with what has come meanwhile and what
+// comes. Whenever something is missing in that, it reads from the stream again.
 type follower struct {
-	c     *Client
-	id    string
-	after Position
-	seen  uint64 // the last message's place in the stream
-	yield func(jobs.Event, error) bool
-	quiet time.Duration
+	c      *Client
+	id     string
+	after  jobs.Position
+	yield  func(jobs.Event, error) bool
+	live   *live
+	status chan nats.Status
+	asked  bool // a dispatcher has answered
+	over   bool // the final event has been given, or the caller has had enough
+	sure   bool // what was published before the subscription is stored, and has been read
+	closed int  // the attempt that has ended: what its worker still writes, who does not know it, is passed over
+	quiet  time.Duration
+
+	held     *jobs.Event // has come before what comes before it; heldAt and patience are of the last such
+	heldAt   jobs.Position
+	patience time.Duration
 }
 
 const (
-	// quiet is after how long without an event the job's record is looked at: it may have ended without leaving events.
-	quiet = 10 * time.Second
-	// quietAfterEnd is the same where the job had ended before, and its events would be here at once.
-	quietAfterEnd = time.Second
-	// sureToBeOut is how long after its end a job's final event may still be on its way, unless the servers are away.
-	sureToBeOut = 20 * time.Second
-	// consumerKept is how long the server keeps the consumer of a follower that has vanished.
-	consumerKept = 30 * time.Second
-	// followAgain is the pause before another consumer is asked for.
+	// quietFirst is how long nothing may come after a reading before there is another: an event may have been published before anybody
+	// listened, and stored after the reading. Each time it is twice as long, up to quietMost, as it is once something has come with
+	// nothing missing before it: a job may end without leaving events, and a message can be lost on its way.
+	quietFirst = 500 * time.Millisecond
+	quietMost  = 10 * time.Second
+	// replayWithin bounds one request for what has been; it is repeated, unless it was the first.
+	replayWithin = 15 * time.Second
+	// followAgain is the pause before another.
 	followAgain = 200 * time.Millisecond
-	// heartbeat is how often the server says that it has nothing to say; two that are missing mean that the consumer is gone.
-	heartbeat = 5 * time.Second
-	// makeWithin bounds making a consumer.
-	makeWithin = 5 * time.Second
-	// deleteWithin bounds telling the server that nobody follows any more.
-	deleteWithin = 2 * time.Second
 )
 
 func pause(ctx context.Context, d time.Duration) {
@@ -92,130 +75,194 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// follow reads events until the last; it gives true where it should be called again: the consumer was lost on the way, or an event on
-// its way here. (jetstream.OrderedConsumer does as much, and does not listen to ctx while it tries.)
-func (f *follower) follow(ctx context.Context) (again bool, _ error) {
-	connected, done := f.connected(ctx)
-	defer done()
-	consumer, err := f.consumer(ctx)
-	if err != nil {
-		return f.lost(ctx, err)
+func (f *follower) follow(ctx context.Context) error {
+	if err := named(f.id); err != nil {
+		return err
 	}
-	defer f.forget(ctx, consumer)
-	events, err := consumer.Messages(jetstream.PullMaxMessages(256), jetstream.PullHeartbeat(heartbeat))
+	f.status = f.c.nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.CLOSED)
+	defer f.c.nc.RemoveStatusListener(f.status)
+	sub, err := f.c.nc.Subscribe(jobs.EventSubject(f.c.tenant, f.id), f.live.add)
 	if err != nil {
-		return f.lost(ctx, err)
+		return fmt.Errorf("follow %s: %w", f.id, err)
 	}
-	defer events.Stop()
-	for n := uint64(1); ; n++ {
-		m, over, err := f.next(connected, events)
-		switch {
-		case err != nil:
-			return f.lost(ctx, err)
-		case over != nil:
-			f.yield(*over, nil)
-			return false, nil
+	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+	f.quiet = quietFirst
+	for {
+		if err := f.catchUp(ctx); err != nil || f.over {
+			return err
 		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return false, fmt.Errorf("follow %s: %w", f.id, err)
-		}
-		if meta.Sequence.Consumer != n {
-			return true, nil // one is missing
-		}
-		f.seen = meta.Sequence.Stream
-		var e jobs.Event
-		if err := json.Unmarshal(m.Data(), &e); err != nil {
-			return false, fmt.Errorf("follow %s: %w", f.id, err)
-		}
-		if !f.after.before(&e) {
-			continue
-		}
-		f.after = Position{e.Attempt, e.Seq}
-		if !f.yield(e, nil) || e.Final {
-			return false, nil
+		if err := f.listen(ctx); err != nil || f.over {
+			return err
 		}
 	}
 }
 
-// connected gives a context that ends with the connection as it is now: a consumer may not outlive its server, and would be missed late.
-func (f *follower) connected(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	lost := f.c.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
-	go func() { // ends with ctx
-		defer f.c.nc.RemoveStatusListener(lost)
-		select {
-		case <-lost:
-			cancel()
-		case <-ctx.Done():
+// catchUp gives what the stream has, up to its end as it is now, or as far as somebody answers.
+func (f *follower) catchUp(ctx context.Context) error {
+	for {
+		f.live.reset()
+		reply, err := f.replay(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case f.c.nc.IsClosed():
+			return fmt.Errorf("follow %s: %w", f.id, nats.ErrConnectionClosed)
+		case err != nil && !f.asked && !errors.Is(err, context.Canceled):
+			return err // nobody is there
+		case err == nil && reply.Error != nil && reply.Error.RetryAfterMS == 0 && reply.Error.Code != jobs.CodeInternal:
+			return reply.Error
+		case err != nil || reply.Error != nil: // what comes meanwhile need not wait
+			f.quiet = quietFirst
+			pause(ctx, followAgain)
+			return nil //nolint:nilerr // it is asked again
+		}
+		f.asked = true
+		for i := range reply.Events {
+			if f.give(&reply.Events[i]); f.over {
+				return nil
+			}
+		}
+		f.after = reply.Next
+		if !reply.More {
+			// What came before the subscription may be stored only now. The first that comes after it shows that: then it is read once more, lest
+			// an event of another attempt be missed, and one be given that is late. Where there have been none none is late.
+			f.sure = f.sure || f.after.Attempt == 0
+			return nil
+		}
+	}
+}
+
+// replay asks once. It ends with the connection as it is now: an answer to what was asked before a reconnect never comes.
+func (f *follower) replay(ctx context.Context) (jobs.ReplayReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, replayWithin)
+	defer cancel()
+	answered, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			select {
+			case s := <-f.status:
+				if s == nats.CONNECTED {
+					continue // it has been waited for
+				}
+				cancel()
+			case <-answered:
+			}
+			return
 		}
 	}()
-	return ctx, cancel
+	defer func() { close(answered); <-watched }()
+	reply, err := ask[jobs.ReplayReply](ctx, f.c, jobs.ReplaySubject(f.c.tenant), jobs.ReplayRequest{Job: f.id, After: f.after})
+	if err == nil && reply.Error == nil && reply.Events == nil {
+		err = strange(jobs.ReplaySubject(f.c.tenant))
+	}
+	return reply, err
 }
 
-// consumer makes one that gives what has not been seen.
-func (f *follower) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	ctx, cancel := context.WithTimeout(ctx, makeWithin)
-	defer cancel()
-	cfg := jetstream.ConsumerConfig{
-		FilterSubject: jobs.EventSubject(f.c.tenant, f.id), AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: consumerKept,
-	}
-	if f.seen > 0 {
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, f.seen+1
-	}
-	return f.c.js.CreateConsumer(ctx, jobs.StreamEvents, cfg)
-}
-
-// next waits for the next message. Where none comes and the job is found to be over, it gives the event that says so.
-func (f *follower) next(ctx context.Context, events jetstream.MessagesContext) (jetstream.Msg, *jobs.Event, error) {
+// listen gives what comes as long as nothing is missing in it; where something may be, it returns.
+func (f *follower) listen(ctx context.Context) error {
+	quiet := time.NewTimer(f.quiet)
+	defer quiet.Stop()
 	for {
-		waiting, cancel := context.WithTimeout(ctx, f.quiet)
-		m, err := events.Next(jetstream.NextContext(waiting))
-		cancel()
-		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrTimeout) {
-			return m, nil, err
+		for {
+			e, whole, err := f.next()
+			if err != nil {
+				return err
+			}
+			if e == nil && !whole {
+				return nil
+			}
+			if e == nil {
+				break
+			}
+			if !e.Final && (!f.after.Before(e.Attempt, e.Seq) || f.closed > 0 && e.Attempt <= f.closed) {
+				continue // seen, or late
+			}
+			if !f.follows(e) || !f.sure || guessed(e) {
+				f.sure = true
+				return f.hold(ctx, e)
+			}
+			f.quiet = quietMost
+			if f.give(e); f.over {
+				return nil
+			}
+			f.after.Attempt, f.after.Seq = e.Attempt, e.Seq
 		}
-		if over := f.overWithoutEvent(ctx); over != nil {
-			return nil, over, nil
+		quiet.Reset(f.quiet)
+		select {
+		case <-f.live.came:
+		case <-f.status:
+			if f.c.nc.IsClosed() {
+				return fmt.Errorf("follow %s: %w", f.id, nats.ErrConnectionClosed)
+			}
+			f.sure = false // it has subscribed anew
+			return nil
+		case <-quiet.C:
+			f.quiet = min(2*f.quiet, quietMost)
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
 
-// lost tells whether to go on after an error: not for a caller that has had enough, nor on a connection that is closed for good.
-func (f *follower) lost(ctx context.Context, err error) (again bool, _ error) {
-	switch {
-	case ctx.Err() != nil:
-		return false, context.Cause(ctx)
-	case f.c.nc.IsClosed():
-		return false, fmt.Errorf("follow %s: %w", f.id, nats.ErrConnectionClosed)
-	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrPermissionViolation):
-		return false, fmt.Errorf("follow %s: %w", f.id, err)
+// next gives the next event that has come, nil where there is none; whole is false where some could not be kept.
+func (f *follower) next() (e *jobs.Event, whole bool, _ error) {
+	if e, f.held = f.held, nil; e != nil {
+		return e, true, nil
 	}
-	return true, nil
+	data, whole := f.live.next()
+	if data == nil {
+		return nil, whole, nil
+	}
+	e = new(jobs.Event)
+	if err := json.Unmarshal(data, e); err != nil {
+		return nil, false, fmt.Errorf("follow %s: %w", f.id, err)
+	}
+	return e, whole, nil
 }
 
-// forget removes the consumer: a server's bound on them is soon reached by jobs that take no longer than a second.
-func (f *follower) forget(ctx context.Context, consumer jetstream.Consumer) {
-	info := consumer.CachedInfo()
-	if info == nil || !f.c.nc.IsConnected() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteWithin)
-	defer cancel()
-	_ = f.c.js.DeleteConsumer(ctx, jobs.StreamEvents, info.Name) // it goes by itself later
+// follows tells whether nothing is missing before an event that has not been seen. Where another attempt begins only the stream knows.
+func (f *follower) follows(e *jobs.Event) bool {
+	return f.after.Next(e.Attempt, e.Seq) || e.Final && e.Attempt == f.after.Attempt && e.Seq <= f.after.Seq
 }
 
-// overWithoutEvent makes the final event of a job whose events are gone, from its record.
-func (f *follower) overWithoutEvent(ctx context.Context) *jobs.Event {
-	j, err := f.c.Get(ctx, f.id)
-	if err != nil || !j.State.Terminal() || time.Since(j.EndedAt) < sureToBeOut {
-		return nil // asked again in a moment
+const (
+	// heldFirst is the pause before the stream is read once more for what it should have: where an event is here already, it is stored in
+	// a moment. Each time it is twice as long, up to heldMost.
+	heldFirst = 10 * time.Millisecond
+	heldMost  = time.Second
+)
+
+// hold keeps an event until what comes before it has been read from the stream.
+func (f *follower) hold(ctx context.Context, e *jobs.Event) error {
+	f.held = e
+	if at := (jobs.Position{Attempt: e.Attempt, Seq: e.Seq}); at != f.heldAt {
+		f.heldAt, f.patience = at, heldFirst
+		return nil
 	}
-	seq := f.after.Seq + 1
-	if j.Attempt != f.after.Attempt {
-		seq = 1
+	pause(ctx, f.patience)
+	f.patience = min(2*f.patience, heldMost)
+	return nil
+}
+
+// guessed tells a final event whose place a dispatcher has guessed, because the attempt's worker may still have been writing: the stream may
+// have refused it, and then has another one.
+func guessed(e *jobs.Event) bool {
+	if !e.Final || e.Attempt == 0 || e.Result == nil {
+		return false
 	}
-	return &jobs.Event{
-		Type: jobs.EventResult, Job: j.ID, Tenant: j.Tenant, Attempt: j.Attempt, Seq: seq, Time: j.EndedAt, Final: true, Result: j.Result,
+	switch e.Result.Ending {
+	case jobs.WorkerLost, jobs.Canceled, jobs.Expired:
+		return true
 	}
+	return false
+}
+
+// give hands an event to the caller.
+func (f *follower) give(e *jobs.Event) {
+	if e.Type == jobs.EventState && e.State == jobs.StateQueued {
+		f.closed = e.Attempt
+	}
+	f.over = !f.yield(*e, nil) || e.Final
 }

@@ -1,15 +1,18 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/bus/bustest"
@@ -54,8 +57,11 @@ func (r *rig) follow(after client.Position) (l []string) {
 }
 
 func told(e jobs.Event) string {
-	if e.Final {
+	switch {
+	case e.Final:
 		return "final " + string(e.Result.Ending)
+	case e.Type == jobs.EventLost:
+		return fmt.Sprintf("%d lost from %d.%d to %d.%d", e.Lost.Events, e.Lost.Attempt, e.Lost.Seq, e.Attempt, e.Seq)
 	}
 	return e.Text
 }
@@ -150,23 +156,20 @@ func TestFollowOverRestart(t *testing.T) {
 func TestFollowWithoutEvents(t *testing.T) {
 	r := newRig(t)
 	r.brain.End(r.job, jobs.Result{Ending: jobs.TimeLimit, Attempt: 2}, time.Now().Add(-time.Hour))
-	if diff := cmp.Diff([]string{"final time_limit"}, r.follow(client.Position{})); diff != "" {
+	if diff := cmp.Diff([]string{"0 lost from 1.1 to 2.0", "final time_limit"}, r.follow(client.Position{})); diff != "" {
 		t.Error(diff)
 	}
 	r.publish(bustest.Event(r.job, 2, 7, "the last that is kept"))
-	if diff := cmp.Diff([]string{"the last that is kept", "final time_limit"}, r.follow(client.Position{})); diff != "" {
+	if diff := cmp.Diff([]string{"0 lost from 1.1 to 2.6", "the last that is kept", "final time_limit"}, r.follow(client.Position{})); diff != "" {
 		t.Error(diff)
 	}
 }
 
-// However a follower leaves, the server has no consumer for it any more: there is a bound on them.
+// However a follower leaves, nothing of it is left, here or at the server, which never has a consumer for it.
 func TestFollowLeavesNothing(t *testing.T) {
 	r := newRig(t)
 	r.publish(bustest.Event(r.job, 1, 1, "a"), bustest.Event(r.job, 1, 2, "b"))
-	js, err := jetstream.New(r.server.Plain())
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := bustest.JetStream(t, r.server.Plain())
 	consumers := func() int {
 		s, err := js.Stream(t.Context(), jobs.StreamEvents)
 		if err != nil {
@@ -174,8 +177,18 @@ func TestFollowLeavesNothing(t *testing.T) {
 		}
 		return s.CachedInfo().State.Consumers
 	}
+	if _, err := r.client.Get(t.Context(), r.job); err != nil { // what requests take is there
+		t.Fatal(err)
+	}
+	following := func() int {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		return bytes.Count(stacks, []byte("waitForMsgs(")) + bytes.Count(stacks, []byte("client.(*follower)"))
+	}
+	consumers() // likewise
+	before := following()
 	for range r.client.Follow(t.Context(), r.job, client.Position{}) {
-		if consumers() != 1 {
+		if consumers() != 0 {
 			t.Errorf("%d consumers while one follows", consumers())
 		}
 		break
@@ -194,9 +207,7 @@ func TestFollowLeavesNothing(t *testing.T) {
 	}
 	r.publish(bustest.Final(r.job, 1, 3))
 	r.follow(client.Position{})
-	if consumers() != 0 {
-		t.Errorf("%d consumers are left", consumers())
-	}
+	bustest.Eventually(t, "their goroutines have ended", func() bool { return following() <= before })
 }
 
 // A client that is closed, or whose caller has had enough while the server is away, does not follow on.
@@ -273,5 +284,73 @@ func TestWait(t *testing.T) {
 	r.client.Close()
 	if _, err := r.client.Wait(t.Context(), r.job); !errors.Is(err, nats.ErrConnectionClosed) {
 		t.Errorf("closed: got %v", err)
+	}
+}
+
+// A follower hears of a final event that the stream has refused, because the worker, who does not know of the end, had its number, and of what
+// that worker writes after the end of an attempt. It takes neither.
+func TestFollowLostAttempts(t *testing.T) {
+	r := newRig(t)
+	nc := r.server.Plain()
+	got, events := make(chan string, 100), make(chan error, 1)
+	go func() {
+		for e, err := range r.client.Follow(r.Context(), r.job, client.Position{}) {
+			if err != nil {
+				events <- err
+				return
+			}
+			got <- fmt.Sprintf("%d.%d %s", e.Attempt, e.Seq, e.Type)
+		}
+		close(got)
+	}()
+	wait := func(want ...string) {
+		t.Helper()
+		for _, w := range want {
+			select {
+			case g := <-got:
+				if g != w {
+					t.Errorf("got %q, want %q", g, w)
+				}
+			case err := <-events:
+				t.Fatal(err)
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%q does not come", w)
+			}
+		}
+	}
+	closing := bustest.Event(r.job, 1, 0, "")
+	closing.Type, closing.State = jobs.EventState, jobs.StateQueued
+	r.publish(bustest.Event(r.job, 1, 1, "x"))
+	wait("1.1 output")
+	r.publish(bustest.Event(r.job, 1, 2, "x"))
+	wait("1.2 output")
+	if err := r.bus.CloseAttempt(r.Context(), closing); err != nil {
+		t.Fatal(err)
+	}
+	wait("1.3 state")
+	for seq := int64(3); seq <= 5; seq++ {
+		r.publish(bustest.Event(r.job, 1, seq, "late"))
+	}
+	r.publish(bustest.Event(r.job, 2, 1, "x"))
+	wait("2.1 output")
+
+	final := bustest.Final(r.job, 2, 2)
+	final.Result.Ending, final.Result.Class = jobs.Canceled, jobs.ClassPolicy
+	data, err := json.Marshal(final)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := &nats.Msg{Subject: jobs.EventSubject("default", r.job), Data: data, Header: nats.Header{nats.ExpectedLastSubjSeqHdr: {"1"}}}
+	if m, err := nc.RequestMsg(refused, 10*time.Second); err != nil || !bytes.Contains(m.Data, []byte("wrong last sequence")) {
+		t.Fatalf("it is not refused: %v", err)
+	}
+	r.publish(bustest.Event(r.job, 2, 2, "x"), bustest.Event(r.job, 2, 3, "x"))
+	wait("2.2 output", "2.3 output")
+	if err := r.bus.CloseAttempt(r.Context(), final); err != nil {
+		t.Fatal(err)
+	}
+	wait("2.4 result")
+	if more, open := <-got; open {
+		t.Errorf("after the end: %s", more)
 	}
 }

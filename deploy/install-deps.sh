@@ -63,6 +63,7 @@ need mkfs.ext4 e2fsprogs "formats the machines' scratch disks"
 need depmod kmod "reads kernel modules' dependencies"
 need xz xz-utils "unpacks compressed kernel modules"
 need_file /etc/ssl/certs/ca-certificates.crt ca-certificates "Go fetches modules, and its own newer versions, by HTTPS"
+install_valkey=
 case ${1:-run} in
 run) ;;
 test)
@@ -70,9 +71,19 @@ test)
   need gcc gcc "the race detector needs it"
   need_file /usr/include/stdlib.h libc6-dev "and the C library's headers"
   need python3 python3 "runs the Python examples"
+  need node nodejs "runs the documents' JavaScript"
+  need npm npm "installs the packages that it imports"
   need cpio cpio "checks the initramfs"
   need ip iproute2 "makes network namespaces"
   need nft nftables "counts the rules that are left"
+  need openssl openssl "makes certificates as the documents do"
+  need redis-server redis-server "is what the Redis ingress is tested with"
+  need redis-sentinel redis-sentinel "and its Sentinel"
+  if ! command -v valkey-server >/dev/null 2>&1; then # Debian 12 has it in its backports
+    install_valkey=yes
+    reasons+=("  valkey-server: is what the Redis ingress is tested with too")
+  fi
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need initdb postgresql "keeps the ledgers of fleets"
   python3 -c 'import venv, ensurepip' 2>/dev/null || lacks python3-venv "holds the Python examples' packages"
   ;;
 *)
@@ -93,45 +104,66 @@ if [ ${#reasons[@]} -eq 0 ]; then exit 0; fi
 sudo=
 if [ "$(id -u)" -ne 0 ]; then
   sudo=sudo
-  command -v sudo >/dev/null || { echo "paddock: not root and no sudo; install as root: apt-get install ${missing[*]} ${install_go:+golang-go}" >&2; exit 1; }
+  command -v sudo >/dev/null || { echo "paddock: not root and no sudo; install as root: apt-get install ${missing[*]} ${install_valkey:+valkey-server} ${install_go:+golang-go}" >&2; exit 1; }
 fi
-command -v apt-get >/dev/null || { echo "paddock: this is no Debian; install what these packages hold: ${missing[*]} ${install_go:+golang-go}" >&2; exit 1; }
+command -v apt-get >/dev/null || { echo "paddock: this is no Debian; install what these packages hold: ${missing[*]} ${install_valkey:+valkey-server} ${install_go:+golang-go}" >&2; exit 1; }
 echo "installing with apt-get:"
 printf '%s\n' "${reasons[@]}"
 
 log=$(mktemp)
 sources=$(mktemp -d)
 trap 'rm -rf "$sources"' EXIT
-apt() {
-  if $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" >>"$log" 2>&1; then return; fi
+apt() { # waits its turn: a machine that has just started may be at its own updates
+  if $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1; then return; fi
   tail -n 20 "$log" >&2
   echo "paddock: apt-get $* failed; its whole log is $log" >&2
   return 1
 }
 
-# newest_go gets Debian's go, from its backports where that is too old: Debian 12 has 1.19. The system's own list of sources stays as it is.
-newest_go() {
-  local offered suite more=()
-  offered=$(apt-cache policy golang-go | sed -n 's/^ *Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
-  if [ -n "$offered" ] && at_least "$offered" "$switches"; then
-    apt install -y --no-install-recommends golang-go
-    return
-  fi
+# offered prints the version that a package has in the system's sources: nothing where it is in none.
+offered() { apt-cache policy "$1" | sed -n 's/^ *Candidate: *\([0-9]*:\)\{0,1\}\([0-9][0-9.]*\).*/\2/p'; }
+
+# from_backports installs a package of Debian's backports. The system's own list of sources stays as it is.
+from_backports() {
+  local suite more=()
   suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)-backports
-  echo "  golang-go is ${offered:-not there}: taking that of $suite"
-  if ! apt-cache madison golang-go | grep -q -- "$suite/"; then
+  echo "  $1 is $(offered "$1" | grep . || echo not there): taking that of $suite"
+  if ! apt-cache madison "$1" | grep -q -- "$suite/"; then
     cp -r /etc/apt/sources.list.d/. "$sources" 2>/dev/null || true
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" >"$sources/paddock-backports.list"
     chmod -R a+rX "$sources" # apt reads it as another user
     more=(-o "Dir::Etc::SourceParts=$sources")
     apt "${more[@]}" update || return
   fi
-  apt "${more[@]}" install -y --no-install-recommends -t "$suite" golang-go
+  apt "${more[@]}" install -y --no-install-recommends -t "$suite" "$1"
+}
+
+# newest_go gets Debian's go, from its backports where that is too old: Debian 12 has 1.19.
+newest_go() {
+  local have
+  have=$(offered golang-go)
+  if [ -n "$have" ] && at_least "$have" "$switches"; then
+    apt install -y --no-install-recommends golang-go
+  else
+    from_backports golang-go
+  fi
+}
+
+# valkey gets Debian's, from its backports where there is none: Debian 12.
+valkey() {
+  if [ -n "$(offered valkey-server)" ]; then
+    apt install -y --no-install-recommends valkey-server
+  else
+    from_backports valkey-server
+  fi
 }
 
 apt update || exit
 if [ ${#missing[@]} -gt 0 ]; then
   apt install -y --no-install-recommends "${missing[@]}" || exit
+fi
+if [ -n "$install_valkey" ]; then
+  valkey || exit
 fi
 if [ -n "$install_go" ]; then
   newest_go || refuse_go

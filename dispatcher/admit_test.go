@@ -69,8 +69,8 @@ func TestAdmitRefuses(t *testing.T) {
 				if diff := gocmp.Diff(c.paths, paths(err)); diff != "" {
 					r.Errorf("blamed (-want +got):\n%s", diff)
 				}
-				if want := (c.code == ""); (len(r.disk.rows) == 1) != want {
-					r.Errorf("%d jobs in the ledger, accepted: %v", len(r.disk.rows), want)
+				if want := (c.code == ""); (len(r.disk.rows()) == 1) != want {
+					r.Errorf("%d jobs in the ledger, accepted: %v", len(r.disk.rows()), want)
 				}
 			})
 		})
@@ -157,8 +157,8 @@ func TestAdmitTwice(t *testing.T) {
 				if c.code == "" && !c.duplicate {
 					want = 2
 				}
-				if len(r.disk.rows) != want {
-					r.Errorf("%d jobs in the ledger, want %d", len(r.disk.rows), want)
+				if len(r.disk.rows()) != want {
+					r.Errorf("%d jobs in the ledger, want %d", len(r.disk.rows()), want)
 				}
 			})
 		})
@@ -181,6 +181,68 @@ func TestAdmitAgainAfterTheEnd(t *testing.T) {
 			r.Errorf("it runs again: %+v", got)
 		}
 	})
+}
+
+// Whoever asks again gets its job, whatever would be said of a new one by now; and is not let off a refusal by a key that others have.
+func TestAdmitAgainWhatWouldBeRefused(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cfg    dispatcher.Config
+		image  string
+		change func(r *rig) // after which a new one is refused
+		code   jobs.Code
+	}{
+		{"the queue is full", dispatcher.Config{MaxQueued: 2}, "base", func(r *rig) { r.admit(spec()) }, jobs.CodeQueueFull},
+		{
+			"the tenant has as many as it may", dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{Queued: 2}}}, "base",
+			func(r *rig) { r.admit(spec()) }, jobs.CodeQuota,
+		},
+		{
+			"the tenant is too fast", dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 1, Burst: 2}}}, "base",
+			func(r *rig) { r.admit(spec()) }, jobs.CodeQuota,
+		},
+		{
+			"no worker has the image any more", dispatcher.Config{}, "rare",
+			func(r *rig) {
+				time.Sleep(2 * time.Hour)
+				r.worker("a")
+			}, jobs.CodeInvalid,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, c.cfg, func(r *rig) {
+				r.worker("a")
+				r.worker("b", "rare")
+				with := func(id, key, cmd string) *jobs.Spec {
+					return &jobs.Spec{ID: id, IdempotencyKey: key, Image: c.image, Steps: []jobs.Step{{Cmd: cmd}}}
+				}
+				id := jobs.NewID()
+				first := r.admit(with(id, "k", "true"))
+				c.change(r)
+				for _, again := range []struct {
+					name string
+					spec *jobs.Spec
+					code jobs.Code
+				}{
+					{"by its key", with("", "k", "true"), ""},
+					{"by its id", with(id, "", "true"), ""},
+					{"with another body", with("", "k", "false"), jobs.CodeConflict},
+					{"another", with("", "l", "true"), c.code},
+					{"one that nobody can know", with("", "", "true"), c.code},
+				} {
+					job, duplicate, err := r.Admit(r.Context(), "t", again.spec)
+					r.wantCode(again.name, again.code, err)
+					if err == nil && (!duplicate || job.ID != first.ID) {
+						r.Errorf("%s: job %s, duplicate %v, want %s", again.name, job.ID, duplicate, first.ID)
+					}
+				}
+				_, _, err := r.Admit(r.Context(), "u", with(id, "", "true"))
+				if err == nil {
+					r.Error("another tenant has got the job by its id")
+				}
+			})
+		})
+	}
 }
 
 func TestAdmitQueueFull(t *testing.T) {
@@ -306,7 +368,7 @@ func TestAdmitAnswerOfLedgerLost(t *testing.T) {
 // What comes before the ledger has been read waits for that, or hears that it should come again.
 func TestAdmitBeforeLoaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{T: t, disk: newDisk(), board: newBoard(t)}
+		r := &rig{T: t, disk: newDisk(t), board: newBoard(t)}
 		r.store = &memory{disk: r.disk}
 		r.store.before(func(op string) error {
 			if op == "open" {
@@ -317,7 +379,7 @@ func TestAdmitBeforeLoaded(t *testing.T) {
 		r.run()
 		defer func() { r.kill() }()
 		r.admit(spec())
-		if got := len(r.disk.rows); got != 1 {
+		if got := len(r.disk.rows()); got != 1 {
 			r.Errorf("%d jobs", got)
 		}
 	})

@@ -2,7 +2,9 @@ package dispatcher_test
 
 import (
 	"context"
+	"encoding/json"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,8 +27,10 @@ func (n *nowhere) Publish(_ context.Context, events ...jobs.Event) error {
 	}
 	return nil
 }
-func (n *nowhere) LastSeq(context.Context, string, string, int) (int64, error) { return 0, nil }
-func (n *nowhere) DeadLetter(context.Context, jobs.Job, string) error          { return nil }
+func (n *nowhere) CloseAttempt(context.Context, jobs.Event) error     { return nil }
+func (n *nowhere) Has(context.Context, jobs.Event) (bool, error)      { return false, nil }
+func (*nowhere) Progress(context.Context, jobs.Batch) error           { return nil }
+func (n *nowhere) DeadLetter(context.Context, jobs.Job, string) error { return nil }
 
 // BenchmarkJob is one job through Admit, Lease and Report on a ledger in a file, with the final event out of the outbox; as many
 // clients at once as named, and two workers.
@@ -132,4 +136,74 @@ func benchWorker(ctx context.Context, b *testing.B, d *dispatcher.Dispatcher, na
 			})
 		}
 	}
+}
+
+// BenchmarkDependents is how long it takes from the end of a job until many that depend on it are given to a worker: the time is one of them's.
+func BenchmarkDependents(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 20_000} {
+		b.Run("n="+strconv.Itoa(n), func(b *testing.B) {
+			for b.Loop() {
+				benchmarkDependents(b, n)
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(n), "µs/dependent")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+func benchmarkDependents(b *testing.B, n int) {
+	b.StopTimer()
+	defer b.StartTimer()
+	ctx, stop := context.WithCancel(b.Context())
+	store, err := sqlite.Open(ctx, filepath.Join(b.TempDir(), "ledger.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	d, err := dispatcher.New(dispatcher.Config{Store: store, Events: &nowhere{}, MaxQueued: 2 * n})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := d.Run(ctx); err != nil {
+			b.Error(err)
+		}
+	})
+	defer func() {
+		stop()
+		running.Wait()
+		if err := store.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	ok := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	beat, err := d.Beat(ctx, jobs.Beat{Worker: "a", Capacity: size, Images: []jobs.OfferedImage{{Name: "base", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}}}})
+	ok(err)
+	first, _, err := d.Admit(ctx, "t", spec())
+	ok(err)
+	common, err := json.Marshal(after(first.ID))
+	ok(err)
+	for left := n; left > 0; left -= jobs.MaxBatch {
+		_, err := d.AdmitBatch(ctx, "t", &jobs.BatchRequest{Defaults: common, Jobs: bodies(slices.Repeat([]string{`{}`}, min(left, jobs.MaxBatch))...)})
+		ok(err)
+	}
+	lease := func(slots int) []jobs.Lease {
+		free := jobs.Resources{VCPUs: 2 * n, MemoryMiB: 2 * n * size.MemoryMiB}
+		reply, err := d.Lease(ctx, jobs.LeaseRequest{Worker: "a", Session: beat.Session, Slots: slots, Free: free, WaitMS: 60_000})
+		ok(err)
+		return reply.Leases
+	}
+	l := lease(1)[0]
+	zero := 0
+	b.StartTimer()
+	_, err = d.Report(ctx, jobs.Report{Worker: "a", Session: beat.Session, Held: l.Held, Result: jobs.Result{Ending: jobs.Exited, ExitCode: &zero}})
+	ok(err)
+	for left := n; left > 0; {
+		left -= len(lease(left))
+	}
+	b.StopTimer()
 }

@@ -2,6 +2,7 @@ package dispatcher_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -59,7 +60,10 @@ type board struct {
 	known  map[string]time.Time    // what was stored, and when
 	order  []string                // the jobs of all events, as they were stored
 	large  map[string]bool         // jobs whose results are more than a message carries
-	mute   string                  // the job of whose last event the board does not tell
+	closed map[string]bool         // events that CloseAttempt has numbered
+	mute   map[string]bool         // jobs of which the board neither takes an attempt's end nor tells
+	refuse map[string]bool         // jobs of which the board takes no event, nor any that come with one
+	steps  map[string][]jobs.Batch // by batch
 	hooks
 }
 
@@ -69,7 +73,7 @@ var _ dispatcher.Publisher = (*board)(nil)
 const knownFor = 2 * time.Minute
 
 func newBoard(t *testing.T) *board {
-	return &board{t: t, events: map[string][]jobs.Event{}, dead: map[string][]string{}, known: map[string]time.Time{}}
+	return &board{t: t, events: map[string][]jobs.Event{}, dead: map[string][]string{}, known: map[string]time.Time{}, closed: map[string]bool{}, steps: map[string][]jobs.Batch{}}
 }
 
 func (b *board) do(op string, change func()) error {
@@ -95,6 +99,12 @@ func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
 	if slices.ContainsFunc(events, func(e jobs.Event) bool { return e.Result != nil && b.large[e.Job] }) {
 		return &jobs.Error{Code: jobs.CodeTooLarge, Message: "more than a message carries"}
 	}
+	b.mu.Lock()
+	refused := slices.ContainsFunc(events, func(e jobs.Event) bool { return b.refuse[e.Job] })
+	b.mu.Unlock()
+	if refused {
+		return errors.New("refused")
+	}
 	return b.do("publish", func() {
 		for _, e := range events {
 			n := slices.IndexFunc(b.events[e.Job], func(o jobs.Event) bool { return o.Attempt == e.Attempt && o.Seq == e.Seq })
@@ -111,21 +121,56 @@ func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
 	})
 }
 
-// LastSeq looks at the job's last event, as the broker does.
-func (b *board) LastSeq(ctx context.Context, _, job string, attempt int) (last int64, err error) {
+// CloseAttempt numbers the event by what is there.
+func (b *board) CloseAttempt(ctx context.Context, e jobs.Event) error {
+	if err := b.heard(ctx, e.Job); err != nil {
+		return err
+	}
+	if e.Result != nil && b.large[e.Job] {
+		return &jobs.Error{Code: jobs.CodeTooLarge, Message: "more than a message carries"}
+	}
+	return b.do("close attempt", func() {
+		e.Seq = 1
+		for _, o := range b.events[e.Job] {
+			if o.Attempt == e.Attempt {
+				e.Seq = max(e.Seq, o.Seq+1)
+			}
+		}
+		b.closed[fmt.Sprint(e.Job, e.Attempt, e.Seq)] = true
+		b.events[e.Job] = append(b.events[e.Job], e)
+		b.order = append(b.order, e.Job)
+	})
+}
+
+// Has looks at all of the job's events.
+func (b *board) Has(ctx context.Context, e jobs.Event) (has bool, err error) {
+	if err := b.heard(ctx, e.Job); err != nil {
+		return false, err
+	}
+	err = b.do("has", func() {
+		has = slices.ContainsFunc(b.events[e.Job], func(o jobs.Event) bool {
+			switch {
+			case e.Final || o.Final:
+				return e.Final && o.Final
+			case e.Seq == 0:
+				return o.Attempt == e.Attempt && b.closed[fmt.Sprint(o.Job, o.Attempt, o.Seq)]
+			}
+			return o.Attempt == e.Attempt && o.Seq == e.Seq
+		})
+	})
+	return has, err
+}
+
+// heard does not return before ctx ends, where the board is silent about a job.
+func (b *board) heard(ctx context.Context, job string) error {
 	b.mu.Lock()
-	mute := b.mute == job
+	mute := b.mute[job]
 	b.mu.Unlock()
 	if mute {
 		<-ctx.Done()
-		return 0, ctx.Err()
+		return ctx.Err()
 	}
-	err = b.do("last seq", func() {
-		if all := b.events[job]; len(all) > 0 && all[len(all)-1].Attempt == attempt {
-			last = all[len(all)-1].Seq
-		}
-	})
-	return last, err
+	return nil
 }
 
 func (b *board) DeadLetter(_ context.Context, j jobs.Job, reason string) error {
@@ -136,11 +181,14 @@ func (b *board) DeadLetter(_ context.Context, j jobs.Job, reason string) error {
 	})
 }
 
-// silence has the board not tell of a job's last event; of none where it is empty.
-func (b *board) silence(job string) {
+// silence has the board be silent about jobs, and about no others any more.
+func (b *board) silence(ids ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.mute = job
+	b.mute = map[string]bool{}
+	for _, id := range ids {
+		b.mute[id] = true
+	}
 }
 
 // of gives a job's events.
@@ -171,11 +219,57 @@ func (l link) Publish(ctx context.Context, events ...jobs.Event) error {
 	return l.around("publish", func() error { return l.board.Publish(ctx, events...) })
 }
 
-func (l link) LastSeq(ctx context.Context, tenant, job string, attempt int) (seq int64, err error) {
-	err = l.around("last seq", func() error { seq, err = l.board.LastSeq(ctx, tenant, job, attempt); return err })
-	return seq, err
+func (l link) CloseAttempt(ctx context.Context, e jobs.Event) error {
+	return l.around("close attempt", func() error { return l.board.CloseAttempt(ctx, e) })
+}
+
+func (l link) Has(ctx context.Context, e jobs.Event) (has bool, err error) {
+	err = l.around("has", func() error { has, err = l.board.Has(ctx, e); return err })
+	return has, err
 }
 
 func (l link) DeadLetter(ctx context.Context, j jobs.Job, reason string) error {
 	return l.around("dead letter", func() error { return l.board.DeadLetter(ctx, j, reason) })
+}
+
+// Progress implements dispatcher.Publisher.
+func (b *board) Progress(_ context.Context, batch jobs.Batch) error {
+	return b.do("progress", func() { b.steps[batch.ID] = append(b.steps[batch.ID], batch) })
+}
+
+// batchEnds counts how often the end of a batch was told.
+func (b *board) batchEnds(id string) (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	last := 0
+	for _, batch := range b.steps[id] {
+		if batch.Ended < last {
+			b.t.Errorf("batch %s goes back from %d to %d", id, last, batch.Ended)
+		}
+		last = batch.Ended
+		if !batch.EndedAt.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+// told gives how many of a batch's jobs viewers were last told to have ended.
+func (b *board) told(id string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if steps := b.steps[id]; len(steps) > 0 {
+		return steps[len(steps)-1].Ended
+	}
+	return 0
+}
+
+// refuses has the board refuse the events of jobs, and of no others any more.
+func (b *board) refuses(ids ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuse = map[string]bool{}
+	for _, id := range ids {
+		b.refuse[id] = true
+	}
 }

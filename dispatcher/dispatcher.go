@@ -9,7 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,8 +27,13 @@ import (
 type Publisher interface {
 	// Publish returns when all are durably stored, in order.
 	Publish(ctx context.Context, events ...jobs.Event) error
-	// LastSeq gives the Seq of the last event of an attempt; 0 for none.
-	LastSeq(ctx context.Context, tenant, job string, attempt int) (int64, error)
+	// CloseAttempt durably stores the last event of an attempt whose worker may still be writing: as the one after the last that is there
+	// then, whatever its Seq is. It does not look whether it has done so before.
+	CloseAttempt(ctx context.Context, e jobs.Event) error
+	// Has tells whether an event is stored; one whose Seq is 0 by CloseAttempt.
+	Has(ctx context.Context, e jobs.Event) (bool, error)
+	// Progress tells how far a batch is; it is durably stored when it returns.
+	Progress(ctx context.Context, b jobs.Batch) error
 	// DeadLetter tells of a job that can never run.
 	DeadLetter(ctx context.Context, job jobs.Job, reason string) error
 }
@@ -40,19 +47,27 @@ type Config struct {
 	LeaseTTL, Grace time.Duration
 	// RetryBase is the pause before the first infra retry; it doubles with each. 0 means 1 s.
 	RetryBase time.Duration
-	// MaxQueued bounds the queue; 0 means 100,000.
+	// MaxQueued bounds the queue; 0 means 100,000. Quotas bound what each tenant has of it.
 	MaxQueued int
+	Quotas    Quotas
 	// KeepEnded is how long a job can be asked for after its end; 0 means 7 days. It is a day at least, because for so long an
 	// idempotency key names its job.
-	KeepEnded  time.Duration
+	KeepEnded time.Duration
+	// Connected tells whether workers' heartbeats can reach this dispatcher at the moment: while they cannot, no lease runs out. nil: always.
+	Connected func() bool
+	// Peers is for Lead; nil where this dispatcher is the only one.
+	Peers      Peers
 	Registerer prometheus.Registerer // nil: no metrics
+	// Callback says why a job's callback could not be called, to its client; nil: none is called.
+	Callback func(url string) error
 }
 
 // Dispatcher is one dispatcher. Its methods may be called concurrently, and answer once Run has begun.
 type Dispatcher struct {
 	cfg     Config
 	metrics metrics
-	loaded  chan struct{} // closed when the ledger has been read
+	loaded  chan struct{}             // closed when the ledger has been read
+	until   atomic.Pointer[time.Time] // see leads
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   *match.Queue
@@ -60,15 +75,45 @@ type Dispatcher struct {
 	workers map[string]*worker
 	polls   []*poll
 	epoch   int64
+	began   time.Time // when the ledger had been read
+	looked  time.Time // when somebody last looked whether the clock was set
 	// admitting counts jobs on their way into the ledger, so that the queue's bound holds.
 	admitting int
 	wake      *time.Timer // for the earliest job that may not be matched yet
 	// doubts are jobs of which memory may not be what the ledger has: see doubt.go.
-	doubts map[string]bool
+	doubts   map[string]bool
+	awaits   map[string]*awaited // by job
+	accounts map[string]*account // by tenant
+	// held are the entries of attempts, which workers have. endsFrom is the earliest time at which a queued job may have to be ended; zero for none.
+	held     map[string]*ledger.Entry
+	endsFrom time.Time
+	// blocked are queued jobs that wait for others to end, and unmet those of which it is not known yet that they have ended well; dependents is
+	// who waits for a job, suspect those that are to be looked at again.
+	blocked    map[string]*ledger.Entry
+	unmet      map[string][]string
+	dependents map[string]map[string]bool
+	suspect    []string
+	suspected  signal            // there are suspects
+	moved      map[string]string // batches of which jobs have ended, with their tenants
+	movedOn    signal            // there are such
+	// expected are workers that the last dispatcher knew and this one has not heard of yet, and of which it is not known what they offer, until
+	// doubtUntil.
+	expected   map[string]bool
+	doubtUntil time.Time
+	flags      map[string]ledger.Flags // what workers were told, by name
+	refusals   map[string]*jobs.Error  // why schedules' jobs were not taken, by tenant and name
+	// untold is what of the outbox goes out apart, by job or batch: see untold.go. untoldNew and untoldEnds are the jobs and the ended batches
+	// among them that were not tried yet, and lateEnds the batches' ends that wait for jobs'.
+	untold                map[string]*untold
+	untoldNew, untoldEnds []string
+	lateEnds              map[string]*untold
+	passes                passes
 
-	outbox     chan struct{} // one token: there is something in the ledger's outbox
-	publishing chan struct{} // one token: who has put it in reads the outbox and publishes
-	unsure     bool          // guarded by publishing: the outbox's head may have been published already
+	outbox      signal        // there is something in the ledger's outbox
+	toTell      signal        // there is something to be told apart, and perhaps a place for it
+	progress    chan struct{} // one token: who has put it in tells how far a batch is
+	newOffer    signal        // a worker offers what the ledger does not know of
+	newSchedule signal        // a schedule has been put
 }
 
 // New checks the configuration; it reads nothing yet.
@@ -88,8 +133,12 @@ func New(cfg Config) (*Dispatcher, error) {
 		cfg.MaxQueued = 100_000
 	}
 	d := &Dispatcher{
-		cfg: cfg, loaded: make(chan struct{}), queue: match.New(), entries: map[string]*ledger.Entry{}, workers: map[string]*worker{},
-		doubts: map[string]bool{}, outbox: make(chan struct{}, 1), publishing: make(chan struct{}, 1), unsure: true,
+		cfg: cfg, loaded: make(chan struct{}), queue: match.New(matching(&cfg.Quotas)), entries: map[string]*ledger.Entry{}, workers: map[string]*worker{},
+		doubts: map[string]bool{}, awaits: map[string]*awaited{}, accounts: map[string]*account{},
+		held: map[string]*ledger.Entry{}, blocked: map[string]*ledger.Entry{}, unmet: map[string][]string{}, dependents: map[string]map[string]bool{},
+		moved: map[string]string{}, expected: map[string]bool{}, flags: map[string]ledger.Flags{}, refusals: map[string]*jobs.Error{},
+		untold: map[string]*untold{}, lateEnds: map[string]*untold{}, passes: passes{stirred: make(chan struct{})},
+		outbox: newSignal(), suspected: newSignal(), toTell: newSignal(), progress: make(chan struct{}, 1), newOffer: newSignal(), newSchedule: newSignal(), movedOn: newSignal(),
 	}
 	d.metrics = newMetrics(cfg.Registerer, d)
 	return d, nil
@@ -104,14 +153,19 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	defer d.stopPolls()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.drainOutbox(ctx) })
+	g.Go(func() error { return d.tellApart(ctx) })
 	g.Go(func() error { return d.reconcile(ctx) })
+	g.Go(func() error { return d.depend(ctx) })
+	g.Go(func() error { return d.fire(ctx) })
+	g.Go(func() error { return d.tellProgress(ctx) })
+	g.Go(func() error { return d.note(ctx) })
 	g.Go(func() error { return d.forget(ctx) })
 	return g.Wait()
 }
 
 // load rebuilds memory from the ledger. Workers that had sessions get a whole lease to beat again.
 func (d *Dispatcher) load(ctx context.Context) error {
-	sessions, err := d.cfg.Store.Sessions(ctx)
+	known, err := d.cfg.Store.Workers(ctx)
 	if err != nil {
 		return err
 	}
@@ -122,32 +176,45 @@ func (d *Dispatcher) load(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	for _, e := range open {
-		d.entries[e.ID] = &e
+	d.began, d.looked = now, now
+	// Epochs go on from the time: where the ledger was restored to what it once was, none that was given since is given again.
+	d.epoch = now.UnixMicro()
+	d.recallWorkers(known, now)
+	sessions := map[string]int64{}
+	for _, w := range known {
+		sessions[w.Name] = w.Session
+	}
+	for i := range open {
+		d.recall(&open[i], now)
+		e := d.remember(open[i])
 		d.epoch = max(d.epoch, e.Epoch)
+		d.place(e)
 		if e.State == jobs.StateQueued {
-			if !e.Cancel { // else reconcile ends it
-				d.queue.Push(item(&e))
-			}
 			continue
 		}
-		if d.workers[e.Worker] == nil {
-			d.workers[e.Worker] = &worker{name: e.Worker, session: max(sessions[e.Worker], e.Session), seen: now, waiting: true}
+		w := d.workers[e.Worker]
+		if w == nil {
+			w = &worker{name: e.Worker, session: sessions[e.Worker], waiting: true}
+			d.workers[e.Worker] = w
 		}
+		w.session, w.seen = max(w.session, e.Session), now
 	}
 	close(d.loaded)
 	zerolog.Ctx(ctx).Info().Int("open", len(open)).Msg("ledger read")
 	return nil
 }
 
-// ready waits until the ledger has been read.
+// ready waits until the ledger has been read, and refuses where this dispatcher does not lead.
 func (d *Dispatcher) ready(ctx context.Context) error {
 	select {
 	case <-d.loaded:
-		return nil
 	case <-ctx.Done():
 		return unavailable("the dispatcher is starting")
 	}
+	if !d.leads() {
+		return unavailable("the ledger does not answer")
+	}
+	return nil
 }
 
 func unavailable(why string) *jobs.Error {
@@ -164,14 +231,35 @@ func (d *Dispatcher) broken(ctx context.Context, what string, err error) error {
 }
 
 func item(e *ledger.Entry) match.Item {
-	i := match.Item{ID: e.ID, Image: e.Image, Priority: e.Priority, Resources: e.Resources, Network: e.Network, NotBefore: e.NotBefore}
+	now := time.Now()
+	notBefore := wall(e.NotBefore, now)
+	i := match.Item{
+		ID: e.ID, Tenant: e.Tenant, Pool: e.Pool, Image: e.Image, Priority: e.Priority, Resources: e.Resources, Network: e.Network,
+		Requires: e.Requires, Concurrency: jobs.Concurrency{Key: e.Key, Limit: e.KeyLimit}, Since: wall(e.AcceptedAt, now), NotBefore: notBefore,
+	}
 	if e.Attempt > 0 {
-		i.Avoid, i.AvoidUntil = e.Worker, e.NotBefore.Add(avoidFor)
+		i.Avoid, i.AvoidUntil = append(slices.Clone(e.FailedOn), e.Worker), notBefore.Add(avoidFor)
 	}
 	return i
 }
 
-// avoidFor is how long a job that may be tried again waits for a worker other than its last: those may all be busy for hours.
+// place puts a job where it stands: to those that wait for the matcher, or for others' ends, or to those that run. d.mu is held.
+func (d *Dispatcher) place(e *ledger.Entry) {
+	defer d.noteEnd(e, time.Now())
+	switch {
+	case e.State != jobs.StateQueued:
+		d.queue.Hold(item(e), e.Worker)
+	case e.Cancel: // reconcile ends it
+		d.aside(e.ID)
+		d.queue.Release(e.ID)
+	case len(e.DependsOn) > 0 && e.Attempt == 0: // else they have ended well
+		d.block(e)
+	default:
+		d.queue.Push(item(e))
+	}
+}
+
+// avoidFor is how long a job that may be tried again waits for a worker other than those that had it: those may all be busy for hours.
 const avoidFor = 30 * time.Second
 
 // Get gives a job of a tenant, with its spec.

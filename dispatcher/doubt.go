@@ -4,9 +4,9 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
-	"github.com/paddockvm/paddock/jobs"
 )
 
 // A transition is committed first and noted in memory then. Where the ledger's answer was lost, or is not the one that memory had
@@ -18,7 +18,15 @@ func (d *Dispatcher) doubt(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.doubts[id] = true
+	d.aside(id)
+}
+
+// aside takes a job from where it waits, whatever it does next; d.mu is held.
+func (d *Dispatcher) aside(id string) {
 	d.queue.Remove(id)
+	if e := d.blocked[id]; e != nil {
+		d.unblock(e)
+	}
 }
 
 // resolve reads the ledger again where there are doubts.
@@ -43,8 +51,7 @@ func (d *Dispatcher) resolve(ctx context.Context) error {
 	}
 	for id := range before {
 		if rows[id] == nil { // it has ended
-			delete(d.entries, id)
-			d.queue.Remove(id)
+			d.gone(id)
 		}
 	}
 	d.match()
@@ -70,20 +77,23 @@ func (d *Dispatcher) takeDoubts() (doubts map[string]bool, before map[string]led
 func (d *Dispatcher) adopt(row *ledger.Entry, before map[string]ledger.Entry) {
 	e := d.entries[row.ID]
 	was, known := before[row.ID]
+	d.recall(row, time.Now())
 	switch {
 	case e == nil && known:
 		return // it has ended
 	case e == nil:
-		e = row
-		d.entries[e.ID] = e
+		e = d.remember(*row)
 	case !known || e.State != was.State || e.Epoch != was.Epoch:
 		return
 	default:
 		row.Cancel = row.Cancel || e.Cancel
+		row.AcceptedAt, row.ExpiresAt = e.AcceptedAt, e.ExpiresAt
+		if row.Epoch == e.Epoch {
+			row.LeasedAt = e.LeasedAt
+		}
+		d.become(e, row.State)
 		*e = *row
 	}
-	d.queue.Remove(e.ID)
-	if e.State == jobs.StateQueued && !e.Cancel { // else reconcile ends it
-		d.queue.PushFront(item(e))
-	}
+	d.aside(e.ID)
+	d.place(e)
 }

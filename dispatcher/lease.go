@@ -2,10 +2,12 @@ package dispatcher
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/dispatcher/match"
@@ -16,14 +18,27 @@ import (
 type poll struct {
 	worker  match.Worker
 	session int64
+	until   time.Time            // when the worker stops listening
 	matched chan []*ledger.Entry // capacity 1: the match answers a poll once
 }
 
 // maxWait bounds how long a request for leases may stand.
 const maxWait = time.Minute
 
+// listens is for how long a worker is taken to listen for an answer after the time that it asked to wait for: a second less than it does.
+const listens = 4 * time.Second
+
+// warmWait is how long a job waits for a worker with a ready machine of its image that is busy: half of what making one takes, about.
+const warmWait = 50 * time.Millisecond
+
+// matching is what the matcher goes by.
+func matching(q *Quotas) match.Config {
+	return match.Config{Share: q.share, WarmWait: func(string) time.Duration { return warmWait }}
+}
+
 // Lease gives a worker attempts, waiting for them as long as it asks. An attempt is given only after the ledger has it.
 func (d *Dispatcher) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error) {
+	asked := time.Now()
 	if err := d.ready(ctx); err != nil {
 		return jobs.LeaseReply{}, err
 	}
@@ -31,7 +46,9 @@ func (d *Dispatcher) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.Lease
 	if err != nil {
 		return jobs.LeaseReply{}, err
 	}
-	wait := time.NewTimer(min(time.Duration(r.WaitMS)*time.Millisecond, maxWait))
+	waits := min(time.Duration(r.WaitMS)*time.Millisecond, maxWait)
+	p.until = asked.Add(waits + listens)
+	wait := time.NewTimer(waits)
 	defer wait.Stop()
 	var got []*ledger.Entry
 	select {
@@ -56,10 +73,9 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 	if w == nil || w.lost || w.waiting || w.session != r.Session {
 		return nil, &jobs.Error{Code: jobs.CodeForbidden, Message: "no such session: send a heartbeat first", RetryAfterMS: 100}
 	}
-	p := &poll{
-		worker:  match.Worker{Name: r.Worker, Slots: r.Slots, Free: r.Free, Warm: r.Warm, Images: w.images(), Networks: w.beat.Networks},
-		session: r.Session, matched: make(chan []*ledger.Entry, 1),
-	}
+	w.warm = r.Warm // the matcher reduces it by what it gives
+	p := &poll{worker: w.view(), session: r.Session, matched: make(chan []*ledger.Entry, 1)}
+	p.worker.Slots, p.worker.Free = r.Slots, r.Free
 	d.polls = append(d.polls, p)
 	d.dismiss()
 	d.match()
@@ -85,12 +101,19 @@ func (d *Dispatcher) match() {
 	}
 	workers := make([]match.Worker, len(d.polls))
 	for i, p := range d.polls {
-		workers[i] = p.worker
+		if workers[i] = p.worker; !d.takes(d.workers[p.worker.Name]) {
+			workers[i].Slots = 0
+		}
 	}
-	out, next := d.queue.Match(time.Now(), workers, d.others)
+	out, next := d.queue.Match(time.Now(), workers, d.fleet)
 	got := make([][]*ledger.Entry, len(d.polls))
 	for _, a := range out {
-		if e := d.entries[a.Item.ID]; e != nil && e.State == jobs.StateQueued {
+		switch e := d.entries[a.ID]; {
+		case e == nil:
+			d.queue.Release(a.ID)
+		case e.State != jobs.StateQueued:
+			d.place(e)
+		default:
 			got[a.Worker] = append(got[a.Worker], e)
 		}
 	}
@@ -146,30 +169,51 @@ func (d *Dispatcher) stopPolls() {
 
 // grant writes matched attempts into the ledger and gives those that it took.
 func (d *Dispatcher) grant(ctx context.Context, p *poll, got []*ledger.Entry) (jobs.LeaseReply, error) {
-	now := time.Now().UTC()
+	if got = d.putBack(ctx, got); len(got) == 0 {
+		return jobs.LeaseReply{}, nil
+	}
+	now := time.Now()
 	leases := d.number(p, got, now)
-	ok, err := d.commitLeases(ctx, leases)
+	specs, err := d.cfg.Store.Lease(ctx, leases)
 	if err != nil {
 		for _, l := range leases {
 			d.doubt(l.Job)
 		}
 		return jobs.LeaseReply{}, d.broken(ctx, "lease jobs", err)
 	}
-	granted := d.leased(p, got, leases, ok)
 	var reply jobs.LeaseReply
-	for _, e := range granted {
-		j, err := d.cfg.Store.Get(ctx, e.Tenant, e.ID)
-		if err != nil { // leased and not given: it comes back when its worker does not name it
+	list := d.leased(p, got, leases, specs)
+	if time.Now().After(p.until) {
+		d.takeBack(ctx, list)
+		return reply, nil
+	}
+	for _, e := range list {
+		l := jobs.Lease{
+			Held: jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, Tenant: e.Tenant, Image: e.Image,
+			QueuedMS: float64(now.Sub(e.AcceptedAt).Microseconds()) / 1000, AcceptedAt: e.AcceptedAt.UTC(),
+		}
+		if err := json.Unmarshal(e.spec, &l.Spec); err != nil { // where it cannot be given back either, it comes back when its worker does not name it
 			zerolog.Ctx(ctx).Error().Err(err).Str("job", e.ID).Msg("read leased job")
+			d.evict(ctx, e.Entry, "its spec in the ledger cannot be read")
 			continue
 		}
 		d.metrics.queueWait.Observe(now.Sub(e.AcceptedAt).Seconds())
-		reply.Leases = append(reply.Leases, jobs.Lease{
-			Held: jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, Tenant: e.Tenant, Spec: *j.Spec, Image: e.Image,
-			QueuedMS: float64(now.Sub(e.AcceptedAt).Microseconds()) / 1000, AcceptedAt: e.AcceptedAt,
-		})
+		reply.Leases = append(reply.Leases, l)
 	}
 	return reply, nil
+}
+
+// takeBack gives attempts to others of which their worker will not hear.
+func (d *Dispatcher) takeBack(ctx context.Context, list []granted) {
+	var g errgroup.Group
+	g.SetLimit(overdueAtOnce)
+	for _, e := range list {
+		g.Go(func() error {
+			d.evict(ctx, e.Entry, "its worker had stopped waiting for it")
+			return nil
+		})
+	}
+	_ = g.Wait() // where it cannot be given back, it comes back when its worker does not name it
 }
 
 // number gives each attempt its number and a fencing epoch larger than all before.
@@ -184,30 +228,54 @@ func (d *Dispatcher) number(p *poll, got []*ledger.Entry, now time.Time) []ledge
 	return leases
 }
 
-// commitLeases writes attempts into the ledger. What was told of a job's earlier attempts is out before another begins, so that viewers
-// see attempts in their order, and LastSeq the last one's events.
-func (d *Dispatcher) commitLeases(ctx context.Context, leases []ledger.Lease) ([]bool, error) {
-	if slices.ContainsFunc(leases, func(l ledger.Lease) bool { return l.Attempt > 1 }) {
-		if err := d.flushOutbox(ctx); err != nil {
-			return nil, err
+// putBack gives those of matched jobs of whose earlier attempts all is out, so that viewers see attempts in their order, and puts the others back.
+func (d *Dispatcher) putBack(ctx context.Context, got []*ledger.Entry) []*ledger.Entry {
+	var again []string
+	d.mu.Lock()
+	for _, e := range got {
+		if e.Attempt > 0 {
+			again = append(again, e.ID)
 		}
 	}
-	return d.cfg.Store.Lease(ctx, leases)
-}
-
-// leased takes what the ledger has committed into memory, and gives copies of it.
-func (d *Dispatcher) leased(p *poll, got []*ledger.Entry, leases []ledger.Lease, ok []bool) (granted []ledger.Entry) {
+	d.mu.Unlock()
+	left := d.notOut(ctx, again)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return slices.DeleteFunc(got, func(e *ledger.Entry) bool {
+		if left[e.ID] && d.entries[e.ID] == e && !e.Cancel { // else whoever canceled it while it was matched ends it
+			if e.State == jobs.StateQueued {
+				e.NotBefore = time.Now().Add(outboxRetry)
+			}
+			d.place(e)
+		}
+		return left[e.ID]
+	})
+}
+
+// granted is an attempt that the ledger has, with the job's spec.
+type granted struct {
+	ledger.Entry
+	spec []byte
+}
+
+// leased takes what the ledger has committed into memory, and gives copies of it. What it did not commit has no spec.
+func (d *Dispatcher) leased(p *poll, got []*ledger.Entry, leases []ledger.Lease, specs [][]byte) (list []granted) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
 	for i, e := range got {
-		if !ok[i] {
+		if specs[i] == nil {
 			if d.entries[e.ID] == e && !e.Cancel { // else whoever canceled it while it was matched ends it
 				d.doubts[e.ID] = true
 			}
 			continue
 		}
-		e.State, e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = jobs.StateLeased, leases[i].Attempt, leases[i].Epoch, p.worker.Name, p.session, leases[i].At
-		granted = append(granted, *e)
+		d.become(e, jobs.StateLeased)
+		e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = leases[i].Attempt, leases[i].Epoch, p.worker.Name, p.session, leases[i].At
+		if now.After(p.until) {
+			e.LeasedAt = now // its worker has not named it, and could not: it is not lost, see takeBack
+		}
+		list = append(list, granted{*e, specs[i]})
 	}
-	return granted
+	return list
 }

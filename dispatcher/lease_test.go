@@ -90,7 +90,7 @@ func TestLeaseIsCommittedFirst(t *testing.T) {
 		r.wantCode("lease", jobs.CodeUnavailable, err)
 		r.store.before(nil)
 		l := a.one()
-		row := r.disk.rows[j.ID]
+		row := r.disk.rows()[j.ID]
 		if row.State != jobs.StateLeased || row.Attempt != l.Attempt || row.Epoch != l.Epoch || row.Worker != "a" || row.Session != a.session || l.Attempt != 1 {
 			r.Errorf("leased %+v, the ledger has %+v", l.Held, row.Entry)
 		}
@@ -250,9 +250,18 @@ func TestExpires(t *testing.T) {
 		short, long := r.admit(s), r.admit(spec())
 		time.Sleep(59 * time.Second)
 		r.stands(short.ID, jobs.StateQueued)
-		r.board.before(func(string) error { return errDisk }) // it ends when the broker and the ledger are there again
+		r.store.before(func(op string) error { // it ends when the ledger is there again, and that is told when the broker is
+			if op == "end queued" {
+				return errDisk
+			}
+			return nil
+		})
+		r.board.before(func(string) error { return errDisk })
 		time.Sleep(5 * time.Second)
 		r.stands(short.ID, jobs.StateQueued)
+		r.store.before(nil)
+		time.Sleep(5 * time.Second)
+		r.stands(short.ID, jobs.StateEnded)
 		r.board.before(nil)
 		time.Sleep(2 * time.Second)
 		r.ended(short.ID, jobs.StateEnded, jobs.Expired)
@@ -283,6 +292,37 @@ func TestLeaseAnswerOfLedgerLost(t *testing.T) {
 	})
 }
 
+// What a worker is to be given cannot be read: another attempt follows, which costs the job nothing.
+func TestLeasedAndNotRead(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(retries(0))
+		write := func(spec string) {
+			if _, err := r.disk.db.ExecContext(r.Context(), `UPDATE jobs SET spec = ? WHERE id = ?`, []byte(spec), j.ID); err != nil {
+				r.Error(err)
+			}
+		}
+		var whole string
+		if err := r.disk.db.QueryRowContext(r.Context(), `SELECT spec FROM jobs WHERE id = ?`, j.ID).Scan(&whole); err != nil {
+			r.Fatal(err)
+		}
+		write(whole[:len(whole)/2])
+		r.store.before(func(op string) error {
+			if op == "requeue" {
+				write(whole)
+			}
+			return nil
+		})
+		begin := time.Now()
+		l := a.one()
+		if l.Job != j.ID || l.Attempt != 2 || time.Since(begin) > 10*time.Second {
+			r.Errorf("after %s leased %+v, want the second attempt", time.Since(begin), l.Held)
+		}
+		a.report(l, jobs.Exited)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+	})
+}
+
 // Jobs wait out a failing ledger in their order.
 func TestLeaseLedgerFailsForAWhile(t *testing.T) {
 	bubble(t, dispatcher.Config{}, func(r *rig) {
@@ -306,5 +346,61 @@ func TestLeaseLedgerFailsForAWhile(t *testing.T) {
 		if diff := gocmp.Diff(ids, names(a.lease(3, 0))); diff != "" {
 			r.Errorf("leased (-want +got):\n%s", diff)
 		}
+	})
+}
+
+// A worker that asks for leases is answered while it listens, however slow the broker is to take what goes before a job's next attempt.
+func TestLeaseBesideASlowBroker(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		again := r.admit(spec())
+		l := a.one()
+		r.board.before(func(op string) error {
+			if op == "publish" {
+				time.Sleep(30 * time.Second)
+			}
+			return nil
+		})
+		a.report(l, jobs.VMFailed)
+		time.Sleep(2 * time.Second) // its next attempt may begin
+		fresh := r.admit(spec())
+		start := time.Now()
+		got := a.lease(2, 2*time.Second)
+		if took := time.Since(start); took > 4*time.Second {
+			r.Errorf("the answer took %v: nobody listens any more", took)
+		}
+		if len(got) != 1 || got[0].Job != fresh.ID {
+			r.Errorf("leased %v, want the job of which nothing is to be told before", names(got))
+		}
+		r.board.before(nil)
+		a.live(40 * time.Second)
+		if l := a.one(); l.Job != again.ID || l.Attempt != 2 {
+			r.Errorf("leased %+v, want the second attempt of %s", l.Held, again.ID)
+		}
+	})
+}
+
+// A lease that is in the ledger only when its worker has stopped waiting for it is given to others, at no cost to the job's retries.
+func TestLeaseTooLate(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(retries(0))
+		r.store.before(func(op string) error {
+			if op == "lease" {
+				time.Sleep(8 * time.Second)
+			}
+			return nil
+		})
+		start := time.Now()
+		if got := a.lease(1, 2*time.Second); len(got) > 0 {
+			r.Errorf("given after %v, when nobody listens any more", time.Since(start))
+		}
+		r.store.before(nil)
+		l := a.one()
+		if l.Job != j.ID {
+			r.Fatalf("leased %+v, want %s", l, j.ID)
+		}
+		a.report(l, jobs.Exited)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
 	})
 }

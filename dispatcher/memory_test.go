@@ -1,314 +1,231 @@
 package dispatcher_test
 
 import (
-	"cmp"
 	"context"
+	"database/sql"
+	"encoding/json"
 	"errors"
-	"maps"
-	"slices"
+	"os"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
-	"github.com/paddockvm/paddock/dispatcher/ledger/ledgertest"
+	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// disk is what outlives a ledger: the truth about every job, in memory, because a synctest bubble bears no real I/O.
+// disk is what outlives a ledger: a file. It is in memory where the host has such a place, for a bubble's clock stands still meanwhile.
 type disk struct {
-	mu       sync.Mutex
-	rows     map[string]*row
-	keys     map[[2]string]key
-	sessions map[string]int64
-	session  int64
-	out      []ledger.Outgoing
-	outID    int64
+	t    *testing.T
+	file string
+	db   *sql.DB // the tests' own
 }
 
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "paddock-test-*") //nolint:usetesting // there is no fsync to wait for there
+	if err == nil {
+		t.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
+	} else {
+		dir = t.TempDir()
+	}
+	d := &disk{t: t, file: filepath.Join(dir, "ledger.db")}
+	if d.db, err = sql.Open("sqlite", "file:"+d.file+"?_pragma=busy_timeout(5000)"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// row is what the tests look at of a job.
 type row struct {
-	job  jobs.Job
-	hash string
+	job jobs.Job // with its result
 	ledger.Entry
 }
 
-type key struct {
-	job   string
-	until time.Time
+// query reads the file beside whoever has the ledger open, or has died.
+func (d *disk) query(scan func(rows *sql.Rows) error, query string) {
+	d.t.Helper()
+	if _, err := os.Stat(d.file); errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	rows, err := d.db.Query(query) //nolint:noctx // a file
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			d.t.Error(err)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		d.t.Error(err)
+	}
 }
 
-func newDisk() *disk {
-	return &disk{rows: map[string]*row{}, keys: map[[2]string]key{}, sessions: map[string]int64{}}
+// rows are all jobs in the file.
+func (d *disk) rows() map[string]*row {
+	d.t.Helper()
+	m := map[string]*row{}
+	d.query(func(rows *sql.Rows) error {
+		r := &row{}
+		var result []byte
+		err := rows.Scan(&r.ID, &r.Tenant, &r.State, &r.Attempt, &r.Epoch, &r.Worker, &r.Session, &r.InfraLeft, &r.Cancel, &result)
+		if err == nil && result != nil {
+			err = json.Unmarshal(result, &r.job.Result)
+		}
+		m[r.ID] = r
+		return err
+	}, `SELECT id, tenant, state, attempt, epoch, worker, session, infra_left, cancel, result FROM jobs`)
+	return m
 }
 
-// memory is a ledger.Store on a disk until it is closed; then it changes nothing any more, as if its process had died.
+// out are the events in the outbox.
+func (d *disk) out() (events []string) {
+	d.t.Helper()
+	d.query(func(rows *sql.Rows) error {
+		var e string
+		err := rows.Scan(&e)
+		events = append(events, e)
+		return err
+	}, `SELECT CAST(event AS TEXT) FROM outbox`)
+	return events
+}
+
+// sessions are the workers'.
+func (d *disk) sessions() map[string]int64 {
+	d.t.Helper()
+	m := map[string]int64{}
+	d.query(func(rows *sql.Rows) error {
+		var name string
+		var session int64
+		err := rows.Scan(&name, &session)
+		m[name] = session
+		return err
+	}, `SELECT name, session FROM workers`)
+	return m
+}
+
+// memory is a ledger on a disk until it is closed; then it changes nothing any more, as if its process had died. Tests meet its operations
+// by their names.
 type memory struct {
 	*disk
-	closed bool // guarded by disk.mu
 	hooks
+
+	opening sync.Once
+	// asked counts the jobs whose outcomes were asked for.
+	asked atomic.Int64
+	ledger.Store
 }
 
-var (
-	_ ledger.Store = (*memory)(nil)
-
-	errClosed = errors.New("ledger closed")
-)
-
-func TestMemory(t *testing.T) {
-	var mu sync.Mutex
-	disks := map[string]*disk{}
-	ledgertest.Run(t, func(t *testing.T) ledger.Store {
-		mu.Lock()
-		defer mu.Unlock()
-		if disks[t.Name()] == nil {
-			disks[t.Name()] = newDisk()
-		}
-		return &memory{disk: disks[t.Name()]}
-	})
+// do runs an operation, on a ledger that is opened for the first.
+func (m *memory) do(op string, do func() error) error {
+	return m.around(op, func() error { m.open(); return do() })
 }
 
-// do runs an operation as one transaction.
-func (m *memory) do(op string, change func()) error {
-	return m.around(op, func() error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.closed {
-			return errClosed
+func (m *memory) open() {
+	m.opening.Do(func() {
+		s, err := sqlite.Open(context.Background(), m.file)
+		if err != nil {
+			panic(err) // a test's fault: a ledger that was not closed
 		}
-		change()
-		return nil
+		m.Store = s
 	})
 }
 
 func (m *memory) Close() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.closed = true
-	return nil
+	m.open()
+	return m.Store.Close()
 }
 
-// record is the job as the ledger shows it, without its spec.
-func (r *row) record() jobs.Job {
-	j := r.job
-	j.State, j.Attempt, j.Worker, j.LeasedAt, j.CancelRequested, j.Spec = r.State, r.Attempt, r.Worker, r.LeasedAt, r.Cancel, nil
-	return j
-}
-
-func (m *memory) Admit(_ context.Context, a ledger.Admission) (taken *ledger.Taken, err error) {
-	err = m.do("admit", func() {
-		k := [2]string{a.Entry.Tenant, a.Key}
-		if by, ok := m.keys[k]; ok && a.Key != "" && !by.until.Before(a.Job.AcceptedAt) {
-			taken = &ledger.Taken{Job: m.rows[by.job].record(), Hash: m.rows[by.job].hash}
-			return
-		}
-		if by := m.rows[a.Entry.ID]; by != nil {
-			taken = &ledger.Taken{}
-			if by.Tenant == a.Entry.Tenant {
-				taken = &ledger.Taken{Job: by.record(), Hash: by.hash}
-			}
-			return
-		}
-		m.rows[a.Entry.ID] = &row{a.Job, a.Hash, a.Entry}
-		if a.Key != "" {
-			m.keys[k] = key{a.Entry.ID, a.KeyUntil}
-		}
-	})
+func (m *memory) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.Taken, err error) {
+	err = m.do("admit", func() error { taken, err = m.Store.Admit(ctx, a); return err })
 	return taken, err
 }
 
-func (m *memory) Open(context.Context) (list []ledger.Entry, err error) {
-	err = m.do("open", func() {
-		for _, r := range m.rows {
-			if !r.State.Terminal() {
-				list = append(list, r.Entry)
-			}
-		}
-		slices.SortFunc(list, func(a, b ledger.Entry) int {
-			return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), cmp.Compare(a.ID, b.ID))
-		})
-	})
+func (m *memory) Open(ctx context.Context) (list []ledger.Entry, err error) {
+	err = m.do("open", func() error { list, err = m.Store.Open(ctx); return err })
 	return list, err
 }
 
-func (m *memory) Lease(_ context.Context, leases []ledger.Lease) (ok []bool, err error) {
-	err = m.do("lease", func() {
-		ok = make([]bool, len(leases))
-		for i, l := range leases {
-			r := m.rows[l.Job]
-			if r == nil || r.State != jobs.StateQueued || r.Attempt != l.Attempt-1 || r.Epoch >= l.Epoch || r.Cancel {
-				continue
-			}
-			ok[i] = true
-			r.State, r.Attempt, r.Epoch, r.Worker, r.Session, r.LeasedAt = jobs.StateLeased, l.Attempt, l.Epoch, l.Worker, l.Session, l.At
-		}
-	})
+func (m *memory) Lease(ctx context.Context, leases []ledger.Lease) (specs [][]byte, err error) {
+	err = m.do("lease", func() error { specs, err = m.Store.Lease(ctx, leases); return err })
+	return specs, err
+}
+
+func (m *memory) Running(ctx context.Context, held []jobs.Held, at time.Time) error {
+	return m.do("running", func() error { return m.Store.Running(ctx, held, at) })
+}
+
+func (m *memory) Finish(ctx context.Context, h jobs.Held, state jobs.State, r jobs.Result, final jobs.Event) (ok bool, err error) {
+	err = m.do("finish", func() error { ok, err = m.Store.Finish(ctx, h, state, r, final); return err })
 	return ok, err
 }
 
-// held gives the job whose current attempt it is; nil where it is not.
-func (m *memory) held(h jobs.Held) *row {
-	r := m.rows[h.Job]
-	if r == nil || r.State.Terminal() || r.State == jobs.StateQueued || r.Attempt != h.Attempt || r.Epoch != h.Epoch {
-		return nil
-	}
-	return r
-}
-
-func (m *memory) Running(_ context.Context, held []jobs.Held) error {
-	return m.do("running", func() {
-		for _, h := range held {
-			if r := m.held(h); r != nil {
-				r.State = jobs.StateRunning
-			}
-		}
-	})
-}
-
-func (m *memory) tell(e jobs.Event, dead bool) {
-	m.outID++
-	m.out = append(m.out, ledger.Outgoing{ID: m.outID, Event: e, Dead: dead})
-}
-
-func (m *memory) end(r *row, state jobs.State, result jobs.Result, final jobs.Event) {
-	r.State, r.job.Result, r.job.EndedAt = state, &result, result.EndedAt
-	m.tell(final, state == jobs.StateDead)
-}
-
-func (m *memory) Finish(_ context.Context, h jobs.Held, state jobs.State, result jobs.Result, final jobs.Event) (ok bool, err error) {
-	err = m.do("finish", func() {
-		if r := m.held(h); r != nil {
-			ok = true
-			m.end(r, state, result, final)
-		}
-	})
+func (m *memory) Requeue(ctx context.Context, h jobs.Held, r ledger.Retry, event jobs.Event) (ok bool, err error) {
+	err = m.do("requeue", func() error { ok, err = m.Store.Requeue(ctx, h, r, event); return err })
 	return ok, err
 }
 
-func (m *memory) Requeue(_ context.Context, h jobs.Held, notBefore time.Time, event jobs.Event) (ok bool, err error) {
-	err = m.do("requeue", func() {
-		r := m.held(h)
-		if r == nil {
-			return
-		}
-		ok = true
-		r.State, r.NotBefore = jobs.StateQueued, notBefore
-		r.InfraLeft--
-		m.tell(event, false)
-	})
+func (m *memory) EndQueued(ctx context.Context, id string, attempt int, state jobs.State, r jobs.Result, final jobs.Event) (ok bool, err error) {
+	err = m.do("end queued", func() error { ok, err = m.Store.EndQueued(ctx, id, attempt, state, r, final); return err })
 	return ok, err
 }
 
-func (m *memory) EndQueued(_ context.Context, id string, attempt int, state jobs.State, result jobs.Result, final jobs.Event) (ok bool, err error) {
-	err = m.do("end queued", func() {
-		if r := m.rows[id]; r != nil && r.State == jobs.StateQueued && r.Attempt == attempt {
-			ok = true
-			m.end(r, state, result, final)
-		}
-	})
-	return ok, err
-}
-
-func (m *memory) RequestCancel(_ context.Context, tenant, id string) (j jobs.Job, err error) {
-	found := false
-	err = m.do("cancel", func() {
-		r := m.rows[id]
-		if r == nil || r.Tenant != tenant {
-			return
-		}
-		found = true
-		r.Cancel = r.Cancel || !r.State.Terminal()
-		j = r.record()
-	})
-	if err == nil && !found {
-		err = ledger.ErrNotFound
-	}
+func (m *memory) RequestCancel(ctx context.Context, tenant, id string) (j jobs.Job, err error) {
+	err = m.do("cancel", func() error { j, err = m.Store.RequestCancel(ctx, tenant, id); return err })
 	return j, err
 }
 
-func (m *memory) Get(_ context.Context, tenant, id string) (j jobs.Job, err error) {
-	found := false
-	err = m.do("get", func() {
-		if r := m.rows[id]; r != nil && r.Tenant == tenant {
-			found = true
-			j = r.record()
-			j.Spec = r.job.Spec
-		}
-	})
-	if err == nil && !found {
-		err = ledger.ErrNotFound
-	}
+func (m *memory) Get(ctx context.Context, tenant, id string) (j jobs.Job, err error) {
+	err = m.do("get", func() error { j, err = m.Store.Get(ctx, tenant, id); return err })
 	return j, err
 }
 
-func (m *memory) List(_ context.Context, tenant string, q jobs.ListRequest) (reply jobs.ListReply, err error) {
-	reply.Jobs = []jobs.Job{}
-	err = m.do("list", func() {
-		ids := slices.Sorted(maps.Keys(m.rows))
-		for _, id := range slices.Backward(ids) {
-			r := m.rows[id]
-			if r.Tenant != tenant || q.Before != "" && id >= q.Before || len(q.States) > 0 && !slices.Contains(q.States, r.State) {
-				continue
-			}
-			if len(reply.Jobs) == q.Limit {
-				reply.Next = reply.Jobs[q.Limit-1].ID
-				return
-			}
-			reply.Jobs = append(reply.Jobs, r.record())
-		}
-	})
+func (m *memory) List(ctx context.Context, tenant string, q jobs.ListRequest) (reply jobs.ListReply, err error) {
+	err = m.do("list", func() error { reply, err = m.Store.List(ctx, tenant, q); return err })
 	return reply, err
 }
 
-func (m *memory) Register(_ context.Context, worker string) (session int64, err error) {
-	err = m.do("register", func() {
-		m.session++
-		m.sessions[worker] = m.session
-		session = m.session
-	})
+func (m *memory) Register(ctx context.Context, worker string, at time.Time) (session int64, err error) {
+	err = m.do("register", func() error { session, err = m.Store.Register(ctx, worker, at); return err })
 	return session, err
 }
 
-func (m *memory) Sessions(context.Context) (all map[string]int64, err error) {
-	err = m.do("sessions", func() { all = maps.Clone(m.sessions) })
+func (m *memory) Workers(ctx context.Context) (all []ledger.Worker, err error) {
+	err = m.do("workers", func() error { all, err = m.Store.Workers(ctx); return err })
 	return all, err
 }
 
-func (m *memory) Forget(_ context.Context, before time.Time, limit int) (n int, err error) {
-	err = m.do("forget", func() {
-		busy := map[string]bool{}
-		var old []*row
-		for _, r := range m.rows {
-			if !r.State.Terminal() {
-				busy[r.Worker] = true
-			} else if r.job.EndedAt.Before(before) {
-				old = append(old, r)
-			}
-		}
-		slices.SortFunc(old, func(a, b *row) int { return a.job.EndedAt.Compare(b.job.EndedAt) })
-		n = min(limit, len(old))
-		for _, r := range old[:n] {
-			delete(m.rows, r.ID)
-			maps.DeleteFunc(m.keys, func(_ [2]string, k key) bool { return k.job == r.ID })
-		}
-		left := limit
-		maps.DeleteFunc(m.sessions, func(worker string, session int64) bool {
-			idle := session < m.session && !busy[worker] && left > 0
-			if idle {
-				left--
-			}
-			return idle
-		})
-	})
+func (m *memory) Forget(ctx context.Context, before time.Time, limit int) (n int, err error) {
+	err = m.do("forget", func() error { n, err = m.Store.Forget(ctx, before, limit); return err })
 	return n, err
 }
 
-func (m *memory) Outbox(_ context.Context, limit int) (list []ledger.Outgoing, err error) {
-	err = m.do("outbox", func() { list = slices.Clone(m.out[:min(limit, len(m.out))]) })
+func (m *memory) Outcomes(ctx context.Context, tenant string, ids []string) (map[string]ledger.Outcome, error) {
+	m.open()
+	m.asked.Add(int64(len(ids)))
+	return m.Store.Outcomes(ctx, tenant, ids)
+}
+
+func (m *memory) Outbox(ctx context.Context, after int64, limit int) (list []ledger.Outgoing, err error) {
+	err = m.do("outbox", func() error { list, err = m.Store.Outbox(ctx, after, limit); return err })
 	return list, err
 }
 
-func (m *memory) Published(_ context.Context, ids []int64) error {
-	return m.do("published", func() {
-		m.out = slices.DeleteFunc(m.out, func(o ledger.Outgoing) bool { return slices.Contains(ids, o.ID) })
-	})
+func (m *memory) Published(ctx context.Context, ids []int64) error {
+	return m.do("published", func() error { return m.Store.Published(ctx, ids) })
 }

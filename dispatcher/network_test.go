@@ -2,6 +2,7 @@ package dispatcher_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
@@ -34,5 +35,38 @@ func TestNetworkedJobsGoToNetworks(t *testing.T) {
 		r.wantCode("a policy that nobody offers", jobs.CodeUnsupported, err)
 		r.admit(networked(jobs.NetworkNone))
 		without.one()
+	})
+}
+
+// A machine with a network can act until its worker hears of the end, or its lease has run out: nobody else is given its job before, by a drain
+// or by who takes a silent worker away.
+func TestNetworkedJobsAreNotGivenAwayBefore(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		pair := map[string]*hand{}
+		for _, name := range []string{"a", "b"} {
+			pair[name] = &hand{rig: r, name: name, images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
+			pair[name].beat()
+		}
+		a, b := pair["a"], pair["b"]
+		j := r.admit(networked(jobs.NetworkInternet))
+		l := a.one()
+		if _, err := r.Drain(r.Context(), "a", time.Second); err != nil {
+			r.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		r.stands(j.ID, jobs.StateQueued)
+		begin := time.Now()
+		for range 4 {
+			b.beat()
+			if got := b.lease(1, 4*time.Second); len(got) > 0 {
+				r.Fatalf("given away after %s", time.Since(begin))
+			}
+		}
+		b.live(10*time.Second, l.Held)
+		l = b.one()
+		b.live(2*time.Second, l.Held)
+		time.Sleep(7 * time.Second) // silent, and its lease lasts
+		_, err := r.RemoveWorker(r.Context(), "b")
+		r.wantCode("removed before its lease has run out", jobs.CodeConflict, err)
 	})
 }

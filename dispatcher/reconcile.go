@@ -28,6 +28,9 @@ type overdue struct {
 	why    string
 }
 
+// evicted is no ending of a job: its attempt is given to others.
+const evicted jobs.Ending = "evicted"
+
 // reconcile looks after what nobody reports: workers that have gone, jobs that have waited too long.
 func (d *Dispatcher) reconcile(ctx context.Context) error {
 	tick := time.NewTicker(min(time.Second, d.cfg.LeaseTTL/4))
@@ -38,6 +41,10 @@ func (d *Dispatcher) reconcile(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		d.followClock(ctx)
+		if !d.hears() {
+			continue
+		}
 		if err := d.resolve(ctx); err != nil && ctx.Err() == nil {
 			zerolog.Ctx(ctx).Error().Err(err).Msg("read the ledger again") // the next tick tries again
 		}
@@ -45,16 +52,35 @@ func (d *Dispatcher) reconcile(ctx context.Context) error {
 		g.SetLimit(overdueAtOnce)
 		for _, o := range d.due(time.Now()) {
 			g.Go(func() error {
-				if o.ending == jobs.WorkerLost {
+				switch o.ending {
+				case jobs.WorkerLost:
 					d.lose(ctx, o.Entry, o.why)
-				} else {
-					d.endQueued(ctx, o.Entry, o.ending, o.why)
+				case evicted:
+					d.evict(ctx, o.Entry, "its worker was drained")
+				default:
+					_ = d.endQueued(ctx, o.Entry, o.ending, o.why) // it is found due again
 				}
 				return nil
 			})
 		}
 		_ = g.Wait() // each has handled its own
 	}
+}
+
+// hears tells whether this dispatcher could have heard of workers, and could do something about those that it has not heard of. Where not,
+// the time does not count against them.
+func (d *Dispatcher) hears() bool {
+	if d.leads() && (d.cfg.Connected == nil || d.cfg.Connected()) {
+		return true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.workers {
+		if !w.lost {
+			w.seen = time.Now()
+		}
+	}
+	return false
 }
 
 // due finds what is to end: the attempts that their workers have lost first, then queued jobs; a part of them where they are many.
@@ -69,24 +95,66 @@ func (d *Dispatcher) due(now time.Time) []overdue {
 		}
 	}
 	d.dismiss()
-	var lost, queued []overdue
-	for _, e := range d.entries {
-		switch {
-		case e.State != jobs.StateQueued:
-			if why := d.lostBy(e); why != "" {
-				lost = append(lost, overdue{*e, jobs.WorkerLost, why})
-			}
-		case len(queued) == maxOverdue:
-		case e.Cancel:
-			queued = append(queued, overdue{*e, jobs.Canceled, "canceled before it ran"})
-		case e.Attempt == 0 && now.After(e.ExpiresAt):
-			queued = append(queued, overdue{*e, jobs.Expired, "waited longer than its queue TTL"})
-		case e.Attempt > 0 && now.After(e.NotBefore.Add(retryTTL)):
-			queued = append(queued, overdue{*e, jobs.Expired, "waited for another attempt for too long"})
+	var lost []overdue
+	for _, e := range d.held {
+		if why := d.lostBy(e); why != "" {
+			lost = append(lost, overdue{*e, jobs.WorkerLost, why})
+		} else if d.overstays(e, now) {
+			lost = append(lost, overdue{Entry: *e, ending: evicted})
 		}
 	}
-	lost = append(lost, queued...)
+	if !d.endsFrom.IsZero() && now.After(d.endsFrom) {
+		lost = append(lost, d.dueQueued(now)...)
+	}
 	return lost[:min(len(lost), maxOverdue)]
+}
+
+// dueQueued finds queued jobs that are to end, maxOverdue of them at most. It looks at all that are queued, which may be a million, and
+// finds out when that is worth while again. d.mu is held.
+func (d *Dispatcher) dueQueued(now time.Time) (due []overdue) {
+	d.endsFrom = time.Time{}
+	for _, e := range d.entries {
+		d.noteEnd(e, now) // those that are found, too: who ends them may fail
+		if at, ends := d.endsAt(e); !ends || !now.After(at) || len(due) == maxOverdue {
+			continue
+		}
+		switch {
+		case e.Cancel:
+			due = append(due, overdue{*e, jobs.Canceled, "canceled before it ran"})
+		case e.Attempt == 0:
+			due = append(due, overdue{*e, jobs.Expired, "waited longer than its queue TTL"})
+		default:
+			due = append(due, overdue{*e, jobs.Expired, "waited for another attempt for too long"})
+		}
+	}
+	return due
+}
+
+// endsAt gives after which time a job is to end where it is still queued; d.mu is held.
+func (d *Dispatcher) endsAt(e *ledger.Entry) (at time.Time, ends bool) {
+	switch {
+	case e.State != jobs.StateQueued:
+		return at, false
+	case e.Cancel:
+		return e.AcceptedAt, true
+	case d.blocked[e.ID] != nil: // what it waits for ends, sooner or later
+		return at, false
+	case e.Attempt == 0:
+		return e.ExpiresAt, true
+	}
+	return e.NotBefore.Add(retryTTL), true
+}
+
+// noteEnd has reconcile look at queued jobs when this one is to end, as it looks now; d.mu is held.
+func (d *Dispatcher) noteEnd(e *ledger.Entry, now time.Time) {
+	at, ends := d.endsAt(e)
+	if !ends {
+		return
+	}
+	at = now.Add(at.Sub(now)) // with a monotonic reading, like the others
+	if d.endsFrom.IsZero() || at.Before(d.endsFrom) {
+		d.endsFrom = at
+	}
 }
 
 // lostBy says how an attempt's worker has lost it; empty where it has not. d.mu is held.
@@ -97,10 +165,19 @@ func (d *Dispatcher) lostBy(e *ledger.Entry) string {
 		return "the worker has not been heard of for longer than its lease"
 	case w.session != e.Session:
 		return "the worker was started anew"
-	case !w.waiting && !w.holds[e.ID] && w.seen.Sub(e.LeasedAt) > reportWithin:
+	case !w.waiting && !w.holds[e.ID] && d.leasedFor(e, w.beatAt) > reportWithin:
 		return "the lease was lost on its way to the worker"
 	}
 	return ""
+}
+
+// leasedFor is how long an attempt has been leased at a time, as far as this dispatcher can know: one that was leased in the future was so by a
+// clock that was ahead.
+func (d *Dispatcher) leasedFor(e *ledger.Entry, at time.Time) time.Duration {
+	if e.LeasedAt.Sub(at) > d.cfg.LeaseTTL+d.cfg.Grace {
+		return at.Sub(d.began)
+	}
+	return at.Sub(e.LeasedAt)
 }
 
 const (

@@ -1,6 +1,7 @@
 package dispatcher_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,7 +33,7 @@ func TestLossIsNoticedWhileManyExpire(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		left := 0
-		for _, row := range r.disk.rows {
+		for _, row := range r.disk.rows() {
 			if !row.State.Terminal() {
 				left++
 			}
@@ -43,7 +44,7 @@ func TestLossIsNoticedWhileManyExpire(t *testing.T) {
 	})
 }
 
-// A job of which the broker does not tell holds up no other one.
+// A job of which the broker does not take an attempt's end holds up no other one, and has no further attempt before viewers know of that end.
 func TestLossWithoutTheBrokersAnswer(t *testing.T) {
 	bubble(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
@@ -51,14 +52,25 @@ func TestLossWithoutTheBrokersAnswer(t *testing.T) {
 		r.board.silence(mute.ID)
 		a.lease(2, 0)
 		held := b.lease(1, 0)[0].Held
-		b.live(25*time.Second, held)
-		r.stands(first.ID, jobs.StateQueued)
-		r.stands(mute.ID, jobs.StateLeased)
-		time.Sleep(25 * time.Second)
-		r.stands(second.ID, jobs.StateQueued)
-		r.board.silence("")
-		time.Sleep(5 * time.Second)
+		b.live(30*time.Second, held)
 		r.stands(mute.ID, jobs.StateQueued)
+		if got := b.lease(2, 10*time.Second); len(got) != 1 || got[0].Job != first.ID {
+			r.Errorf("leased %+v, want the one that is not mute", got)
+		}
+		b.send(jobs.Lease{Held: held}, jobs.Report{Result: jobs.Result{Ending: jobs.Exited}})
+		time.Sleep(5 * time.Second)
+		r.ended(second.ID, jobs.StateEnded, jobs.Exited)
+		if all := r.board.of(mute.ID); len(all) > 0 {
+			r.Errorf("the board is silent, and has %+v", all)
+		}
+		r.board.silence()
+		b.live(time.Minute)
+		if got := b.lease(1, 10*time.Second); len(got) != 1 || got[0].Job != mute.ID {
+			r.Errorf("leased %+v, want the one that was mute", got)
+		}
+		if all := r.board.of(mute.ID); len(all) != 1 || all[0].State != jobs.StateQueued {
+			r.Errorf("events %+v, want one", all)
+		}
 	})
 }
 
@@ -101,7 +113,7 @@ func TestForget(t *testing.T) {
 		_, err := r.Get(r.Context(), "t", first.ID)
 		r.wantCode("get", jobs.CodeNotFound, err)
 		synctest.Wait()
-		if n := len(r.disk.rows); n != 1 {
+		if n := len(r.disk.rows()); n != 1 {
 			r.Errorf("%d jobs are kept, want the one that waits", n)
 		}
 		r.stands(waits.ID, jobs.StateQueued)
@@ -111,8 +123,35 @@ func TestForget(t *testing.T) {
 
 // A job that its key still names must not be deleted: the key's next use would run it again.
 func TestNewKeepsEndedAsLongAsKeys(t *testing.T) {
-	store := &memory{disk: newDisk()}
+	store := &memory{disk: newDisk(t)}
 	if _, err := dispatcher.New(dispatcher.Config{Store: store, Events: newBoard(t), KeepEnded: 23 * time.Hour}); err == nil {
 		t.Error("no error")
 	}
+}
+
+// While workers cannot be heard no lease runs out, however long that is; afterwards each has a whole one.
+func TestNotConnected(t *testing.T) {
+	var away atomic.Bool
+	bubble(t, dispatcher.Config{Connected: func() bool { return !away.Load() }}, func(r *rig) {
+		a := r.worker("a")
+		j, k := r.admit(spec()), r.admit(spec())
+		l := a.one()
+		a.beat(l.Held)
+		m := a.one() // of which no heartbeat has told yet
+		away.Store(true)
+		time.Sleep(time.Hour)
+		r.stands(j.ID, jobs.StateLeased)
+		away.Store(false)
+		time.Sleep(10 * time.Second)
+		if got := a.beat(l.Held, m.Held); len(got.Drop) != 0 || got.Session != a.session {
+			r.Errorf("answer %+v", got)
+		}
+		a.ok(l)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+		away.Store(true)
+		time.Sleep(time.Hour)
+		away.Store(false)
+		time.Sleep(22 * time.Second) // and it is not heard of again
+		r.stands(k.ID, jobs.StateQueued)
+	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -31,7 +30,7 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 		d.metrics.fenced.WithLabelValues("report").Inc()
 		return jobs.ReportReply{Fenced: true}, nil
 	}
-	done, err := d.settle(ctx, entry, r.Result, r.Events)
+	done, err := d.settle(ctx, entry, r.Result, r.Events+1)
 	if err != nil {
 		return jobs.ReportReply{}, d.broken(ctx, "finish attempt", err)
 	}
@@ -42,26 +41,35 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 	return jobs.ReportReply{Fenced: !done}, nil
 }
 
-// settle decides what an attempt's result means for its job: its end, or another attempt. events is the last Seq of the attempt.
-func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, events int64) (bool, error) {
+// settle decides what an attempt's result means for its job: its end, or another attempt. seq is that of the attempt's last
+// event, or unnumbered.
+func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, seq int64) (bool, error) {
 	if r.Ending.Class() == "" { // a worker's that is newer, or broken: a result that nobody can read is none
 		r.Ending, r.Reason = jobs.WorkerLost, fmt.Sprintf("the worker reported the unknown ending %.40q", r.Ending)
 	}
 	r.Class = r.Ending.Class()
 	r.Attempt = e.Attempt
-	if r.EndedAt.Before(e.LeasedAt) { // unknown, or of a clock that is wrong: the ledger keeps the job by it
-		r.EndedAt = time.Now().UTC()
+	if now := time.Now().UTC(); r.EndedAt.Before(e.LeasedAt) || r.EndedAt.After(now) { // unknown, or of a clock that is wrong: the ledger keeps the job by it
+		r.EndedAt = now
 	}
+	canceled := d.cancelRequested(e.ID)
 	switch {
-	case r.Class != jobs.ClassInfra:
-		return d.finish(ctx, e, jobs.StateEnded, r, events)
-	case d.cancelRequested(e.ID):
+	case r.Class == jobs.ClassPolicy, r.Class == jobs.ClassUser && canceled:
+		return d.finish(ctx, e, jobs.StateEnded, r, seq)
+	case canceled:
 		r.Ending, r.Class, r.Reason = jobs.Canceled, jobs.ClassPolicy, "canceled"
-		return d.finish(ctx, e, jobs.StateEnded, r, events)
-	case e.InfraLeft <= 0:
-		return d.finish(ctx, e, jobs.StateDead, r, events)
+		return d.finish(ctx, e, jobs.StateEnded, r, seq)
 	}
-	return d.requeue(ctx, e, r, events)
+	retry, err := d.retry(ctx, &e, &r)
+	switch {
+	case err != nil:
+		return false, err
+	case retry != nil:
+		return d.requeue(ctx, e, r, seq, *retry)
+	case r.Class == jobs.ClassInfra:
+		return d.finish(ctx, e, jobs.StateDead, r, seq)
+	}
+	return d.finish(ctx, e, jobs.StateEnded, r, seq)
 }
 
 func (d *Dispatcher) cancelRequested(id string) bool {
@@ -71,8 +79,8 @@ func (d *Dispatcher) cancelRequested(id string) bool {
 	return e != nil && e.Cancel
 }
 
-func (d *Dispatcher) finish(ctx context.Context, e ledger.Entry, state jobs.State, r jobs.Result, events int64) (bool, error) {
-	ok, err := d.cfg.Store.Finish(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, state, r, d.finalEvent(e, r, events+1))
+func (d *Dispatcher) finish(ctx context.Context, e ledger.Entry, state jobs.State, r jobs.Result, seq int64) (bool, error) {
+	ok, err := d.cfg.Store.Finish(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, state, r, d.finalEvent(e, r, seq))
 	if ok {
 		d.ended(e.ID, r)
 	}
@@ -87,8 +95,8 @@ func (d *Dispatcher) finalEvent(e ledger.Entry, r jobs.Result, seq int64) jobs.E
 // ended forgets a job that has ended, and has its final event published.
 func (d *Dispatcher) ended(id string, r jobs.Result) {
 	d.mu.Lock()
-	delete(d.entries, id)
-	d.queue.Remove(id)
+	d.gone(id)
+	d.match() // what its tenant's caps held back may go
 	d.mu.Unlock()
 	d.metrics.finished.WithLabelValues(string(r.Ending)).Inc()
 	d.nudge()
@@ -96,28 +104,19 @@ func (d *Dispatcher) ended(id string, r jobs.Result) {
 
 // nudge wakes the outbox.
 func (d *Dispatcher) nudge() {
-	select {
-	case d.outbox <- struct{}{}:
-	default:
-	}
+	d.outbox.set()
 }
 
-// maxRetryPause bounds the pause between attempts.
-const maxRetryPause = 30 * time.Second
-
-// requeue gives a job another attempt, after a pause that doubles with each that our own failures have cost.
-func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result, events int64) (bool, error) {
-	pause := min(d.cfg.RetryBase<<min(e.Attempt-1, 10), maxRetryPause)
-	pause += rand.N(pause/4 + 1) // jitter: not all that one failure ended come back at once
-	notBefore := time.Now().Add(pause).UTC().Truncate(time.Microsecond)
+// requeue gives a job another attempt, after a pause that doubles with each.
+func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result, seq int64, retry ledger.Retry) (bool, error) {
 	reason := "attempt ended as " + string(r.Ending)
 	if r.Reason != "" {
 		reason += ": " + r.Reason
 	}
 	event := jobs.Event{
-		Type: jobs.EventState, Job: e.ID, Tenant: e.Tenant, Attempt: e.Attempt, Seq: events + 1, Time: time.Now().UTC(), State: jobs.StateQueued, Reason: reason,
+		Type: jobs.EventState, Job: e.ID, Tenant: e.Tenant, Attempt: e.Attempt, Seq: seq, Time: time.Now().UTC(), State: jobs.StateQueued, Reason: reason,
 	}
-	ok, err := d.cfg.Store.Requeue(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, notBefore, event)
+	ok, err := d.cfg.Store.Requeue(ctx, jobs.Held{Job: e.ID, Attempt: e.Attempt, Epoch: e.Epoch}, retry, event)
 	if err != nil || !ok {
 		return ok, err
 	}
@@ -125,13 +124,11 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 	d.metrics.retries.WithLabelValues(string(r.Ending)).Inc()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now := d.entries[e.ID]; now != nil {
-		now.State, now.NotBefore = jobs.StateQueued, notBefore
-		now.InfraLeft--
-		if !now.Cancel { // else it was canceled since we looked, and reconcile ends it
-			d.queue.PushFront(item(now))
-			d.match()
-		}
+	if now := d.entries[e.ID]; now != nil && now.Epoch == e.Epoch && now.State != jobs.StateQueued { // else the ledger was read meanwhile
+		d.become(now, jobs.StateQueued)
+		now.NotBefore, now.InfraLeft, now.UserLeft, now.FailedOn = retry.NotBefore, retry.InfraLeft, retry.UserLeft, retry.FailedOn
+		d.place(now) // one that was canceled since we looked reconcile ends
+		d.match()
 	}
 	d.nudge()
 	return true, nil
@@ -139,36 +136,25 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 
 // lose ends an attempt whose worker has lost it.
 func (d *Dispatcher) lose(ctx context.Context, e ledger.Entry, why string) {
-	seq, err := d.lastSeq(ctx, e.Tenant, e.ID, e.Attempt)
-	if err == nil {
-		r := jobs.Result{Ending: jobs.WorkerLost, Reason: why, Worker: e.Worker}
-		var done bool
-		if done, err = d.settle(ctx, e, r, seq); done {
-			d.metrics.leasesExpired.Inc()
-		} else if err == nil {
-			d.doubt(e.ID)
-		}
-	}
-	if err != nil && ctx.Err() == nil {
+	done, err := d.settle(ctx, e, jobs.Result{Ending: jobs.WorkerLost, Reason: why, Worker: e.Worker}, unnumbered)
+	switch {
+	case done:
+		d.metrics.leasesExpired.Inc()
+	case err == nil:
+		d.doubt(e.ID)
+	case ctx.Err() == nil:
 		zerolog.Ctx(ctx).Error().Err(err).Str("job", e.ID).Msg("take back lost attempt") // reconcile tries again
 	}
 }
 
-// endQueued ends a job that waits. Where that fails reconcile tries again.
-func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.Ending, reason string) {
+// endQueued ends a job that waits. Where that fails reconcile tries again, but for a job that is blocked, whose ender has to.
+func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.Ending, reason string) error {
 	r := jobs.Result{Ending: ending, Class: ending.Class(), Reason: reason, Attempt: e.Attempt, EndedAt: time.Now().UTC()}
-	var err error
-	if e.Attempt > 0 { // the event that gave it back to the queue may not be out yet, and the final one comes after it
-		err = d.flushOutbox(ctx)
+	seq := int64(1)
+	if e.Attempt > 0 { // it has events, of which the last may not be out yet, or not be the last
+		seq = unnumbered
 	}
-	var seq int64
-	if err == nil {
-		seq, err = d.lastSeq(ctx, e.Tenant, e.ID, e.Attempt)
-	}
-	var ok bool
-	if err == nil {
-		ok, err = d.cfg.Store.EndQueued(ctx, e.ID, e.Attempt, jobs.StateEnded, r, d.finalEvent(e, r, seq+1))
-	}
+	ok, err := d.cfg.Store.EndQueued(ctx, e.ID, e.Attempt, jobs.StateEnded, r, d.finalEvent(e, r, seq))
 	switch {
 	case err != nil:
 		if ctx.Err() == nil {
@@ -179,6 +165,7 @@ func (d *Dispatcher) endQueued(ctx context.Context, e ledger.Entry, ending jobs.
 	default:
 		d.doubt(e.ID)
 	}
+	return err
 }
 
 // Cancel asks for a job's end and gives where it stood. A queued job ends at once; a running one when its worker hears of it, with the
@@ -198,7 +185,7 @@ func (d *Dispatcher) Cancel(ctx context.Context, tenant, id string) (jobs.State,
 		return "", d.broken(ctx, "cancel job", err)
 	}
 	if e, queued := d.noteCancel(id); queued {
-		d.endQueued(ctx, e, jobs.Canceled, "canceled before it ran")
+		_ = d.endQueued(ctx, e, jobs.Canceled, "canceled before it ran") // reconcile tries again
 	}
 	return j.State, nil
 }
@@ -212,6 +199,7 @@ func (d *Dispatcher) noteCancel(id string) (ledger.Entry, bool) {
 		return ledger.Entry{}, false
 	}
 	e.Cancel = true
-	d.queue.Remove(id)
+	d.aside(id)
+	d.noteEnd(e, time.Now())
 	return *e, e.State == jobs.StateQueued
 }

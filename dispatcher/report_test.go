@@ -34,8 +34,8 @@ func TestReportEnds(t *testing.T) {
 				if got := r.job(j.ID); got.Result.Reason != "so" || got.Result.Attempt != 1 {
 					r.Errorf("result %+v", got.Result)
 				}
-				if len(r.disk.out) != 0 || len(r.board.buried(j.ID)) != 0 {
-					r.Errorf("outbox %+v, buried %v", r.disk.out, r.board.buried(j.ID))
+				if len(r.disk.out()) != 0 || len(r.board.buried(j.ID)) != 0 {
+					r.Errorf("outbox %+v, buried %v", r.disk.out(), r.board.buried(j.ID))
 				}
 			})
 		})
@@ -50,14 +50,14 @@ func TestReportFenced(t *testing.T) {
 		first := a.one()
 		fenced := func(what string, l jobs.Lease) {
 			r.Helper()
-			before := *r.disk.rows[j.ID]
+			before := *r.disk.rows()[j.ID]
 			for _, ending := range []jobs.Ending{jobs.Exited, jobs.VMFailed} {
 				if reply := a.report(l, ending); !reply.Fenced {
 					r.Errorf("%s: not fenced as %s", what, ending)
 				}
 			}
 			synctest.Wait()
-			if diff := gocmp.Diff(before.Entry, r.disk.rows[j.ID].Entry); diff != "" {
+			if diff := gocmp.Diff(before.Entry, r.disk.rows()[j.ID].Entry); diff != "" {
 				r.Errorf("%s changed the ledger:\n%s", what, diff)
 			}
 		}
@@ -269,8 +269,8 @@ func TestReportAnswerLost(t *testing.T) {
 				r.stands(j.ID, c.state)
 				if c.state == jobs.StateQueued {
 					l = a.one()
-					if l.Attempt != 2 || r.disk.rows[j.ID].InfraLeft != 2 {
-						r.Errorf("attempt %d, %d retries left", l.Attempt, r.disk.rows[j.ID].InfraLeft)
+					if l.Attempt != 2 || r.disk.rows()[j.ID].InfraLeft != 2 {
+						r.Errorf("attempt %d, %d retries left", l.Attempt, r.disk.rows()[j.ID].InfraLeft)
 					}
 					a.report(l, jobs.Exited)
 				}

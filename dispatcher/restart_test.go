@@ -30,7 +30,7 @@ func TestRestart(t *testing.T) {
 
 		r.stands(runs.ID, jobs.StateRunning)
 		r.ended(ended.ID, jobs.StateEnded, jobs.Exited)
-		if diff := gocmp.Diff(jobs.BeatReply{Session: session, TTLMS: 15_000}, a.beat(h)); diff != "" {
+		if diff := gocmp.Diff(jobs.BeatReply{Session: session, TTLMS: 15_000, Contract: jobs.Contract}, a.beat(h)); diff != "" {
 			r.Errorf("answer to the worker (-want +got):\n%s", diff)
 		}
 		next := a.lease(1, 0)
@@ -79,14 +79,14 @@ func TestRestartGivesWorkersTime(t *testing.T) {
 	})
 }
 
-// A worker that had no jobs for a while is not in the ledger; what it leases then is its own all the same when the dispatcher restarts.
-func TestRestartOfAnIdleWorkersDispatcher(t *testing.T) {
+// A worker lives that the ledger has forgotten; what it leases then is its own all the same when the dispatcher restarts.
+func TestRestartOfAForgottenWorkersDispatcher(t *testing.T) {
 	bubble(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
-		r.worker("b")
-		a.live(2 * time.Minute)
-		synctest.Wait()
-		if _, kept := r.disk.sessions["a"]; kept {
+		if ok, err := r.store.Remove(r.Context(), "a"); err != nil || !ok {
+			r.Fatal("remove:", ok, err)
+		}
+		if _, kept := r.disk.sessions()["a"]; kept {
 			r.Fatal("the ledger still has the session: this test shows nothing")
 		}
 		j := r.admit(spec())
@@ -139,10 +139,11 @@ func TestRestartKeepsRetries(t *testing.T) {
 
 // A ledger that cannot be read ends Run; nobody is answered as if it were empty.
 func TestRunLedgerFails(t *testing.T) {
-	for _, op := range []string{"open", "sessions"} {
+	for _, op := range []string{"open", "workers"} {
 		t.Run(op, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				store := &memory{disk: newDisk()}
+				store := &memory{disk: newDisk(t)}
+				defer store.Close()
 				store.before(func(o string) error {
 					if o == op {
 						return errDisk

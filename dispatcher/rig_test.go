@@ -34,7 +34,7 @@ type rig struct {
 func bubble(t *testing.T, cfg dispatcher.Config, test func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{T: t, cfg: cfg, disk: newDisk(), board: newBoard(t)}
+		r := &rig{T: t, cfg: cfg, disk: newDisk(t), board: newBoard(t)}
 		r.start()
 		defer func() { r.kill() }()
 		test(r)
@@ -74,6 +74,16 @@ func (r *rig) run() {
 func (r *rig) restart() {
 	r.Helper()
 	r.kill()
+	r.start()
+}
+
+// restartWithoutOffers restarts on a ledger in which a dispatcher of the version before has not written what workers offer.
+func (r *rig) restartWithoutOffers() {
+	r.Helper()
+	r.kill()
+	if _, err := r.disk.db.Exec(`UPDATE workers SET offer = X''`); err != nil {
+		r.Fatal(err)
+	}
 	r.start()
 }
 

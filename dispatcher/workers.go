@@ -15,15 +15,19 @@ import (
 type worker struct {
 	name     string
 	session  int64
-	seen     time.Time
+	seen     time.Time // when it was last heard of; moved on while nobody could be
+	beatAt   time.Time // of its last heartbeat
 	beat     jobs.Beat
 	holds    map[string]bool // jobs of which the last heartbeat named the current attempt
 	draining bool
 	lost     bool
-	waiting  bool // known from the ledger only; has not beaten since this dispatcher began
+	waiting  bool                      // known from the ledger only; has not beaten since this dispatcher began
+	warm     map[string]int            // its ready machines, as it was last told less what was given since
+	sizes    map[string]jobs.Resources // of the images that its heartbeat offers; nil until they are asked for
+	kept     []byte                    // what it offers, as the ledger has it
 }
 
-// forgetAfter is how long a lost worker's images and capacity still count as offered: it may only be away for a while.
+// forgetAfter is how long a lost worker's images and capacity still count as offered, whoever leads: it may only be away for a while.
 const forgetAfter = time.Hour
 
 // reportWithin is how long an attempt may be leased without its worker naming it in a heartbeat: the lease was lost on its way.
@@ -33,40 +37,14 @@ const reportWithin = 10 * time.Second
 // under it would take its attempts, and it take them back, and so on.
 const takenFor = 5 * time.Second
 
-// offer is what the workers that are known can run, one or another.
-type offer struct {
-	images   map[string]jobs.OfferedImage // nil: no worker is known
-	networks map[string]bool              // what is offered of networks
-	largest  jobs.Resources               // capacity
-}
-
-// offers gives what is offered now; d.mu is held.
-func (d *Dispatcher) offers() offer {
-	o := offer{networks: map[string]bool{}}
-	for _, w := range d.workers {
-		if w.waiting {
-			continue
-		}
-		for _, i := range w.beat.Images {
-			if o.images == nil {
-				o.images = map[string]jobs.OfferedImage{}
-			}
-			o.images[i.Name] = i
-		}
-		for _, n := range w.beat.Networks {
-			o.networks[n] = true
-		}
-		o.largest.VCPUs = max(o.largest.VCPUs, w.beat.Capacity.VCPUs)
-		o.largest.MemoryMiB = max(o.largest.MemoryMiB, w.beat.Capacity.MemoryMiB)
-	}
-	return o
-}
-
 // Beat takes a worker's heartbeat. A worker without a session of its own gets one, and reconcile takes back what an earlier session of
 // its name had, and what this heartbeat should have named: a worker that waited for that would hold itself lost. It gets none, and an
 // error with the attempts that it shall end, while another process of its name lives.
 func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, error) {
 	if err := d.ready(ctx); err != nil {
+		if r, ok := d.heard(b); ok {
+			return r, nil
+		}
 		return jobs.BeatReply{}, err
 	}
 	if err := jobs.ValidTenant(b.Worker); err != nil { // the same rule: one token
@@ -80,21 +58,37 @@ func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, err
 		}
 	}
 	if session == 0 {
+		d.comes(b.Worker)
 		var err error
-		if session, err = d.cfg.Store.Register(ctx, b.Worker); err != nil {
+		if session, err = d.cfg.Store.Register(ctx, b.Worker, time.Now().UTC()); err != nil {
 			return jobs.BeatReply{}, d.broken(ctx, "register worker", err)
 		}
 		zerolog.Ctx(ctx).Info().Str("worker", b.Worker).Int64("session", session).Str("driver", b.Driver).Strs("degraded", b.Degraded).Msg("worker registered")
 	}
 	reply, started := d.beaten(b, session)
 	if len(started) > 0 {
-		if err := d.cfg.Store.Running(ctx, started); err != nil {
+		if err := d.cfg.Store.Running(ctx, started, time.Now().UTC()); err != nil {
 			zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts") // the next heartbeat tries again
 			return reply, nil
 		}
 		d.started(started)
 	}
 	return reply, nil
+}
+
+// heard answers a worker while this dispatcher cannot act: what it has stays its own.
+func (d *Dispatcher) heard(b jobs.Beat) (jobs.BeatReply, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.workers[b.Worker]
+	if until := d.until.Load(); until == nil || until.IsZero() || d.leads() { // deposed, or it can act
+		return jobs.BeatReply{}, false
+	}
+	if w == nil || w.lost || w.waiting || w.session != b.Session {
+		return jobs.BeatReply{}, false
+	}
+	w.seen = time.Now()
+	return jobs.BeatReply{Session: b.Session, TTLMS: d.cfg.LeaseTTL.Milliseconds(), Contract: jobs.Contract}, true
 }
 
 // started takes into memory that attempts run.
@@ -125,8 +119,8 @@ func (d *Dispatcher) sessionOf(b jobs.Beat) (session int64, taken bool) {
 
 // busy tells whether a worker has attempts; d.mu is held.
 func (d *Dispatcher) busy(w *worker) bool {
-	for _, e := range d.entries {
-		if e.State != jobs.StateQueued && e.Worker == w.name && e.Session == w.session {
+	for _, e := range d.held {
+		if e.Worker == w.name && e.Session == w.session {
 			return true
 		}
 	}
@@ -142,12 +136,19 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 		w = &worker{name: b.Worker}
 		d.workers[b.Worker] = w
 	}
-	r = jobs.BeatReply{Session: session, TTLMS: d.cfg.LeaseTTL.Milliseconds()}
+	r = jobs.BeatReply{Session: session, TTLMS: d.cfg.LeaseTTL.Milliseconds(), Contract: jobs.Contract}
 	if session < w.session { // another of its name registered while this one was on its way: it hears of it with its next
 		r.Drop = b.Running
 		return r, nil
 	}
-	*w = worker{name: b.Worker, session: session, seen: time.Now(), beat: b, draining: b.Draining, holds: map[string]bool{}}
+	r.Drain = d.flags[b.Worker].Cordoned
+	delete(d.expected, b.Worker)
+	warm := b.Warm
+	if b.Contract < 2 { // it tells of them with its requests only
+		warm = w.warm
+	}
+	*w = worker{name: b.Worker, session: session, seen: time.Now(), beatAt: time.Now(), beat: b, draining: b.Draining, holds: map[string]bool{}, warm: warm, kept: w.kept}
+	d.offersMoved(w)
 	d.dismiss()
 	for _, h := range b.Running {
 		e := d.entries[h.Job]
@@ -166,25 +167,34 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 	return r, started
 }
 
-// others tells whether a worker besides the named one is alive and large enough for an item, and has its image and network; d.mu is held.
-func (d *Dispatcher) others(besides string, i match.Item) bool {
+// fleet gives the workers that are alive; d.mu is held.
+func (d *Dispatcher) fleet() []match.Worker {
+	fleet := make([]match.Worker, 0, len(d.workers))
 	for _, w := range d.workers {
-		if w.name == besides || w.lost || w.waiting || w.draining {
-			continue
-		}
-		idle := match.Worker{Slots: 1, Free: w.beat.Capacity, Images: w.images(), Networks: w.beat.Networks}
-		if idle.Fits(i) {
-			return true
+		if !w.lost && !w.waiting {
+			v := w.view()
+			v.Draining = !d.takes(w)
+			fleet = append(fleet, v)
 		}
 	}
-	return false
+	return fleet
+}
+
+// view is a worker as the matcher sees it, without what it has free.
+func (w *worker) view() match.Worker {
+	return match.Worker{
+		Name: w.name, Pool: w.beat.Pool, Labels: w.beat.Labels, Capacity: w.beat.Capacity, Warm: w.warm, Images: w.images(),
+		Networks: w.beat.Networks,
+	}
 }
 
 // images are those that the worker offers.
 func (w *worker) images() map[string]jobs.Resources {
-	m := make(map[string]jobs.Resources, len(w.beat.Images))
-	for _, i := range w.beat.Images {
-		m[i.Name] = i.Resources
+	if w.sizes == nil {
+		w.sizes = make(map[string]jobs.Resources, len(w.beat.Images))
+		for _, i := range w.beat.Images {
+			w.sizes[i.Name] = i.Resources
+		}
 	}
-	return m
+	return w.sizes
 }

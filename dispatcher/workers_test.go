@@ -20,7 +20,7 @@ func TestBeat(t *testing.T) {
 		}
 		session := a.session
 		a.live(10 * time.Minute)
-		if diff := gocmp.Diff(jobs.BeatReply{Session: session, TTLMS: 9000}, a.beat()); diff != "" {
+		if diff := gocmp.Diff(jobs.BeatReply{Session: session, TTLMS: 9000, Contract: jobs.Contract}, a.beat()); diff != "" {
 			r.Errorf("answer (-want +got):\n%s", diff)
 		}
 		for _, name := range []string{"", "a.b", "a b", "*"} {
@@ -241,5 +241,38 @@ func TestBeatDoesNotWaitForTheBroker(t *testing.T) {
 		}
 		r.board.before(nil)
 		time.Sleep(12 * time.Second)
+	})
+}
+
+// While the ledger does not take a worker that is there, a job that only it could run may be sent again; not when that worker has gone.
+func TestAdmitBeforeItsWorkerIsTaken(t *testing.T) {
+	bubble(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		r.worker("b", "other")
+		r.restartWithoutOffers()
+		r.worker("b", "other")
+		r.store.before(func(op string) error {
+			if op == "register" {
+				return errDisk
+			}
+			return nil
+		})
+		again := func() bool {
+			_, _, err := r.Admit(r.Context(), "t", spec())
+			return jobs.ErrorOf(err) != nil && jobs.ErrorOf(err).RetryAfterMS > 0
+		}
+		for range 60 {
+			if _, err := r.Beat(r.Context(), a.heartbeat()); err == nil {
+				r.Fatal("the worker was taken")
+			}
+			if !again() {
+				r.Fatal("the job was refused for good")
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		if again() {
+			r.Error("the worker has gone, and the job is to be sent again")
+		}
 	})
 }

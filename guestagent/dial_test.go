@@ -16,6 +16,7 @@ import (
 
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
+	freeport "github.com/paddockvm/paddock/test/port"
 )
 
 // serveTCP listens on loopback and gives each connection to serve.
@@ -148,10 +149,8 @@ func TestDialRefused(t *testing.T) {
 		}
 		return e.Kind
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := freeport.Free()
 	must(t, err)
-	free := l.Addr().(*net.TCPAddr).Port
-	must(t, l.Close())
 	for port, want := range map[int]string{free: wire.ErrRefused, 0: wire.ErrRequest, -1: wire.ErrRequest, 65536: wire.ErrRequest} {
 		if got := kind(port); got != want {
 			t.Errorf("port %d: %s, want %s", port, got, want)

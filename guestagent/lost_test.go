@@ -103,9 +103,11 @@ func firstLine(t *testing.T, conn net.Conn) int {
 func TestHostEndVanishes(t *testing.T) {
 	conn, cmd := listening(t, t.TempDir())
 	must(t, write(conn, hostGreeting()), discard(conn, 25))
-	e := sh("trap '' TERM; (setsid sleep 1000 & echo $!); yes >&2") // its output fills what nobody reads
+	e := sh("trap '' TERM; (setsid sleep 1000 & echo $!); read go; yes >&2") // its output fills what nobody reads
+	e.StdinOpen = true
 	must(t, write(conn, openFrame(1, wire.Request{Op: wire.OpExec, Exec: &e})))
-	pid := firstLine(t, conn)
+	pid := firstLine(t, conn) // before the flood: two streams have no order between them
+	must(t, write(conn, frame(1, 2, 0, "\n")), discard(conn, 64<<10))
 	must(t, write(conn, frame(1, 2, 0, "cut")[:13]), conn.Close())
 	_ = cmd.Wait()
 	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {

@@ -18,6 +18,7 @@ import (
 // notes the time, its disk, who it is, and its way out last. It runs once in a clone, and no program has run before. A clone of a machine
 // that lived already, a snapshot, is restored once more: it keeps the disk that it has.
 func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
+	at := time.Now() // of r.TimeUnixNS, as near as can be told here
 	if g.epoch != nil && bytes.Equal(g.epoch, r.Epoch) {
 		return nil, &wire.Error{Kind: wire.ErrRequest, Message: "restored already"}
 	}
@@ -27,7 +28,7 @@ func (g *guest) restore(m *machine, r *wire.Restore) (*wire.Ready, error) {
 		do   func() error
 	}{
 		{"entropy", func() error { return reseed(r.Entropy) }},
-		{"clock", func() error { return setClock(r.TimeUnixNS) }},
+		{"clock", func() error { return setClock(r.TimeUnixNS + int64(time.Since(at))) }},
 		{"scratch", func() error {
 			if g.epoch != nil {
 				m.disk.newLife()
@@ -77,7 +78,7 @@ func reseed(entropy []byte) error {
 	return nil
 }
 
-// setClock steps the clock to the host's: the request was written a moment ago, and the way here is far shorter than what matters.
+// setClock steps the clock to the host's: that of the request and what has passed since it came. The way here is far shorter than what matters.
 func setClock(unixNS int64) error {
 	t := unix.NsecToTimespec(unixNS)
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &t)

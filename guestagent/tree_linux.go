@@ -78,9 +78,15 @@ func (t *tree) close() error {
 // descendants lists all processes below pid, itself not included (CONFIG_PROC_CHILDREN).
 func descendants(pid int) []int {
 	var all []int
-	tasks, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "children"))
-	for _, file := range tasks {
-		b, err := os.ReadFile(file)
+	tasks := filepath.Join("/proc", strconv.Itoa(pid), "task")
+	dir, err := os.Open(tasks)
+	if err != nil {
+		return nil
+	}
+	threads, _ := dir.Readdirnames(-1)
+	_ = dir.Close() // it was read
+	for _, thread := range threads {
+		b, err := os.ReadFile(filepath.Join(tasks, thread, "children"))
 		if err != nil {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,11 +48,29 @@ func (h *Host) Offered() []jobs.OfferedImage {
 	list, _ := h.Store.List() // one that cannot be read is not offered; `image ls` says why
 	offered := make([]jobs.OfferedImage, 0, len(list))
 	for _, img := range list {
-		offered = append(offered, jobs.OfferedImage{
-			Name: img.Name, Digest: img.Digest, Resources: img.Resources(), NoRoot: !img.AllowsRoot(),
-		})
+		offered = append(offered, offer(img))
 	}
 	return append(offered, h.offeredSnapshots()...)
+}
+
+// Offer is one of Offered, by its name; false where it is not there.
+func (h *Host) Offer(name string) (jobs.OfferedImage, bool) {
+	if jobs.SnapshotTenant(name) != "" {
+		list := h.offeredSnapshots()
+		if i := slices.IndexFunc(list, func(o jobs.OfferedImage) bool { return o.Name == name }); i >= 0 {
+			return list[i], true
+		}
+		return jobs.OfferedImage{}, false
+	}
+	img, err := h.Store.Get(name)
+	if err != nil {
+		return jobs.OfferedImage{}, false
+	}
+	return offer(img), true
+}
+
+func offer(img Image) jobs.OfferedImage {
+	return jobs.OfferedImage{Name: img.Name, Digest: img.Digest, Resources: img.Resources(), NoRoot: !img.AllowsRoot()}
 }
 
 // Env is the environment of every program in the image; nil for an image that is not there.

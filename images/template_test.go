@@ -259,6 +259,12 @@ func TestDriverWithoutTemplates(t *testing.T) {
 	if len(offered) != 1 || offered[0].Name != "x" || offered[0].Resources.MemoryMiB != 128 || h.Env("x") == nil || h.Env("none") != nil {
 		t.Errorf("offered: %+v", offered)
 	}
+	if one, ok := h.Offer("x"); !ok || len(offered) == 1 && one != offered[0] {
+		t.Errorf("x is offered: %v, as %+v", ok, one)
+	}
+	if _, ok := h.Offer("none"); ok {
+		t.Error("an image that is not there is offered")
+	}
 }
 
 // templateProcess is another process that wants the template of x, several times at once, and notes each boot in the file boots.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -343,13 +345,32 @@ func (d *decoder) assignSlice(v reflect.Value, tree any, path string) {
 	v.Set(s)
 }
 
+// assignTime reads a time as RFC 3339 has it. What the ledger keeps is whole microseconds, and nothing else is told apart.
+func (d *decoder) assignTime(v reflect.Value, tree any, path string) {
+	s, ok := tree.(string)
+	if !ok {
+		d.fault(path, "must be a time like 2030-01-02T15:04:05Z, is %s", kindOf(tree))
+		return
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		d.fault(path, "%.40q must be a time like 2030-01-02T15:04:05Z (RFC 3339)", s)
+		return
+	}
+	v.Set(reflect.ValueOf(t.UTC().Truncate(time.Microsecond)))
+}
+
 func (d *decoder) assignStruct(v reflect.Value, tree any, path string) {
+	if v.Type() == reflect.TypeFor[time.Time]() {
+		d.assignTime(v, tree, path)
+		return
+	}
 	object, ok := tree.(map[string]any)
 	if !ok {
 		d.fault(path, "must be an object, is %s", kindOf(tree))
 		return
 	}
-	fields := fieldsOf(v.Type())
+	fields := knownFields(v.Type())
 	for key, x := range object {
 		i, known := fields[key]
 		if !known {
@@ -358,6 +379,18 @@ func (d *decoder) assignStruct(v reflect.Value, tree any, path string) {
 		}
 		d.assign(v.FieldByIndex(i), x, join(path, key))
 	}
+}
+
+// decoded remembers fieldsOf, of the few types that there are: every job's spec is decoded.
+var decoded sync.Map
+
+// knownFields is fieldsOf. Nobody changes what it gives.
+func knownFields(t reflect.Type) map[string][]int {
+	if m, ok := decoded.Load(t); ok {
+		return m.(map[string][]int)
+	}
+	m, _ := decoded.LoadOrStore(t, fieldsOf(t))
+	return m.(map[string][]int)
 }
 
 // fieldsOf gives the places of a struct's fields by their JSON names, those of embedded structs included.

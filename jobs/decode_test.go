@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -123,7 +124,10 @@ func TestRoundTrip(t *testing.T) {
 		Steps: []jobs.Step{{Name: "a", Cmd: "x", Args: []string{"1"}, Env: map[string]string{"A": "b"}, Cwd: "/work", User: "root", Limits: jobs.Limits{WallMS: 1}}},
 		Files: []jobs.File{{Path: "f", Mode: "0755", Base64: []byte{0xff}}}, Artifacts: []jobs.Artifact{{Path: "**/x", MaxBytes: 3, Optional: true}},
 		Limits: jobs.Limits{DiskBytes: 1 << 20}, Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 64}, Network: jobs.Network{Policy: "allowlist", Allow: []string{"example.org", "10.0.0.0/8"}},
-		Priority: &one, QueueTTLMS: 5, InfraRetries: &one, Labels: map[string]string{"a": "b"}, Callbacks: []jobs.Callback{{URL: "https://example.org/", Events: []string{"result"}}},
+		Priority: &one, QueueTTLMS: 5, InfraRetries: &one, Labels: map[string]string{"a": "b"}, Callbacks: []jobs.Callback{{URL: "https://example.org/", Events: []string{jobs.HookEnded}}},
+		RunAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), DependsOn: []string{jobs.NewID()}, Concurrency: jobs.Concurrency{Key: "repo", Limit: 2}, Pool: "gpu",
+		Requires: map[string]string{"arch": "amd64"},
+		Retry:    &jobs.Retry{Attempts: 2, Rules: []jobs.RetryRule{{Endings: []jobs.Ending{jobs.TimeLimit}, ExitCodes: []int{75}, Action: jobs.ActionRetry}}},
 	}
 	b, err := json.Marshal(spec)
 	if err != nil {

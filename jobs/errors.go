@@ -8,17 +8,17 @@ import (
 // Code says what a caller can do about an Error.
 type Code string
 
-// The codes. Those that may succeed later carry RetryAfterMS. The contract keeps CodeNoCapacity for what is to come.
+// The codes. Those that may succeed later carry RetryAfterMS. docs/jobs.md says when each is given.
 const (
 	CodeInvalid     Code = "invalid"        // the request is wrong: Faults say where
 	CodeUnsupported Code = "unsupported"    // valid, and nothing here can do it: Faults say what
-	CodeConflict    Code = "conflict"       // the idempotency key or the id belongs to another job
-	CodeNotFound    Code = "not_found"      // no such job or object
-	CodeForbidden   Code = "forbidden"      // of workers: no such session
-	CodeTooLarge    Code = "too_large"      // more than a message or a spec may have
-	CodeQuota       Code = "quota_exceeded" // the tenant's objects have no room for another
+	CodeConflict    Code = "conflict"       // the idempotency key or the id belongs to another, or what there is does not go with what is asked
+	CodeNotFound    Code = "not_found"      // no such job, batch, object, schedule, snapshot, endpoint, delivery or worker
+	CodeForbidden   Code = "forbidden"      // of workers: no such session, or another's name
+	CodeTooLarge    Code = "too_large"      // more than a message, a spec, a batch or an object may have
+	CodeQuota       Code = "quota_exceeded" // the tenant's quota of jobs, bytes, rate, objects, schedules or endpoints
 	CodeQueueFull   Code = "queue_full"     // as many jobs wait as may
-	CodeNoCapacity  Code = "no_capacity"    //
+	CodeNoCapacity  Code = "no_capacity"    // the worker has no room for so large a machine now
 	CodeUnavailable Code = "unavailable"    // ours: try again
 	CodeInternal    Code = "internal"       // ours: a bug
 )

@@ -12,6 +12,8 @@ const (
 	EventStep   EventType = "step"   // StepResult: a step ended
 	EventPorts  EventType = "ports"  // Ports: where the job's ports can be reached
 	EventResult EventType = "result" // Result; Final is true
+	EventBatch  EventType = "batch"  // Batch: how far it is; on the batch's subject
+	EventLost   EventType = "lost"   // Lost: here events were that are not kept any more; only a replay gives it
 )
 
 // Event is one message on a job's event subject. Attempt and Seq order them: Seq counts from 1 within an attempt without gaps,
@@ -55,6 +57,11 @@ type Event struct {
 	StepResult *StepResult `json:"step_result,omitempty"`
 	// Result is how the job ended.
 	Result *Result `json:"result,omitempty"`
+	// Batch is how far a batch is. Job is its id then, and Seq how many of its jobs have ended: each event has the whole, and none is missed
+	// that is not there.
+	Batch *Batch `json:"batch,omitempty"`
+	// Lost is what is missing here. Such an event is a replay's own: its attempt and seq are those of the last that is missing.
+	Lost *Lost `json:"lost,omitempty"`
 }
 
 // Port is one of a machine's ports and where it can be reached.

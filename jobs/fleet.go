@@ -76,7 +76,20 @@ type Beat struct {
 	Degraded []string       `json:"degraded,omitempty"`
 	Running  []Held         `json:"running,omitempty"`
 	Draining bool           `json:"draining,omitempty"`
+	// Pool is the worker's; empty means "default". Labels are what jobs may require of it.
+	Pool   string            `json:"pool,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Warm counts the machines that are ready, by image name.
+	Warm map[string]int `json:"warm,omitempty"`
+	// Contract is the version of what workers and dispatchers say to each other that the worker speaks; 0, of a worker that does not say, is 1.
+	Contract int `json:"contract,omitempty"`
 }
+
+// Contract is the version of what workers and dispatchers say to each other. A dispatcher takes workers of its own and the last one, and the
+// other way round: both pass over fields that they do not know, and a new field's zero value means what was before it.
+//
+// 2: pools, labels, retry rules, cordoned workers.
+const Contract = 2
 
 // BeatReply answers a Beat.
 type BeatReply struct {
@@ -85,8 +98,10 @@ type BeatReply struct {
 	// Cancel are attempts to cancel, Drop those that are not the worker's any more: end them and report nothing.
 	Cancel []Held `json:"cancel,omitempty"`
 	Drop   []Held `json:"drop,omitempty"`
-	// Drain asks the worker to take no more.
+	// Drain asks the worker to take no more, until a reply does not.
 	Drain bool `json:"drain,omitempty"`
+	// Contract is the version that the dispatcher speaks; 0 is 1.
+	Contract int `json:"contract,omitempty"`
 	// TTLMS is after how long without a reply the worker's leases run out; it ends its machines then, before others are given its attempts.
 	TTLMS int64  `json:"ttl_ms"`
 	Error *Error `json:"error,omitempty"`

@@ -41,6 +41,16 @@ type Job struct {
 	EndedAt time.Time `json:"ended_at,omitzero"`
 	// CancelRequested says that somebody wants it canceled.
 	CancelRequested bool `json:"cancel_requested,omitempty"`
+	// RunAt is the earliest time for its first attempt, where the spec gives one.
+	RunAt time.Time `json:"run_at,omitzero"`
+	// Batch is the batch that it came in with.
+	Batch string `json:"batch,omitempty"`
+	// RedriveOf is the dead job that it repeats.
+	RedriveOf string `json:"redrive_of,omitempty"`
+	// RedrivenBy is the job that repeats this one, which is dead.
+	RedrivenBy string `json:"redriven_by,omitempty"`
+	// Attempts are those that ended and were followed by another, where one job is asked for.
+	Attempts []Attempt `json:"attempts,omitempty"`
 	// Result is how it ended.
 	Result *Result `json:"result,omitempty"`
 	// Spec is given where one job is asked for, not in lists.
@@ -57,4 +67,22 @@ type SubmitReply struct {
 	Warnings []string `json:"warnings,omitempty"`
 	// Error is why it was not accepted.
 	Error *Error `json:"error,omitempty"`
+}
+
+// Attempt is one try at a job that did not end it.
+type Attempt struct {
+	// Attempt is its number, from 1.
+	Attempt int `json:"attempt"`
+	// Worker had it.
+	Worker string `json:"worker"`
+	// Ending is how it ended.
+	Ending Ending `json:"ending"`
+	// Class is whose doing that was.
+	Class Class `json:"class"`
+	// Reason is for people.
+	Reason string `json:"reason,omitempty"`
+	// LeasedAt is when it began.
+	LeasedAt time.Time `json:"leased_at"`
+	// EndedAt is when it ended.
+	EndedAt time.Time `json:"ended_at"`
 }

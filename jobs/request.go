@@ -13,10 +13,12 @@ var (
 	_ request = (*GetRequest)(nil)
 	_ request = (*ListRequest)(nil)
 	_ request = (*StdinChunk)(nil)
+	_ request = (*ReplayRequest)(nil)
+	_ request = (*ObjectRequest)(nil)
 )
 
-// DecodeRequest reads a client's request, a *GetRequest, *ListRequest, *StdinChunk, *SnapshotRequest or *ResizeRequest, as Decode reads a spec leniently: every fault is in
-// the one *Error, and warnings name unknown fields. No body asks for the zero value.
+// DecodeRequest reads a client's request, one of the types that say so, as Decode reads a spec leniently: every fault is in the one
+// *Error, and warnings name unknown fields. No body asks for the zero value.
 func DecodeRequest(data []byte, q request) (warnings []string, _ error) {
 	d := &decoder{}
 	if len(data) > 0 {
@@ -36,20 +38,26 @@ func DecodeRequest(data []byte, q request) (warnings []string, _ error) {
 
 // GetRequest asks for one job of the subject's tenant; the answer is a GetReply.
 type GetRequest struct {
+	// ID is the job's.
 	ID string `json:"id"`
 }
 
 // GetReply answers a GetRequest.
 type GetReply struct {
-	Job      *Job     `json:"job,omitempty"`
+	// Job is it, with its spec, attempts and, once it has ended, its result.
+	Job *Job `json:"job,omitempty"`
+	// Warnings name unknown fields of the request and the nearest known ones.
 	Warnings []string `json:"warnings,omitempty"`
-	Error    *Error   `json:"error,omitempty"`
+	// Error is why it is not given.
+	Error *Error `json:"error,omitempty"`
 }
 
 // ListRequest asks for jobs of the subject's tenant, newest first; the answer is a ListReply.
 type ListRequest struct {
 	// States to give; empty means all.
 	States []State `json:"states,omitempty"`
+	// Batch is the batch whose jobs are meant; empty means all jobs.
+	Batch string `json:"batch,omitempty"`
 	// Limit is at most 1000; 0 means 50.
 	Limit int `json:"limit,omitempty"`
 	// Before is the Next of the reply before this.
@@ -58,15 +66,21 @@ type ListRequest struct {
 
 // ListReply answers a ListRequest. Jobs is nil where it failed, else it may be empty. Next is empty on the last page.
 type ListReply struct {
-	Jobs     []Job    `json:"jobs,omitzero"`
-	Next     string   `json:"next,omitempty"`
+	// Jobs are a page of them, without specs and attempts.
+	Jobs []Job `json:"jobs,omitzero"`
+	// Next is where the next page begins; empty on the last.
+	Next string `json:"next,omitempty"`
+	// Warnings name unknown fields of the request and the nearest known ones.
 	Warnings []string `json:"warnings,omitempty"`
-	Error    *Error   `json:"error,omitempty"`
+	// Error is why there are none.
+	Error *Error `json:"error,omitempty"`
 }
 
 // CancelReply answers a cancel. The job may end by itself before the cancel reaches it; State tells where it stood.
 type CancelReply struct {
-	State State  `json:"state,omitempty"`
+	// State is where the job stood.
+	State State `json:"state,omitempty"`
+	// Error is why it is not canceled.
 	Error *Error `json:"error,omitempty"`
 }
 
@@ -79,8 +93,10 @@ type StdinChunk struct {
 
 // StdinReply answers a StdinChunk.
 type StdinReply struct {
+	// Warnings name unknown fields of the request and the nearest known ones.
 	Warnings []string `json:"warnings,omitempty"`
-	Error    *Error   `json:"error,omitempty"`
+	// Error is why the input was not taken.
+	Error *Error `json:"error,omitempty"`
 }
 
 func (*GetRequest) check(*checker) {} // an id that is none is nobody's
@@ -92,11 +108,15 @@ func (q *ListRequest) check(c *checker) {
 			c.fault(fmt.Sprintf("states[%d]", i), "is %.80q, must be one of %s", s, strings.Trim(fmt.Sprint(states), "[]"))
 		}
 	}
-	if q.Before == "" {
-		return
+	if q.Before != "" {
+		if _, err := ParseID(q.Before); err != nil {
+			c.fault("before", "%.80q must be the next of another reply", q.Before)
+		}
 	}
-	if _, err := ParseID(q.Before); err != nil {
-		c.fault("before", "%.80q must be the next of another reply", q.Before)
+	if q.Batch != "" {
+		if _, err := ParseID(q.Batch); err != nil {
+			c.fault("batch", "%.80q is no batch's id", q.Batch)
+		}
 	}
 }
 

@@ -2,16 +2,20 @@ package jobs
 
 // ResizeRequest asks for another size of a running job's machine; the answer is a ResizeReply.
 type ResizeRequest struct {
-	// VCPUs and MemoryMiB are what it shall have, from its spec's resources to its headroom; 0 leaves what it has.
-	VCPUs     int `json:"vcpus,omitempty"`
+	// VCPUs are the processors that it shall have, from its spec's resources to its headroom; 0 leaves what it has.
+	VCPUs int `json:"vcpus,omitempty"`
+	// MemoryMiB is the memory that it shall have, likewise, in MiB.
 	MemoryMiB int `json:"memory_mib,omitempty"`
 }
 
 // ResizeReply answers a ResizeRequest: what the machine has now, or Error, and then it has what it had.
 type ResizeReply struct {
+	// Resources are what the machine has now.
 	Resources *Resources `json:"resources,omitempty"`
-	Warnings  []string   `json:"warnings,omitempty"`
-	Error     *Error     `json:"error,omitempty"`
+	// Warnings name unknown fields of the request and the nearest known ones.
+	Warnings []string `json:"warnings,omitempty"`
+	// Error is why it has what it had.
+	Error *Error `json:"error,omitempty"`
 }
 
 var _ request = (*ResizeRequest)(nil)

@@ -25,6 +25,8 @@ const (
 	Canceled Ending = "canceled"
 	Expired  Ending = "expired"
 	Rejected Ending = "rejected"
+	// DependencyFailed: a job that it depends on did not end with the exit code 0
+	DependencyFailed Ending = "dependency_failed"
 	// infra: ours, retried
 	WorkerLost    Ending = "worker_lost"    // the worker's lease ran out
 	VMFailed      Ending = "vm_failed"      // the VMM died or never came up
@@ -49,7 +51,7 @@ func (e Ending) Class() Class {
 	case Exited, Signaled, TimeLimit, MemoryLimit, OutputLimit, PIDsLimit, DiskLimit, FileLimit, VMExited, StartFailed, FileFailed,
 		CompileError, WrongAnswer:
 		return ClassUser
-	case Canceled, Expired, Rejected:
+	case Canceled, Expired, Rejected, DependencyFailed:
 		return ClassPolicy
 	case WorkerLost, VMFailed, AgentLost, ImageFailed, HostResources:
 		return ClassInfra

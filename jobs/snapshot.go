@@ -51,11 +51,14 @@ type SnapshotRequest struct {
 
 // Snapshot is a machine's state as it is kept.
 type Snapshot struct {
-	// ID is a UUIDv7; Image is what jobs say to run in it.
-	ID    string   `json:"id"`
-	Image string   `json:"image"`
-	Name  string   `json:"name"`
-	Tags  []string `json:"tags,omitempty"`
+	// ID is a UUIDv7.
+	ID string `json:"id"`
+	// Image is what jobs say to run in it.
+	Image string `json:"image"`
+	// Name is unique among the tenant's on the worker's host.
+	Name string `json:"name"`
+	// Tags are the request's.
+	Tags []string `json:"tags,omitempty"`
 	// Tenant is whose it is: nobody else's jobs run in it.
 	Tenant string `json:"tenant"`
 	// Parent is the id of the snapshot that it is the difference to; empty where that is a template, or nothing.
@@ -63,16 +66,21 @@ type Snapshot struct {
 	// Full says that it holds all of the machine.
 	Full bool `json:"full,omitempty"`
 	// Of is the name of the image that the machine was of.
-	Of        string    `json:"of"`
-	Job       string    `json:"job,omitempty"`
-	Worker    string    `json:"worker,omitempty"`
+	Of string `json:"of"`
+	// Job is the id of the job whose machine that was.
+	Job string `json:"job,omitempty"`
+	// Worker is the name of the worker that has it.
+	Worker string `json:"worker,omitempty"`
+	// CreatedAt is when it was made.
 	CreatedAt time.Time `json:"created_at"`
 	// PausedMS is how long the machine stood still.
 	PausedMS float64 `json:"paused_ms"`
-	// MemoryBytes and ScratchBytes are what differed from the parent; StoredBytes what its files take on the disk.
-	MemoryBytes  int64 `json:"memory_bytes"`
+	// MemoryBytes are what differed from the parent's memory.
+	MemoryBytes int64 `json:"memory_bytes"`
+	// ScratchBytes are what differed from the parent's disk.
 	ScratchBytes int64 `json:"scratch_bytes"`
-	StoredBytes  int64 `json:"stored_bytes"`
+	// StoredBytes are what its files take on the disk.
+	StoredBytes int64 `json:"stored_bytes"`
 }
 
 // SnapshotOrigin is whose machine a snapshot is of.
@@ -84,9 +92,12 @@ type SnapshotOrigin struct {
 
 // SnapshotReply answers a SnapshotRequest: Snapshot, or Error.
 type SnapshotReply struct {
+	// Snapshot is it, once it is durable.
 	Snapshot *Snapshot `json:"snapshot,omitempty"`
-	Warnings []string  `json:"warnings,omitempty"`
-	Error    *Error    `json:"error,omitempty"`
+	// Warnings name unknown fields of the request and the nearest known ones.
+	Warnings []string `json:"warnings,omitempty"`
+	// Error is why there is none.
+	Error *Error `json:"error,omitempty"`
 }
 
 var _ request = (*SnapshotRequest)(nil)

@@ -1,5 +1,7 @@
 package jobs
 
+import "time"
+
 // Spec is what a client wants run. It is immutable once accepted. Either Steps or the shorthand Language and Source is given.
 type Spec struct {
 	// Version is "v1", or empty for the same.
@@ -46,9 +48,22 @@ type Spec struct {
 	QueueTTLMS int64 `json:"queue_ttl_ms,omitempty"`
 	// InfraRetries is how many further attempts follow one that Paddock, not the program, failed: 0 to 10; 3 where it is left out.
 	InfraRetries *int `json:"infra_retries,omitempty"`
+	// RunAt is the earliest time for the first attempt, at most a year ahead; queue_ttl_ms counts from then. Empty means at once.
+	RunAt time.Time `json:"run_at,omitzero"`
+	// DependsOn are ids of jobs of the same tenant, at most 64, that must have ended with the exit code 0 before this one runs. Where one of
+	// them ends otherwise, this one ends as "dependency_failed". The wait for them does not count in queue_ttl_ms.
+	DependsOn []string `json:"depends_on,omitempty"`
+	// Concurrency bounds how many of the tenant's jobs run at once that share a key.
+	Concurrency Concurrency `json:"concurrency,omitzero"`
+	// Pool is the pool of workers to run on; empty means "default".
+	Pool string `json:"pool,omitempty"`
+	// Requires are labels that the worker must have: os, arch, region, or what the operator has given it. At most 16.
+	Requires map[string]string `json:"requires,omitempty"`
+	// Retry says which endings are followed by another attempt.
+	Retry *Retry `json:"retry,omitempty"`
 	// Labels are the client's own; they come back in the record. At most 32, keys to 63 and values to 255 bytes.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Callbacks are URLs told of the job's end.
+	// Callbacks are URLs told of the job's end, besides the tenant's own endpoints.
 	Callbacks []Callback `json:"callbacks,omitempty"`
 }
 
@@ -90,7 +105,7 @@ type File struct {
 
 // ObjectRef names a blob in the tenant's object store; the worker refuses bytes that do not have the digest.
 type ObjectRef struct {
-	// Name is the object's name in the tenant's bucket, paddock-objects-<tenant>.
+	// Name is the object's name among the tenant's: what Paddock has put has its digest for one.
 	Name string `json:"name"`
 	// SHA256 is the content's digest, 64 lower-case hexadecimal digits.
 	SHA256 string `json:"sha256"`
@@ -191,7 +206,7 @@ func (s *Spec) Shape() Shape { return Shape{s.Resources, s.Headroom, s.Network.N
 type Callback struct {
 	// URL is http or https, without credentials.
 	URL string `json:"url"`
-	// Events are the event types to send; empty means "result".
+	// Events are what to tell of: "job.running", "job.requeued", "job.ended"; empty means "job.ended".
 	Events []string `json:"events,omitempty"`
 }
 

@@ -109,6 +109,7 @@ func (s *Spec) faults() []Fault {
 	if s.InfraRetries != nil {
 		c.within("infra_retries", int64(*s.InfraRetries), 10)
 	}
+	s.scheduling(c)
 	s.labels(c)
 	s.callbacks(c)
 	return *c
@@ -414,7 +415,7 @@ func (s *Spec) callbacks(c *checker) {
 			c.fault(at+".url", "must be an http or https URL without credentials, at most 2048 bytes")
 		}
 		for j, e := range cb.Events {
-			c.oneOf(fmt.Sprintf("%s.events[%d]", at, j), e, string(EventState), string(EventStep), string(EventResult))
+			c.oneOf(fmt.Sprintf("%s.events[%d]", at, j), e, HookRunning, HookRequeued, HookEnded)
 		}
 	}
 }

@@ -1,121 +1,71 @@
-// Package objects keeps what is too large for a message in JetStream's object store, one bucket a tenant: files that go into a machine
-// and artifacts that come out. Clients and workers use it alike. It imports jobs and nats.go.
+// Package objects keeps what is too large for a message: files that go into a machine and artifacts that come out, each tenant's apart,
+// each under the sha256 of its content. JetStream's object store keeps them, or a store that speaks S3. Uploads gathers those that come in
+// pieces, and Collector deletes those that nobody needs any more. It imports jobs.
 package objects
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
-
 	"github.com/paddockvm/paddock/jobs"
 )
 
+// Store keeps tenants' objects. Errors are *jobs.Error, but for those of a reader and of a context that has ended; what is missing is
+// "not_found". Methods may be called concurrently, and from several processes.
+type Store interface {
+	// Stat tells of an object.
+	Stat(ctx context.Context, tenant, name string) (Info, error)
+	// Get reads an object, as a stream. It is the caller who checks the digest, and closes.
+	Get(ctx context.Context, tenant, name string) (io.ReadCloser, error)
+	// Piece reads n bytes of an object from an offset on; fewer at its end.
+	Piece(ctx context.Context, tenant, name string, offset int64, n int) ([]byte, Info, error)
+	// Put stores what r gives under its digest, and gives that. One that is there already is renewed. Where r fails, its error is given;
+	// where the tenant has no room for it, "quota_exceeded".
+	Put(ctx context.Context, tenant string, r io.Reader) (jobs.ObjectRef, error)
+	// PutAs is Put for what is there already, and known to have size bytes and a digest; where it has another, that is "invalid", and nothing
+	// is stored. r may be read several times, and does not change meanwhile.
+	PutAs(ctx context.Context, tenant, digest string, size int64, r io.ReaderAt) error
+	// Renew makes an object as new.
+	Renew(ctx context.Context, tenant, name string) (Info, error)
+	// Delete deletes an object as it was when its Info was given: one that has been renewed since stays, which is no error.
+	Delete(ctx context.Context, tenant string, i Info) (deleted bool, err error)
+	// Tenants gives those who may have objects.
+	Tenants(ctx context.Context) ([]string, error)
+	// List gives a tenant's objects.
+	List(ctx context.Context, tenant string) ([]Info, error)
+	// Sweep deletes what of a tenant was begun to be stored before a time, and never was.
+	Sweep(ctx context.Context, tenant string, before time.Time) error
+}
+
+// Info is what is known of an object.
+type Info struct {
+	Name string
+	Size int64
+	// Stored is when it was put or renewed last, by the store's clock.
+	Stored time.Time
+
+	version uint64 // of JetStream: changes with each renewal
+}
+
 const (
-	// kept is how long an object is kept.
-	kept = 7 * 24 * time.Hour
-	// freshFor is how long an object is good for one more job; an older one is stored again.
-	freshFor = kept / 2
+	// temporary begins the names of what is stored before its digest is known.
+	temporary = "tmp-"
 	// within bounds reading or writing one object where ctx does not: nats.go would allow 5 s.
 	within = time.Hour
 )
 
-// Store is a tenant's objects. Errors are *jobs.Error, but for those of a reader and of a context that has ended.
-type Store struct {
-	js     jetstream.JetStream
-	tenant string
+func notFound(tenant, name string) *jobs.Error {
+	return &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("the tenant %s has no object %.80q", tenant, name)}
 }
 
-// Of gives a tenant's store; the bucket is made when the first object is put.
-func Of(js jetstream.JetStream, tenant string) Store { return Store{js, tenant} }
-
-// Get reads an object, as a stream. It is the caller who checks the digest, and closes. One that is missing is "not_found".
-func (s Store) Get(ctx context.Context, name string) (io.ReadCloser, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	o, err := s.js.ObjectStore(ctx, jobs.ObjectBucket(s.tenant))
-	var r jetstream.ObjectResult
-	if err == nil {
-		r, err = o.Get(ctx, name)
-	}
-	if err == nil {
-		return &object{r, cancel}, nil
-	}
-	defer cancel()
-	if errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, jetstream.ErrObjectNotFound) {
-		return nil, &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("no object %q in %s", name, jobs.ObjectBucket(s.tenant))}
-	}
-	return nil, s.failed(ctx, "read object", err)
+func wrongDigest(want, got string) *jobs.Error {
+	return &jobs.Error{Code: jobs.CodeInvalid, Message: fmt.Sprintf("the object has the digest %s, not %s", got, want)}
 }
 
-// object is one that is being read.
-type object struct {
-	jetstream.ObjectResult
-	cancel context.CancelFunc
-}
-
-func (o *object) Close() error {
-	o.cancel()
-	return o.ObjectResult.Close()
-}
-
-// Has tells whether there is an object with a digest, under that name, that will be there for half a week.
-func (s Store) Has(ctx context.Context, digest string) bool {
-	o, err := s.js.ObjectStore(ctx, jobs.ObjectBucket(s.tenant))
-	return err == nil && has(ctx, o, digest)
-}
-
-func has(ctx context.Context, o jetstream.ObjectStore, digest string) bool {
-	info, err := o.GetInfo(ctx, digest)
-	if err != nil || time.Since(info.ModTime) >= freshFor {
-		return false
-	}
-	stored, err := jetstream.DecodeObjectDigest(info.Digest)
-	return err == nil && hex.EncodeToString(stored) == digest // else another has put something under its name
-}
-
-// Put stores what r gives under its digest, which is taken as it is sent. Where r fails, its error is given; where the tenant's objects
-// have no room for it, "quota_exceeded".
-func (s Store) Put(ctx context.Context, r io.Reader) (ref jobs.ObjectRef, err error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	o, err := s.bucket(ctx)
-	if err != nil {
-		return ref, s.failed(ctx, "open the object store", err)
-	}
-	h := sha256.New()
-	source := &source{r: io.TeeReader(r, h), settle: func() error { return s.settle(ctx) }}
-	tmp := "tmp-" + nuid.Next() // the name is known when all has been read
-	if _, err := o.Put(ctx, jetstream.ObjectMeta{Name: tmp}, source); err != nil {
-		if source.err != nil {
-			return ref, source.err
-		}
-		return ref, s.failed(ctx, "write object", err)
-	}
-	sum := hex.EncodeToString(h.Sum(nil))
-	if err := rename(ctx, o, tmp, sum); err != nil {
-		_ = o.Delete(context.WithoutCancel(ctx), tmp) // its age does it too
-		return ref, s.failed(ctx, "name object", err)
-	}
-	return jobs.ObjectRef{Name: sum, SHA256: sum}, nil
-}
-
-// rename gives an object its digest for a name, unless one is there that will do.
-func rename(ctx context.Context, o jetstream.ObjectStore, from, digest string) error {
-	if has(ctx, o, digest) {
-		return o.Delete(ctx, from)
-	}
-	if err := o.Delete(ctx, digest); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-		return err
-	}
-	err := o.UpdateMeta(ctx, from, jetstream.ObjectMeta{Name: digest})
-	if errors.Is(err, jetstream.ErrObjectAlreadyExists) { // in this moment, from another
-		return o.Delete(ctx, from)
-	}
-	return err
+func isNotFound(err error) bool {
+	e, ok := errors.AsType[*jobs.Error](err)
+	return ok && e.Code == jobs.CodeNotFound
 }

@@ -45,8 +45,8 @@ func (s *source) Read(b []byte) (int, error) {
 
 // settle waits until the server has stored what was sent to the bucket: its answer to one more message, which asks to be refused, comes
 // after them.
-func (s Store) settle(ctx context.Context) error {
-	_, err := s.js.Publish(ctx, "$O."+jobs.ObjectBucket(s.tenant)+".C.settle", nil, jetstream.WithExpectStream("none"))
+func (s *JetStream) settle(ctx context.Context, tenant string) error {
+	_, err := s.js.Publish(ctx, "$O."+jobs.ObjectBucket(tenant)+".C.settle", nil, jetstream.WithExpectStream("none"))
 	if refused := new(jetstream.APIError); errors.As(err, &refused) {
 		return nil
 	}

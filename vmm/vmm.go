@@ -190,8 +190,10 @@ type Command struct {
 	ReadOnly, Writable []string
 	// Devices are device nodes that it may open: "/dev/kvm".
 	Devices []string
-	// MemoryBytes is the most that it may map and lock beyond reason: guest memory plus the VMM's own.
-	MemoryBytes int64
+	// AddressSpaceBytes is the most that it may map, which is no memory yet: what it may use of that is in Share. 0 is any.
+	AddressSpaceBytes int64
+	// FileBytes is how large a file may become by what it writes, if none of Files is larger already. 0 is any.
+	FileBytes int64
 	// Share is what it may use of the host.
 	Share Share
 	// Stderr takes what the process says, bounded by whoever reads it.

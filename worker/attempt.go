@@ -31,24 +31,23 @@ type attempt struct {
 	gone   bool          // the machine has ended, or does not answer: nothing can be brought out of it
 }
 
-// attempt runs a lease to its end. It gives false where lost ends first, before all its events are stored: then nothing is to be reported.
-func (w *Worker) attempt(ctx, lost context.Context, l jobs.Lease) (jobs.Report, bool) {
-	a := &attempt{w: w, lease: l, spec: l.Spec.Expand(), events: newStream(w.cfg.Events, l), start: time.Now()}
+// attempt begins an attempt at a lease.
+func (w *Worker) attempt(ctx context.Context, l jobs.Lease) *attempt {
+	a := &attempt{w: w, lease: l, spec: l.Spec.Expand(), start: time.Now()}
+	a.events = newStream(w.cfg.Events, &w.session, &spill{of: w.spills}, l, zerolog.Ctx(ctx))
 	a.result.Phases.QueuedMS = l.QueuedMS
-	go a.events.run(lost) // ends with end, or with lost
-
-	a.run(ctx)
-	last, err := a.events.end()
-	if err != nil || lost.Err() != nil {
-		zerolog.Ctx(ctx).Warn().Err(err).Msg("attempt given up")
-		return jobs.Report{}, false
-	}
-	a.finish()
-	return jobs.Report{Held: l.Held, Result: a.result, Events: last}, true
+	return a
 }
 
-// run is the attempt itself: a machine from the pool, files in, steps, artifacts out, and the machine's end.
-func (a *attempt) run(ctx context.Context) {
+// run is the attempt, up to its machine's end.
+func (a *attempt) run(ctx context.Context) jobs.Result {
+	a.inMachine(ctx)
+	a.finish()
+	return a.result
+}
+
+// inMachine is the attempt itself: a machine from the pool, files in, steps, artifacts out, and the machine's end.
+func (a *attempt) inMachine(ctx context.Context) {
 	if a.rootRefused() {
 		return
 	}
@@ -164,17 +163,24 @@ func (a *attempt) step(ctx context.Context, m *machine, i int) (jobs.StepResult,
 
 	// The guest enforces the wall limit; a guest that does not is ended from here.
 	wall := time.Duration(limits.WallMS) * time.Millisecond
-	execCtx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), wall+a.w.cfg.GuestSlack, errGuestDeaf)
-	defer cancel()
-	defer a.terminateOn(ctx, m, execID(i), cancel)()
+	execCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	start, waited := time.Now(), a.events.waitedFor()
+	defer a.endWhenDeaf(ctx, cancel, wall+a.w.cfg.GuestSlack, func(ctx context.Context) error {
+		if a.tampered(i) || m.agent.Ping(ctx) == nil {
+			return errGuestDeaf
+		}
+		return errGuestSilent
+	})()
+	defer a.terminateOn(ctx, m, execID(i), func() { cancel(nil) })()
+	defer context.AfterFunc(execCtx, a.events.interrupt)()
 
-	start := time.Now()
 	exit, err := m.agent.Exec(execCtx, a.exec(i, limits, stdin != nil), client.Streams{Stdin: stdin, Stdout: stdout, Stderr: stderr})
 	if ctx.Err() != nil {
 		return jobs.StepResult{}, context.Cause(ctx)
 	}
-	if err != nil && errors.Is(context.Cause(execCtx), errGuestDeaf) {
-		err = errGuestDeaf
+	if cause := context.Cause(execCtx); err != nil && (errors.Is(cause, errGuestDeaf) || errors.Is(cause, errGuestSilent)) {
+		err = cause
 	}
 	exit = believable(exit)
 	r := jobs.StepResult{Name: s.Name}
@@ -187,12 +193,59 @@ func (a *attempt) step(ctx context.Context, m *machine, i int) (jobs.StepResult,
 	if err == nil {
 		err = errors.Join(outErr, errErr)
 	}
+	if err == nil && exit.Limit == wire.LimitWall || errors.Is(err, errGuestDeaf) || errors.Is(err, errGuestSilent) {
+		if held := a.events.waitedFor() - waited; held > wall/heldPart {
+			return r, &failure{jobs.HostResources, fmt.Errorf("the host did not take the program's output for %v of its wall time limit", held.Round(time.Millisecond))}
+		}
+	}
 	if err != nil {
 		r.Usage.WallMS = ms(time.Since(start))
 		return a.stepFailed(m, r, err)
 	}
 	describe(&r, exit)
 	return r, nil
+}
+
+// heldPart is the part of its wall limit for which a program may have waited for us and the limit still is its own: a hundredth is less than
+// two runs of it differ by.
+const heldPart = 100
+
+// endWhenDeaf ends a step whose guest has not ended it within d; why says with what cause, within pingWithin. The time in which we took
+// nothing from the guest does not count: it could not tell us. The function that it gives ends the watch.
+func (a *attempt) endWhenDeaf(ctx context.Context, end context.CancelCauseFunc, d time.Duration, why func(context.Context) error) (stop func()) {
+	start, waited := time.Now(), a.events.waitedFor()
+	watch, done := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for left := d; left > 0; left = d - time.Since(start) + a.events.waitedFor() - waited {
+			t := time.NewTimer(left)
+			select {
+			case <-watch.Done():
+				t.Stop()
+				return
+			case <-t.C:
+			}
+		}
+		asking, asked := context.WithTimeout(watch, pingWithin)
+		defer asked()
+		if cause := why(asking); watch.Err() == nil {
+			end(cause)
+		}
+	}()
+	return func() {
+		done()
+		<-ended
+	}
+}
+
+// pingWithin is how long an agent that has not ended a step in time may take to say that it lives. With GuestSlack it is the two seconds in
+// which a job ends after its limit.
+const pingWithin = 500 * time.Millisecond
+
+// tampered tells whether a program of the attempt may have silenced the agent: root can. Whoever else runs in a machine has no way to it.
+func (a *attempt) tampered(step int) bool {
+	return slices.ContainsFunc(a.spec.Steps[:step+1], func(s jobs.Step) bool { return s.User == "root" })
 }
 
 // stepFailed tells a step that could not be run to its end by the program's doing from one that we failed.
@@ -203,6 +256,8 @@ func (a *attempt) stepFailed(m *machine, r jobs.StepResult, err error) (jobs.Ste
 		a.gone = true
 		r.Ending, r.Limit, r.Reason = jobs.TimeLimit, wire.LimitWall, "the machine did not end the step at its limit; the worker ended the machine"
 		return r, nil
+	case errors.Is(err, errGuestSilent):
+		return r, &failure{jobs.AgentLost, err}
 	case errors.As(err, &refused) && (refused.Kind == wire.ErrStart || refused.Kind == wire.ErrTooLarge):
 		r.Ending, r.Reason = jobs.StartFailed, said(refused.Message)
 		return r, nil
@@ -215,11 +270,15 @@ func (a *attempt) stepFailed(m *machine, r jobs.StepResult, err error) (jobs.Ste
 	return r, err
 }
 
-// errGuestDeaf is the cause with which a step's context ends when the guest does not enforce its limit.
-var errGuestDeaf = errors.New("the guest did not end the step at its wall limit")
+// The causes with which a step's context ends when the guest does not enforce its limit: it lives and is slow, or was tampered with; or
+// it says nothing any more, which is no program's doing.
+var (
+	errGuestDeaf   = errors.New("the guest did not end the step at its wall limit")
+	errGuestSilent = errors.New("the guest's agent says nothing any more; the step's wall limit has passed")
+)
 
 // terminateOn passes a cancel on to the program, politely first. The function it gives ends the watch.
-func (a *attempt) terminateOn(ctx context.Context, m *machine, id string, kill context.CancelFunc) (stop func()) {
+func (a *attempt) terminateOn(ctx context.Context, m *machine, id string, kill func()) (stop func()) {
 	done := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {

@@ -28,6 +28,7 @@ type sessionState struct {
 	ttl     time.Duration
 	okAt    time.Time // when the last answered beat was sent
 	drained bool
+	again   chan struct{} // closed at the next answer; nil where nobody waits for it
 }
 
 func (s *sessionState) id() int64 {
@@ -44,23 +45,64 @@ func (s *sessionState) mayLease() bool {
 }
 
 // expired tells whether the dispatcher may by now have given this worker's attempts to others.
-func (s *sessionState) expired() bool {
+func (s *sessionState) expired() bool { return s.left() <= 0 }
+
+// left is how long attempts are this worker's yet if nobody answers.
+func (s *sessionState) left() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Since(s.okAt) >= s.ttl
+	return s.ttl - time.Since(s.okAt)
 }
 
-// answered takes a reply in and tells whether it began another session than the one that the beat was sent in.
-func (s *sessionState) answered(sentAt time.Time, sent int64, r jobs.BeatReply) (renewed bool) {
+// own waits until attempts are this worker's, as far as it knows: it returns false where ctx or stop ends first. An attempt that has been
+// dropped meanwhile has been told so then.
+func (s *sessionState) own(ctx context.Context, stop <-chan struct{}) bool {
+	for ctx.Err() == nil {
+		answer := s.answer() // before the look: an answer in between is not missed
+		if !s.expired() {
+			break
+		}
+		select {
+		case <-answer:
+		case <-stop:
+			return false
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// answer is closed when a heartbeat is answered.
+func (s *sessionState) answer() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.again == nil {
+		s.again = make(chan struct{})
+	}
+	return s.again
+}
+
+// resume goes on with the session of an earlier life, whose results are still to be reported.
+func (s *sessionState) resume(session int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.session = session
+}
+
+// answered takes a reply in.
+func (s *sessionState) answered(sentAt time.Time, r jobs.BeatReply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.session, s.ttl, s.okAt, s.drained = r.Session, time.Duration(r.TTLMS)*time.Millisecond, sentAt, r.Drain
-	return sent != 0 && sent != r.Session
+	if s.again != nil {
+		close(s.again)
+		s.again = nil
+	}
 }
 
 // register sends the first heartbeat until it is answered.
 func (w *Worker) register(ctx context.Context) error {
-	for {
+	for told := false; ; told = true {
 		err := w.beatOnce(ctx, false)
 		if err == nil {
 			return nil
@@ -69,7 +111,9 @@ func (w *Worker) register(ctx context.Context) error {
 		if errors.As(err, &refused) && refused.Code != jobs.CodeUnavailable {
 			return fmt.Errorf("register worker %s: %w", w.cfg.Name, err)
 		}
-		zerolog.Ctx(ctx).Info().Err(err).Msg("not registered yet")
+		if !told {
+			zerolog.Ctx(ctx).Info().Err(err).Msg("not registered yet")
+		}
 		sleep(ctx, w.cfg.BeatEvery)
 		if ctx.Err() != nil {
 			return fmt.Errorf("register worker %s: %w", w.cfg.Name, context.Cause(ctx))
@@ -77,11 +121,13 @@ func (w *Worker) register(ctx context.Context) error {
 	}
 }
 
-// beat sends heartbeats until ctx ends, and ends this worker's attempts itself when nobody has answered for a whole TTL: by then
-// they may run elsewhere. The last one after drain says that the worker takes no more: nobody gives anything to a worker that has left.
+// beat sends heartbeats until ctx ends. When nobody has answered for a whole TTL it ends the attempts that can act on anything but this
+// worker: by then they may run elsewhere. The others go on, and their reports are fenced (docs/adr/0005). The last heartbeat after drain says
+// that the worker takes no more: nobody gives anything to a worker that has left.
 func (w *Worker) beat(ctx context.Context, drain <-chan struct{}) error {
 	tick := time.NewTicker(w.cfg.BeatEvery)
 	defer tick.Stop()
+	var silent time.Time // since when nobody answers
 	for told := drain; ; {
 		select {
 		case <-ctx.Done():
@@ -97,11 +143,17 @@ func (w *Worker) beat(ctx context.Context, drain <-chan struct{}) error {
 		case <-tick.C:
 		}
 		err := w.beatOnce(ctx, closed(drain))
-		if err != nil && ctx.Err() == nil {
-			zerolog.Ctx(ctx).Warn().Err(err).Msg("heartbeat")
-			if w.session.expired() {
-				w.metrics.selfFenced.Add(float64(w.held.dropAll()))
-			}
+		switch {
+		case ctx.Err() != nil:
+		case err == nil && !silent.IsZero():
+			zerolog.Ctx(ctx).Info().Dur("silence", time.Since(silent)).Msg("heartbeats are answered again")
+			silent = time.Time{}
+		case err != nil && silent.IsZero():
+			zerolog.Ctx(ctx).Warn().Err(err).Msg("heartbeat, until it is answered")
+			silent = time.Now()
+		}
+		if err != nil && ctx.Err() == nil && w.session.expired() {
+			w.metrics.selfFenced.Add(float64(w.held.dropActing()))
 		}
 	}
 }
@@ -121,12 +173,17 @@ func instanceOf(dir string) (string, error) {
 }
 
 func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*w.cfg.BeatEvery)
+	within := 2 * w.cfg.BeatEvery
+	if left := w.session.left(); left > 0 { // who waits for an answer beyond that ends its attempts too late
+		within = min(within, left)
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	sentAt, sent := time.Now(), w.session.id()
 	r, err := w.cfg.Dispatcher.Beat(ctx, jobs.Beat{
 		Worker: w.cfg.Name, Session: sent, Version: w.cfg.Version, Capacity: w.cfg.Capacity, Images: w.cfg.Images.Offered(), Networks: w.networks(),
 		Driver: w.cfg.Driver.Name(), Degraded: w.cfg.Caps.Degraded, Running: w.held.list(), Draining: draining, Instance: w.instance,
+		Pool: w.cfg.Pool, Labels: w.cfg.Labels, Contract: jobs.Contract, Warm: w.pools.warm(),
 	})
 	if err != nil {
 		return err
@@ -137,99 +194,12 @@ func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
 	if r.Error != nil {
 		return r.Error
 	}
-	if w.session.answered(sentAt, sent, r) {
+	if sent != 0 && sent != r.Session { // another session: before anybody takes the answer for a consent
 		w.metrics.selfFenced.Add(float64(w.held.dropAll()))
 	}
+	w.session.answered(sentAt, r)
 	for _, h := range r.Cancel {
 		w.held.cancel(h)
 	}
 	return nil
-}
-
-// heldSet are the attempts that this worker has, each with the means to end it.
-type heldSet struct {
-	mu sync.Mutex
-	m  map[string]*heldAttempt // by job: one attempt of a job at a time
-}
-
-type heldAttempt struct {
-	jobs.Held
-	cancel, drop context.CancelCauseFunc
-}
-
-// abortGrace is how long a worker that must end waits for the broker to take what an attempt has said.
-const abortGrace = 3 * time.Second
-
-// add notes the attempt. work ends when it is cancelled or dropped, and with ctx; lost when it is dropped, and a moment after ctx: until
-// then what the attempt has done is still to be told. end forgets it.
-func (s *heldSet) add(ctx context.Context, h jobs.Held) (work, lost context.Context, end func()) {
-	work, cancel := context.WithCancelCause(ctx)
-	lost, drop := context.WithCancelCause(context.WithoutCancel(ctx))
-	a := &heldAttempt{Held: h, cancel: cancel, drop: func(cause error) {
-		cancel(cause)
-		drop(cause)
-	}}
-	stop := context.AfterFunc(ctx, func() {
-		sleep(lost, abortGrace)
-		drop(context.Cause(ctx))
-	})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.m == nil {
-		s.m = map[string]*heldAttempt{}
-	}
-	if old := s.m[h.Job]; old != nil { // the dispatcher gave the job anew: the old attempt is fenced
-		old.drop(errDropped)
-	}
-	s.m[h.Job] = a
-	return work, lost, func() {
-		stop()
-		a.drop(nil)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.m[h.Job] == a {
-			delete(s.m, h.Job)
-		}
-	}
-}
-
-// running notes that the attempt's first step has started.
-func (s *heldSet) running(h jobs.Held) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.m[h.Job]; a != nil && a.Epoch == h.Epoch {
-		a.Running = true
-	}
-}
-
-func (s *heldSet) list() []jobs.Held {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := make([]jobs.Held, 0, len(s.m))
-	for _, a := range s.m {
-		l = append(l, a.Held)
-	}
-	return l
-}
-
-// cancel ends an attempt's work; drop ends the attempt.
-func (s *heldSet) cancel(h jobs.Held) { s.each(h, func(a *heldAttempt) { a.cancel(errCanceled) }) }
-func (s *heldSet) drop(h jobs.Held)   { s.each(h, func(a *heldAttempt) { a.drop(errDropped) }) }
-
-func (s *heldSet) each(h jobs.Held, do func(*heldAttempt)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.m[h.Job]; a != nil && a.Attempt == h.Attempt && a.Epoch == h.Epoch {
-		do(a)
-	}
-}
-
-// dropAll drops all and gives how many there were.
-func (s *heldSet) dropAll() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.m {
-		a.drop(errDropped)
-	}
-	return len(s.m)
 }

@@ -1,12 +1,11 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
@@ -17,34 +16,56 @@ import (
 const (
 	// chunkBytes is the most that one output event carries; with base64 and JSON around it, it stays far below NATS's 1 MiB.
 	chunkBytes = 64 << 10
-	// pendingBytes is how much output may wait for the broker before the program's pipe is left to fill.
+	// pendingBytes is how much of an attempt waits for the broker in memory, events counted as eventBytes besides what they carry: a program
+	// may print a byte at a time, to both its streams in turn. What comes on top waits on disk, and where that is full, too, the program's
+	// pipe is left to fill.
 	pendingBytes = 4 << 20
+	eventBytes   = 512
 	// outputRate and outputBurst are how much output of one attempt goes to the broker, in bytes: per second, and at once. A program that
 	// prints faster waits in its write. A broker that syncs always keeps ten seconds of a stream that is being read in memory
 	// (nats-server 2.15, filestore's cache), so this is what bounds its memory.
 	outputRate  = 4 << 20
 	outputBurst = 16 << 20
-	// publishRetry is the pause after a publish that failed.
-	publishRetry = 100 * time.Millisecond
+	// publishRetry is the pause after a publish that failed; it doubles up to publishRetryMost.
+	publishRetry     = 100 * time.Millisecond
+	publishRetryMost = 2 * time.Second
+	// spillRetry is how often a program that waits for room on disk has it looked for: the disk is not ours alone.
+	spillRetry = time.Second
 )
 
 // stream numbers an attempt's events and publishes them in order while the attempt runs: each publish takes all that has come since
-// the last. Writers wait when the broker falls too far behind; nothing is dropped.
+// the last. What the broker does not take waits, in memory and then on disk; nothing is dropped. Nothing is published that may be another
+// worker's to tell by now.
 type stream struct {
 	to     Events
+	lease  *sessionState // until when what happens in the attempt is this worker's to tell
 	job    string
 	tenant string
 	n      int // attempt
 	pace   *rate.Limiter
+	disk   *spill
+	log    *zerolog.Logger
 
 	mu      sync.Mutex
 	changed *sync.Cond
 	seq     int64
-	queue   []queued
-	bytes   int
-	ended   bool
-	failed  error // the attempt was given up: drop what comes
-	idle    chan struct{}
+	stored  int64 // the Seq of the last event that the broker has
+	// What waits, in this order: a batch that is being published, what is on disk, and what is in memory.
+	flying   []jobs.Event
+	segments []*segment
+	queue    []queued
+	bytes    int  // of the queue
+	spilling bool // what was the queue is on its way to disk, and comes before what is it now
+	told     bool // that the disk has no room
+
+	waited      time.Duration // how long writers waited for room, and since when one does
+	waiting     time.Time
+	interrupted bool // whoever waits for room does so no more
+
+	over   chan struct{} // closed by end: nothing comes any more
+	ended  bool
+	failed error // the attempt was given up, or its output is lost: drop what comes
+	idle   chan struct{}
 }
 
 // queued is an event in line; raw is an output event's content, not yet in its JSON form.
@@ -53,75 +74,99 @@ type queued struct {
 	raw []byte
 }
 
-func newStream(to Events, l jobs.Lease) *stream {
-	s := &stream{to: to, job: l.Job, tenant: l.Tenant, n: l.Attempt, pace: rate.NewLimiter(outputRate, outputBurst), idle: make(chan struct{})}
+// newStream makes an attempt's; log is told of a host that has no room for output.
+func newStream(to Events, lease *sessionState, disk *spill, l jobs.Lease, log *zerolog.Logger) *stream {
+	s := &stream{
+		to: to, lease: lease, disk: disk, job: l.Job, tenant: l.Tenant, n: l.Attempt, pace: rate.NewLimiter(outputRate, outputBurst),
+		log: log, over: make(chan struct{}), idle: make(chan struct{}),
+	}
 	s.changed = sync.NewCond(&s.mu)
 	return s
 }
 
-// run publishes until end was called and all is out, or ctx ends.
+// run publishes until end was called and either all is out or the broker does not take it, or until ctx ends.
 func (s *stream) run(ctx context.Context) {
 	defer close(s.idle)
 	stop := context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })
 	defer stop()
-	for {
-		batch, ok := s.next()
-		if !ok {
-			return
-		}
-		for first := true; ctx.Err() == nil; first = false {
-			err := s.to.Publish(ctx, batch...) // a repeat is passed over
-			if err == nil {
-				break
-			}
-			if first {
-				zerolog.Ctx(ctx).Warn().Err(err).Msg("publish events, until it works")
-			}
-			sleep(ctx, publishRetry)
-		}
+	for s.next() && s.publish(ctx) {
 	}
 }
 
-// next waits for events and takes all there are.
-func (s *stream) next() ([]jobs.Event, bool) {
+// publish stores the batch that next has taken. It gives up where ctx has ended, and after a try where end was called.
+func (s *stream) publish(ctx context.Context) bool {
+	publish := s.to.Publish
+	for backoff := publishRetry; s.lease.own(ctx, s.over); backoff = min(2*backoff, publishRetryMost) {
+		err := publish(ctx, s.flying...)
+		publish = s.to.Republish // some may be stored, and by the next try the broker may have forgotten which
+		if err == nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.stored = s.flying[len(s.flying)-1].Seq
+			s.flying = nil
+			return true
+		}
+		if backoff == publishRetry {
+			zerolog.Ctx(ctx).Warn().Err(err).Msg("publish events, until it works")
+		}
+		if pause(ctx, backoff, s.over, nil); closed(s.over) {
+			break
+		}
+	}
+	return false
+}
+
+// next waits for events and takes what comes first of all there are: what is in memory, or a part of what is on disk. Only run calls it.
+func (s *stream) next() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.queue) == 0 && !s.ended && s.failed == nil {
+	for s.failed == nil && len(s.segments) == 0 && (s.spilling || len(s.queue) == 0 && !s.ended) {
 		s.changed.Wait()
 	}
-	if len(s.queue) == 0 || s.failed != nil {
-		return nil, false
+	switch {
+	case s.failed != nil:
+		return false
+	case len(s.segments) > 0:
+		return s.fetch()
+	case len(s.queue) == 0:
+		return false
 	}
-	batch := make([]jobs.Event, len(s.queue))
-	for i, q := range s.queue {
-		batch[i] = q.Event
-		batch[i].Content = jobs.ContentOf(q.raw)
+	for i := range s.queue {
+		s.flying = append(s.flying, s.queue[i].event())
 	}
 	s.queue, s.bytes = nil, 0
 	s.changed.Broadcast()
-	return batch, true
+	return true
+}
+
+func (q *queued) event() jobs.Event {
+	e := q.Event
+	e.Content = jobs.ContentOf(q.raw)
+	return e
 }
 
 func (s *stream) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed = err
+	if s.failed == nil {
+		s.failed = err
+	}
 	s.changed.Broadcast()
 }
 
-// end waits until all events are stored, and gives the last one's number.
-func (s *stream) end() (last int64, err error) {
+// end waits until all events are stored, or until that did not work: then the rest is left. It gives the last event's number.
+func (s *stream) end() (last int64, stored bool) {
 	s.mu.Lock()
-	s.ended = true
+	if !s.ended {
+		s.ended = true
+		close(s.over)
+	}
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	<-s.idle
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.failed != nil {
-		return 0, fmt.Errorf("publish events: %w", s.failed)
-	}
-	return s.seq, nil
+	return s.seq, s.stored == s.seq
 }
 
 // add numbers an event and puts it in line.
@@ -136,7 +181,7 @@ func (s *stream) put(e jobs.Event, raw []byte) {
 	s.seq++
 	e.Job, e.Tenant, e.Attempt, e.Seq, e.Time = s.job, s.tenant, s.n, s.seq, time.Now().UTC()
 	s.queue = append(s.queue, queued{e, raw})
-	s.bytes += len(raw)
+	s.bytes += len(raw) + eventBytes
 	s.changed.Broadcast()
 }
 
@@ -161,11 +206,8 @@ func (s *stream) write(step int, name string, offset int64, b []byte) error {
 	s.keepPace(len(b))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.bytes >= pendingBytes && s.failed == nil {
-		s.changed.Wait()
-	}
-	if s.failed != nil {
-		return s.failed
+	if err := s.room(); err != nil {
+		return err
 	}
 	if s.ended {
 		return errStreamEnded
@@ -175,7 +217,7 @@ func (s *stream) write(step int, name string, offset int64, b []byte) error {
 	}
 	for len(b) > 0 {
 		n := cut(b, chunkBytes)
-		s.put(jobs.Event{Type: jobs.EventOutput, Step: step, Stream: name, Offset: offset}, clone(b[:n]))
+		s.put(jobs.Event{Type: jobs.EventOutput, Step: step, Stream: name, Offset: offset}, bytes.Clone(b[:n]))
 		b, offset = b[n:], offset+int64(n)
 	}
 	return nil
@@ -193,89 +235,4 @@ func (s *stream) keepPace(n int) {
 	case <-t.C:
 	case <-s.idle:
 	}
-}
-
-func clone(b []byte) []byte { return append([]byte(nil), b...) }
-
-// cut gives how many bytes of b make the next chunk: at most n, and not half a UTF-8 sequence where a whole one fits.
-func cut(b []byte, n int) int {
-	if len(b) <= n {
-		return len(b)
-	}
-	for i := n; i > n-utf8.UTFMax; i-- {
-		if utf8.RuneStart(b[i]) {
-			return i
-		}
-	}
-	return n
-}
-
-// output is one stream of one step: it counts, keeps the head for the result, holds back half a UTF-8 sequence, and passes the rest on.
-type output struct {
-	events *stream
-	step   int
-	name   string
-
-	head   []byte
-	passed int64  // bytes that went on
-	held   []byte // the beginning of a UTF-8 sequence, at most three bytes
-}
-
-// Write implements io.Writer.
-func (o *output) Write(b []byte) (int, error) {
-	if room := jobs.MaxResultOutput - len(o.head); room > 0 {
-		o.head = append(o.head, b[:min(room, len(b))]...)
-	}
-	all := b
-	if len(o.held) > 0 {
-		all = append(o.held, b...)
-	}
-	keep := incomplete(all)
-	if err := o.pass(all[:len(all)-keep]); err != nil {
-		return 0, err
-	}
-	o.held = clone(all[len(all)-keep:])
-	return len(b), nil
-}
-
-func (o *output) pass(b []byte) error {
-	if len(b) == 0 {
-		return nil
-	}
-	if err := o.events.write(o.step, o.name, o.passed, b); err != nil {
-		return err
-	}
-	o.passed += int64(len(b))
-	return nil
-}
-
-// close passes on what was held back, and marks the stream where it was cut short.
-func (o *output) close(dropped int64) (jobs.Output, error) {
-	err := o.pass(o.held)
-	o.held = nil
-	if dropped > 0 {
-		o.events.add(jobs.Event{Type: jobs.EventOutput, Step: o.step, Stream: o.name, Offset: o.passed, Truncated: true})
-	}
-	return jobs.Output{Content: jobs.ContentOf(o.head[:wholeRunes(o.head, o.passed)]), Bytes: o.passed, Truncated: dropped > 0, DroppedBytes: dropped}, err
-}
-
-// incomplete gives how many bytes at the end of b begin a UTF-8 sequence that may still be completed.
-func incomplete(b []byte) int {
-	for i := 1; i <= min(len(b), utf8.UTFMax-1); i++ {
-		if c := b[len(b)-i]; utf8.RuneStart(c) {
-			if c >= utf8.RuneSelf && !utf8.FullRune(b[len(b)-i:]) {
-				return i
-			}
-			return 0
-		}
-	}
-	return 0
-}
-
-// wholeRunes gives how much of the head to show: all of it, less a sequence that only the head's end cuts.
-func wholeRunes(head []byte, total int64) int {
-	if int64(len(head)) == total {
-		return len(head)
-	}
-	return len(head) - incomplete(head)
 }

@@ -2,6 +2,8 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"testing"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker"
 )
 
 // fleet is a dispatcher that behaves, without a ledger: it gives out what is put in, knows who holds what, fences by epoch, and can
@@ -30,6 +33,7 @@ type fleet struct {
 	leaving  bool // the worker has said that it takes no more
 	ttl      time.Duration
 	requests []jobs.LeaseRequest
+	standing int // requests for leases that are not answered yet
 }
 
 func newFleet() *fleet {
@@ -62,6 +66,8 @@ func (f *fleet) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.requests = append(f.requests, r)
+	f.standing++
+	defer func() { f.standing-- }()
 	for {
 		switch {
 		case f.away:
@@ -166,11 +172,39 @@ type board struct {
 	mu     sync.Mutex
 	events map[string][]jobs.Event
 	broken bool
+	tries  int
+	tried  map[string]bool // by job, attempt and seq
+}
+
+func (b *board) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.tries
 }
 
 func (b *board) Publish(_ context.Context, events ...jobs.Event) error {
+	return b.take(events, "publish")
+}
+
+func (b *board) Republish(_ context.Context, events ...jobs.Event) error {
+	return b.take(events, "republish")
+}
+
+// take wants what was refused, or not answered, to be republished: nobody but a worker knows whether events may be stored.
+func (b *board) take(events []jobs.Event, how string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.tries++
+	for _, e := range events {
+		at := fmt.Sprint(e.Job, " ", e.Attempt, " ", e.Seq)
+		if b.tried[at] && how != "republish" {
+			panic("published again, as if for the first time: " + at)
+		}
+		if b.tried == nil {
+			b.tried = map[string]bool{}
+		}
+		b.tried[at] = true
+	}
 	if b.broken {
 		return errAway
 	}
@@ -189,6 +223,27 @@ func (b *board) of(job string) []jobs.Event {
 	return slices.Clone(b.events[job])
 }
 
+// input is that of programs which run until it ends: what is looked at while they run takes the time that it takes.
+type input chan struct{}
+
+func (i input) OpenStdin(ctx context.Context, _, _ string, _ io.WriteCloser) (serve func(), err error) {
+	return func() {
+		select {
+		case <-i:
+		case <-ctx.Done():
+		}
+	}, nil
+}
+
+// untilEnd gives a job that runs until end is called, on a worker that is still to run.
+func (r *rig) untilEnd() (s jobs.Spec, end func()) {
+	i := make(input)
+	r.cfg.Stdin = i
+	s = steps([]string{"cat"})
+	s.StdinStream = true
+	return s, func() { close(i) }
+}
+
 // catalog has one image, for a driver that needs no files.
 type catalog struct {
 	driver string
@@ -197,6 +252,18 @@ type catalog struct {
 
 func (c catalog) Offered() []jobs.OfferedImage {
 	return []jobs.OfferedImage{{Name: "base", Digest: "d", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 64}}}
+}
+
+func (c catalog) Offer(name string) (jobs.OfferedImage, bool) { return offered(c, name) }
+
+// offered is Offer for who has Offered.
+func offered(c worker.Images, name string) (jobs.OfferedImage, bool) {
+	for _, o := range c.Offered() {
+		if o.Name == name {
+			return o, true
+		}
+	}
+	return jobs.OfferedImage{}, false
 }
 
 func (c catalog) Template(context.Context, string, jobs.Shape) (vmm.Template, string, error) {

@@ -91,6 +91,8 @@ type surroundings struct{ catalog }
 
 func (surroundings) Env(string) []string { return []string{"PATH=/image", "HOME=/image", "USER=image"} }
 
+func (s surroundings) Offer(name string) (jobs.OfferedImage, bool) { return offered(s, name) }
+
 func (s surroundings) Offered() []jobs.OfferedImage {
 	o := s.catalog.Offered()
 	o[0].NoRoot = true

@@ -32,8 +32,8 @@ func (w *Worker) leases(ctx, live context.Context, drain <-chan struct{}) iter.S
 			}
 			reply, err := w.askLease(ctx, free)
 			if err != nil {
-				if ctx.Err() == nil {
-					zerolog.Ctx(ctx).Warn().Err(err).Dur("backoff", backoff).Msg("lease request")
+				if ctx.Err() == nil && backoff == leaseBackoff {
+					zerolog.Ctx(ctx).Warn().Err(err).Msg("lease request, until it is answered")
 				}
 				pause(ctx, backoff, nil, drain)
 				backoff = min(2*backoff, maxBackoff)

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,6 +139,47 @@ func TestStockKeepsToTheMemory(t *testing.T) {
 	}
 }
 
+// unhurried is a driver that makes no machine before it may, and knows how many it made at once.
+type unhurried struct {
+	vmm.Driver
+	may          chan struct{} // closed then
+	making, most atomic.Int64
+}
+
+func (u *unhurried) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	n := u.making.Add(1)
+	defer u.making.Add(-1)
+	for most := u.most.Load(); n > most && !u.most.CompareAndSwap(most, n); most = u.most.Load() {
+	}
+	select {
+	case <-u.may:
+	case <-ctx.Done():
+	}
+	return u.Driver.Prepare(ctx, t, a)
+}
+
+// Each processor makes machines; of those that emulate them, every other does.
+func TestMakers(t *testing.T) {
+	all := runtime.GOMAXPROCS(0)
+	for accel, want := range map[string]int{"kvm": all, "none": all, "tcg": max(1, all/2)} {
+		t.Run(accel, func(t *testing.T) {
+			r := newRig(t)
+			u := &unhurried{Driver: r.cfg.Driver, may: make(chan struct{})}
+			r.cfg.Driver, r.cfg.Caps.Accel, r.cfg.Makers, r.cfg.Ready, r.cfg.Prepared = u, accel, 0, all+1, 0
+			r.cfg.Capacity = jobs.Resources{VCPUs: all + 1, MemoryMiB: 1024 * (all + 1)}
+			r.run(t)
+			settled(t, "makers", func() bool { return u.making.Load() == int64(want) })
+			close(u.may)
+			if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; !res.Success() {
+				t.Errorf("ended %s: %s", res.Ending, res.Reason)
+			}
+			if most := u.most.Load(); most != int64(want) {
+				t.Errorf("%d machines were made at once, want %d", most, want)
+			}
+		})
+	}
+}
+
 // Clients may name as many sizes as they like: nothing is kept in stock of those.
 func TestUnusualSizesAreNotStocked(t *testing.T) {
 	r, c := newCensus(t)
@@ -239,15 +281,19 @@ func TestShortOfMemory(t *testing.T) {
 	r, c := newCensus(t)
 	var short atomic.Bool
 	r.cfg.Short = short.Load
+	s, end := r.untilEnd()
 	r.run(t)
 	settled(t, "the stock", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
-	running := r.put(steps([]string{"sleep", "8"}))
+	running := r.put(s)
 	settled(t, "a job that runs, and the stock", func() bool { return c.machines.Load() == 3 && c.prepared.Load() == 1 })
 	short.Store(true)
-	from := time.Now()
 	settled(t, "only the machine that runs a job", func() bool { return c.machines.Load() == 1 && c.prepared.Load() == 0 })
-	time.Sleep(time.Until(from.Add(5500 * time.Millisecond))) // a request for jobs that stood has been answered by now
+	settled(t, "no request for jobs stands", func() (none bool) {
+		r.set(func() { none = r.standing == 0 })
+		return none
+	})
 	next := r.put(steps([]string{"true"}))
+	end()
 	if rep := r.report(t, running.Job); !rep.Result.Success() {
 		t.Errorf("the job that ran: %+v", rep.Result)
 	}

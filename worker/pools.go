@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"runtime"
@@ -47,11 +48,17 @@ type poolOnce struct {
 }
 
 func newPools(cfg Config, m *metrics) *pools {
-	n := cfg.Makers
-	if n == 0 {
-		n = max(1, runtime.GOMAXPROCS(0)/2)
+	return &pools{cfg: cfg, metrics: m, sem: make(chan struct{}, cmp.Or(cfg.Makers, makers(cfg.Caps.Accel))), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
+}
+
+// makers is how many machines this host makes at once. Who makes one mostly waits for others, for a millisecond or some; an emulator takes a
+// processor for as long as it warms up, from programs that run.
+func makers(accel string) int {
+	n := runtime.GOMAXPROCS(0)
+	if accel == "tcg" {
+		n /= 2
 	}
-	return &pools{cfg: cfg, metrics: m, sem: make(chan struct{}, n), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
+	return max(1, n)
 }
 
 // run keeps the pools until ctx ends, then ends every machine that waits and returns when nothing is left of them.
@@ -246,12 +253,8 @@ func (ps *pools) all() []*pool {
 
 // offered is an image as it is now; nothing for one that is not there.
 func (ps *pools) offered(image string) jobs.OfferedImage {
-	for _, o := range ps.cfg.Images.Offered() {
-		if o.Name == image {
-			return o
-		}
-	}
-	return jobs.OfferedImage{}
+	o, _ := ps.cfg.Images.Offer(image)
+	return o
 }
 
 // memoryStep is what machines' memory is rounded up to, in MiB, where it is not the image's own: every size has a template of its own.

@@ -16,13 +16,13 @@ import (
 // behind the port is for test/e2e.
 func TestPorts(t *testing.T) {
 	r := newRig(t)
-	ports, err := forward.ParseRange("127.0.0.1:38400-38499")
+	ports, err := forward.ParseRange("127.28.0.2:28400-28499") // an address that nobody else listens on
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.cfg.Ports = ports.Listen
+	s, end := r.untilEnd()
 	r.run(t)
-	s := steps([]string{"sleep", "1"})
 	s.Network.Ports = []int{80, 8080}
 	l := r.put(s)
 	var told []jobs.Port
@@ -43,15 +43,18 @@ func TestPorts(t *testing.T) {
 	} else if !errors.Is(err, syscall.ECONNRESET) { // that is the guest's refusal, which comes behind the host's consent
 		t.Fatal("while the job runs:", err)
 	}
+	end()
 	if rep := r.report(t, l.Job); !rep.Result.Success() {
 		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
 	}
 	if _, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error("the port is open after the job's end:", err)
 	}
-	if !strings.Contains(strings.Join(r.beats[0].Networks, " "), jobs.NetworkPorts) {
-		t.Errorf("the worker offers %v", r.beats[0].Networks)
-	}
+	r.set(func() {
+		if !strings.Contains(strings.Join(r.beats[0].Networks, " "), jobs.NetworkPorts) {
+			t.Errorf("the worker offers %v", r.beats[0].Networks)
+		}
+	})
 }
 
 func TestNoPorts(t *testing.T) {

@@ -79,8 +79,8 @@ func TestResizeKeepsTheBooks(t *testing.T) {
 	g := &growing{Driver: r.cfg.Driver}
 	r.cfg.Driver, r.cfg.Resizes = g, a
 	r.cfg.Capacity = jobs.Resources{VCPUs: 4, MemoryMiB: 1024}
+	s, end := r.untilEnd()
 	r.run(t)
-	s := steps([]string{"sleep", "2"})
 	s.Resources, s.Headroom = jobs.Resources{VCPUs: 1, MemoryMiB: 64}, jobs.Resources{VCPUs: 8, MemoryMiB: 300}
 	l := r.put(s)
 	settled(t, "somebody to ask", func() bool { return a.get() != nil })
@@ -106,6 +106,7 @@ func TestResizeKeepsTheBooks(t *testing.T) {
 		t.Errorf("the machine's sizes (-want +got):\n%s", diff)
 	}
 	g.mu.Unlock()
+	end()
 	if rep := r.report(t, l.Job); !rep.Result.Success() {
 		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
 	}

@@ -32,9 +32,11 @@ type Dispatcher interface {
 	Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, error)
 }
 
-// Events takes what viewers shall see. Publish returns once all of them are stored, in order; it may be repeated.
+// Events takes what viewers shall see. Publish returns once all of them are stored, in order. Republish is for those that may be stored
+// already, which it passes over.
 type Events interface {
 	Publish(ctx context.Context, events ...jobs.Event) error
+	Republish(ctx context.Context, events ...jobs.Event) error
 }
 
 // Stdin takes a job's input from its viewers: from OpenStdin's return on none is lost. serve writes it into w until ctx ends, and closes w
@@ -52,6 +54,8 @@ type Objects interface {
 // Images gives templates of the images on this host, building what is missing. The digest names the template in results.
 type Images interface {
 	Offered() []jobs.OfferedImage
+	// Offer is one of them, by its name; false where it is not there. It is asked for with every job.
+	Offer(image string) (jobs.OfferedImage, bool)
 	Template(ctx context.Context, image string, s jobs.Shape) (t vmm.Template, digest string, err error)
 	// Env is the environment that the image gives every program, "NAME=value".
 	Env(image string) []string
@@ -61,6 +65,9 @@ type Images interface {
 type Config struct {
 	// Name is the worker's, unique in its fleet and the same after a restart.
 	Name string
+	// Pool is the pool of workers that it is in, and Labels what jobs may require of it.
+	Pool   string
+	Labels map[string]string
 	// Version is the build's.
 	Version string
 	// Dir holds results that could not be reported yet, and files on their way into machines.
@@ -89,8 +96,12 @@ type Config struct {
 	// Short tells whether the host is short of memory: then machines that wait are ended and no job is taken. It is asked every two
 	// seconds. Nil: never.
 	Short func() bool
-	// Makers is how many machines are made at once; 0 means one for two processors, at least one.
+	// Makers is how many machines are made at once; 0 means one for each processor, for two where machines are emulated, at least one.
 	Makers int
+
+	// SpillEach and SpillAll are how many bytes of one attempt's output, and of all attempts' together, may wait on this host's disk while no
+	// broker takes them; 0 means 64 MiB and 1 GiB. A program that prints more waits in its write.
+	SpillEach, SpillAll int64
 
 	// BeatEvery is 2 s, CancelGrace (SIGTERM to the machine's end) 5 s, GuestSlack (how long past a wall limit the host waits for
 	// the guest to enforce it) 1.5 s, ReadyWithin (restore to the agent's answer) 60 s where they are 0.
@@ -105,6 +116,7 @@ type Worker struct {
 	instance string
 	session  sessionState
 	held     heldSet
+	spills   *spills
 	cap      *capacity
 	pools    *pools
 	metrics  metrics
@@ -129,16 +141,22 @@ func New(cfg Config) (*Worker, error) {
 			return nil, fmt.Errorf("worker: %w", err)
 		}
 	}
+	spills, err := newSpills(spillDir(cfg.Dir), cfg.SpillEach, cfg.SpillAll)
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
 	instance, err := instanceOf(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	w := &Worker{cfg: cfg, instance: instance, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer), registered: make(chan struct{})}
+	w := &Worker{cfg: cfg, instance: instance, spills: spills, cap: newCapacity(cfg.Capacity), metrics: newMetrics(cfg.Registerer), registered: make(chan struct{})}
 	w.pools = newPools(cfg, &w.metrics)
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "paddock_machines_ready", Help: "Machines that wait in the pools, restored.",
-		}, func() float64 { return float64(w.pools.readyCount()) }), w.pools)
+		}, func() float64 { return float64(w.pools.readyCount()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "paddock_output_spilled_bytes", Help: "Output of running jobs that waits on disk for the broker.",
+		}, func() float64 { return float64(w.spills.waiting()) }), w.pools)
 	}
 	return w, nil
 }
@@ -154,10 +172,17 @@ func tempDir(dir string) string { return filepath.Join(dir, "in") }
 // Run works until drain is closed and all that it had leased has ended, or until ctx ends: then it ends its machines, tells the
 // dispatcher that it did not finish them, and returns. It returns an error where it could not begin or lost its own ground.
 func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
-	if err := w.resendSpooled(ctx); err != nil { // before registering: a new session would fence them
+	spooled, err := w.readSpool(ctx)
+	if err != nil {
 		return err
 	}
+	resumed, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	var attempts sync.WaitGroup
+	w.resume(resumed, drain, spooled, &attempts) // before registering: the heartbeat names them
 	if err := w.register(ctx); err != nil {
+		giveUp()
+		attempts.Wait()
 		return err
 	}
 	close(w.registered)
@@ -166,7 +191,6 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 	g.Go(func() error { return w.beat(live, drain) })
 	g.Go(func() error { return w.pools.run(live) })
 
-	var attempts sync.WaitGroup
 	for leases := range w.leases(ctx, live, drain) {
 		for _, l := range leases {
 			attempts.Go(func() { w.runLease(ctx, drain, l) })
@@ -180,17 +204,33 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 // Registered is closed when a dispatcher has taken the worker in.
 func (w *Worker) Registered() <-chan struct{} { return w.registered }
 
+// resume goes on to deliver what an earlier life could not, in that one's session: in another, its attempts would be taken for lost.
+func (w *Worker) resume(ctx context.Context, drain <-chan struct{}, spooled []*delivery, attempts *sync.WaitGroup) {
+	for _, d := range spooled {
+		log := zerolog.Ctx(ctx).With().Str("job", d.Job).Int("attempt", d.Attempt).Logger()
+		ctx := log.WithContext(ctx)
+		_, lost, end := w.held.add(ctx, d.Held, false)
+		w.session.resume(d.Session)
+		attempts.Go(func() {
+			defer end()
+			w.redeliver(ctx, lost, drain, d)
+		})
+	}
+}
+
 // runLease is one attempt from lease to report.
 func (w *Worker) runLease(ctx context.Context, drain <-chan struct{}, l jobs.Lease) {
 	log := zerolog.Ctx(ctx).With().Str("job", l.Job).Int("attempt", l.Attempt).Str("tenant", l.Tenant).Logger()
 	ctx = log.WithContext(ctx)
-	work, lost, end := w.held.add(ctx, l.Held)
+	work, lost, end := w.held.add(ctx, l.Held, len(l.Spec.Network.Needs()) > 0)
 	defer end()
 	defer w.cap.release(l.Spec.Resources)
-	report, ok := w.attempt(work, lost, l)
-	if !ok {
-		return // not ours any more: whoever has it now reports
+	a := w.attempt(ctx, l)
+	go a.events.run(lost) // until deliver ends them
+	result := a.run(work)
+	w.held.rests(l.Held)
+	if !dropped(lost) { // else nobody will hear of it
+		w.metrics.ended(result)
 	}
-	w.metrics.ended(report.Result)
-	w.report(ctx, drain, report)
+	w.deliver(ctx, lost, drain, a.events, jobs.Report{Held: l.Held, Result: result})
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,20 +25,30 @@ import (
 	"github.com/paddockvm/paddock/worker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir, url, ok := strings.Cut(os.Getenv(workerEnv), " "); ok {
+		if err := beWorker(dir, url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // rig is a worker on the in-process driver, its fleet and its board.
 type rig struct {
 	*fleet
 	board *board
 	cfg   worker.Config
+	log   io.Writer
 	stop  func() error // drains and gives what Run returned
 	abort context.CancelFunc
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{fleet: newFleet(), board: &board{}}
+	r := &rig{fleet: newFleet(), board: &board{}, log: zerolog.NewTestWriter(t)}
 	driver := inproc.New(func(ctx context.Context, c net.Conn) { guestagent.InProcess(ctx, c) })
 	r.cfg = worker.Config{
 		Name: "w", Dir: t.TempDir(), Driver: driver, Images: catalog{driver: driver.Name()}, Dispatcher: r.fleet, Events: r.board,
@@ -53,7 +65,7 @@ func (r *rig) run(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, abort := context.WithCancel(zerolog.New(zerolog.NewTestWriter(t)).WithContext(context.WithoutCancel(t.Context())))
+	ctx, abort := context.WithCancel(zerolog.New(r.log).WithContext(context.WithoutCancel(t.Context())))
 	drain, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- w.Run(ctx, drain) }()
 	var err2 error
@@ -163,26 +175,13 @@ func TestCancelAndDrop(t *testing.T) {
 	})
 }
 
-// A worker whose beats nobody answers ends its own attempts before its lease can be another's.
-func TestSelfFencing(t *testing.T) {
-	r := newRig(t)
-	r.ttl = 300 * time.Millisecond
-	r.run(t)
-	l := r.put(steps([]string{"sleep", "100"}))
-	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
-	r.set(func() { r.away = true })
-	time.Sleep(2 * r.ttl) // the lease runs out while nobody answers
-	r.set(func() { r.away = false })
-	r.until(t, "the job was given up", func() bool { return len(r.beats[len(r.beats)-1].Running) == 0 })
-	r.set(func() {
-		if len(r.reports)+len(r.fenced) > 0 {
-			t.Errorf("reported %v after its lease had run out", l.Job)
-		}
+// spooled waits until a result is in the spool.
+func (r *rig) spooled(t *testing.T) {
+	t.Helper()
+	settled(t, "a result is in the spool", func() bool {
+		files, err := filepath.Glob(filepath.Join(r.cfg.Dir, "spool", "*.json"))
+		return err == nil && len(files) > 0
 	})
-	again := r.put(steps([]string{"true"}))
-	if res := r.report(t, again.Job).Result; !res.Success() {
-		t.Errorf("after coming back: %+v", res)
-	}
 }
 
 // A result that no dispatcher takes waits on disk and outlives the worker.
@@ -191,16 +190,7 @@ func TestResultOutlivesTheWorker(t *testing.T) {
 	r.set(func() { r.deaf = true })
 	r.run(t)
 	l := r.put(steps([]string{"echo", "kept"}))
-	spool := filepath.Join(r.cfg.Dir, "spool")
-	deadline := time.Now().Add(10 * time.Second)
-	for n := 0; n == 0; {
-		files, err := filepath.Glob(filepath.Join(spool, "*.json"))
-		if err != nil || time.Now().After(deadline) {
-			t.Fatal("nothing spooled:", err)
-		}
-		n = len(files)
-		time.Sleep(5 * time.Millisecond)
-	}
+	r.spooled(t)
 	// A copy of the directory as a crash would leave it, with a torn file in it, is a new worker's.
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(r.cfg.Dir)); err != nil {
@@ -216,7 +206,9 @@ func TestResultOutlivesTheWorker(t *testing.T) {
 	if rep := next.report(t, l.Job); rep.Result.Steps[0].Stdout.Text != "kept\n" {
 		t.Errorf("report %+v", rep)
 	}
-	next.until(t, "the spool has been gone through", func() bool { return len(next.beats) > 0 })
+	if err := next.stop(); err != nil { // it has gone through the spool by then
+		t.Error(err)
+	}
 	left, err := os.ReadDir(filepath.Join(dir, "spool"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left in the spool: %v %v", left, err)
@@ -226,7 +218,7 @@ func TestResultOutlivesTheWorker(t *testing.T) {
 
 func TestDrainFinishesWhatRuns(t *testing.T) {
 	r := newRig(t).run(t)
-	l := r.put(steps([]string{"sleep", "0.3"}))
+	l := r.put(steps([]string{"sleep", "2"}))
 	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
@@ -326,11 +318,11 @@ func TestPanicCostsOneAttempt(t *testing.T) {
 func TestReportWaitsForTheDispatcher(t *testing.T) {
 	r := newRig(t)
 	r.ttl = 300 * time.Millisecond
+	r.set(func() { r.deaf = true })
 	r.run(t)
 	l := r.put(steps([]string{"sleep", "0.1"}))
-	r.until(t, "the job runs", func() bool { return len(r.beats) > 0 && len(r.beats[len(r.beats)-1].Running) == 1 })
-	r.set(func() { r.deaf = true })
-	time.Sleep(time.Second) // it ends meanwhile, and its report fails past the lease
+	r.spooled(t)
+	time.Sleep(time.Second) // its report fails past the lease
 	r.set(func() { r.away = true })
 	time.Sleep(2 * r.ttl)
 	r.set(func() { r.away, r.deaf = false, false })
@@ -380,6 +372,8 @@ func (c *changing) now() string {
 	defer c.mu.Unlock()
 	return c.digest
 }
+
+func (c *changing) Offer(name string) (jobs.OfferedImage, bool) { return offered(c, name) }
 
 func (c *changing) Offered() []jobs.OfferedImage {
 	o := c.catalog.Offered()

@@ -10,10 +10,13 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/port"
 )
 
 // Server is an embedded server that can be stopped and started again where it was.
@@ -22,12 +25,21 @@ type Server struct {
 	tb   testing.TB
 	dir  string
 	addr string
+	// credentials is the file of StartGuarded.
+	credentials string
 }
 
 // Start starts a server that syncs every write, on a port of its own.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
-	s := &Server{tb: tb, dir: tb.TempDir(), addr: "127.0.0.1:0"}
+	s := &Server{tb: tb, dir: tb.TempDir(), addr: port.Addr(freePort(tb))}
+	s.start()
+	return s
+}
+
+func (s *Server) start() {
+	tb := s.tb
+	tb.Helper()
 	s.Restart()
 	u, err := url.Parse(s.URL())
 	if err != nil {
@@ -35,13 +47,19 @@ func Start(tb testing.TB) *Server {
 	}
 	s.addr = u.Host
 	tb.Cleanup(func() { s.Close() }) // the one that runs then
-	return s
 }
 
 // Restart starts the server again after Close.
 func (s *Server) Restart() {
 	s.tb.Helper()
-	e, err := bus.Embed(bus.EmbedConfig{Listen: s.addr, StoreDir: s.dir, Log: zerolog.Nop()})
+	c := bus.EmbedConfig{Listen: s.addr, StoreDir: s.dir, Log: zerolog.Nop()}
+	var err error
+	if s.credentials != "" {
+		if c.Credentials, err = access.Open(s.credentials); err != nil {
+			s.tb.Fatal(err)
+		}
+	}
+	e, err := bus.Embed(c)
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -59,15 +77,28 @@ func (s *Server) Connect() *bus.Bus {
 	return b
 }
 
+// loaded is how long a machine that is loaded may take for what nats.go lets take seconds: only a hang is cut off.
+const loaded = time.Minute
+
 // Plain gives a connection of nats.go, as any client has one.
 func (s *Server) Plain() *nats.Conn {
 	s.tb.Helper()
-	nc, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	nc, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.Timeout(loaded))
 	if err != nil {
 		s.tb.Fatal(err)
 	}
 	s.tb.Cleanup(nc.Close)
 	return nc
+}
+
+// JetStream gives what nats.go has for it, on a connection.
+func JetStream(tb testing.TB, nc *nats.Conn) jetstream.JetStream {
+	tb.Helper()
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(loaded))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return js
 }
 
 // Serve has a brain answer, and returns when it does. stop ends that and waits for it; so does the test's end.

@@ -19,11 +19,11 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "bench", Short: "Measure this host: latency, restore, throughput, density, snapshots",
+		Use: "bench", Short: "Measure this host: latency, restore, throughput, the queue, density, snapshots",
 		Long: "Measures, and prints medians; -o json and --json print every sample and what the host is. Each starts what it needs and ends it.\n" +
 			"docs/benchmarks.md says what the figures mean.",
 	}
-	c.AddCommand(benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchNetwork(), benchJail(), benchSnapshot(), benchShow())
+	c.AddCommand(benchBoot(), benchLatency(), benchThroughput(), benchRestore(), benchDensity(), benchNetwork(), benchJail(), benchSnapshot(), benchQueue(), benchAsynq(), benchShow())
 	return c
 }
 

@@ -13,11 +13,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
@@ -91,24 +94,30 @@ func benchThroughput() *cobra.Command {
 	c := &cobra.Command{
 		Use: "throughput", Short: "Jobs per second through the whole durable path, none lost, none doubled", Args: cobra.NoArgs,
 		Long: "Submits jobs over NATS, keeps a number of them in flight, and counts their final events. The drivers inproc and hostproc leave the\n" +
-			"machine out: what is left is the cost of everything else.",
+			"machine out: what is left is the cost of everything else. With inproc there is beside it, on a server that is started anew in the same way: as\n" +
+			"many messages through a stream of JetStream's alone, each stored, fetched and acknowledged, as many in flight.",
 	}
 	driver := c.Flags().String("driver", "inproc", "inproc, hostproc or qemu")
 	n := c.Flags().IntP("jobs", "n", 5000, "jobs")
 	width := c.Flags().IntP("concurrency", "c", 128, "jobs in flight")
 	slots := c.Flags().Int("slots", 0, "jobs that run at once (64 for inproc, 4 for hostproc, as many as processors for qemu)")
+	postgres := c.Flags().String("ledger", "", "PostgreSQL database that keeps the ledger, as a URL; its own file without")
 	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *slots == 0 {
 			*slots = map[string]int{"inproc": 64, "hostproc": 4, "qemu": describeHost().CPUs}[*driver]
 		}
-		s, err := startServer(c, *driver, "--vcpus", fmt.Sprint(*slots), "--ready", fmt.Sprint(*slots), "--prepared", "0", "--image-dir", *imageDir, "--images", "base")
+		args := []string{"--vcpus", fmt.Sprint(*slots), "--ready", fmt.Sprint(*slots), "--prepared", "0", "--image-dir", *imageDir, "--images", "base", "--ledger", *postgres}
+		if *driver != "qemu" { // whose machines have no memory of their own
+			args = append(args, "--memory-mib", fmt.Sprint(*slots*1024))
+		}
+		s, err := startServer(c, *driver, args...)
 		if err != nil {
 			return err
 		}
 		r := newReport("throughput")
-		r.Settings = map[string]any{"driver": *driver, "jobs": *n, "in flight": *width, "slots": *slots}
+		r.Settings = map[string]any{"driver": *driver, "jobs": *n, "in flight": *width, "slots": *slots, "ledger": ledgerKind(*postgres)}
 		cmd := "true"
 		if *driver != "inproc" {
 			cmd = "/bin/true"
@@ -118,6 +127,14 @@ func benchThroughput() *cobra.Command {
 			return err
 		}
 		r.Figures["server cpu ms per job"] = float64(s.usage().Milliseconds()) / float64(*n)
+		if *driver == "inproc" {
+			if s, err = startServer(c, *driver, args...); err != nil {
+				return err
+			}
+			if err = errors.Join(rawJetStream(c.Context(), r, s.url, *n, *width), s.stop()); err != nil {
+				return err
+			}
+		}
 		return r.print(c.OutOrStdout(), out())
 	}
 	return c
@@ -182,6 +199,63 @@ func throughput(ctx context.Context, r *benchReport, url string, spec jobs.Spec,
 	r.Figures["jobs per second"] = float64(n) / took.Seconds()
 	r.Figures["jobs lost"], r.Figures["jobs doubled"], r.Figures["jobs failed"] = finals.count(n)
 	return errors.Join(errs...)
+}
+
+// rawJetStream measures what is the least that a job through the same broker could cost: a message that is stored, as durably as the server
+// stores anything, fetched by a consumer, and acknowledged by it.
+func rawJetStream(ctx context.Context, r *benchReport, url string, n, width int) error {
+	nc, err := nats.Connect(url)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "BENCH", Subjects: []string{"bench.raw"}, Retention: jetstream.WorkQueuePolicy})
+	if err != nil {
+		return err
+	}
+	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: "bench", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: width})
+	if err != nil {
+		return err
+	}
+	var seen atomic.Int64
+	all := make(chan struct{})
+	start := time.Now()
+	taking, err := consumer.Consume(func(m jetstream.Msg) {
+		if m.Ack() == nil && seen.Add(1) == int64(n) {
+			close(all)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer taking.Stop()
+	var sending errgroup.Group
+	for i := range width {
+		sending.Go(func() error {
+			for range n/width + min(1, max(0, n%width-i)) {
+				if _, err := js.Publish(ctx, "bench.raw", []byte(`{"image": "base", "steps": [{"cmd": "true"}]}`)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := sending.Wait(); err != nil {
+		return err
+	}
+	select {
+	case <-all:
+	case <-time.After(time.Minute):
+		return fmt.Errorf("JetStream gave %d messages of %d", seen.Load(), n)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	r.Figures["messages per second through JetStream alone"] = float64(n) / time.Since(start).Seconds()
+	return nil
 }
 
 // finals counts the final events of jobs.

@@ -35,13 +35,15 @@ type lab struct {
 	close    func() error
 }
 
-func openLab(ctx context.Context, imageDir string) (_ *lab, err error) {
+func openLab(ctx context.Context, driver, imageDir string) (_ *lab, err error) {
 	l := &lab{}
 	if l.dir, err = os.MkdirTemp(benchDir(), "pd-bench-"); err != nil {
 		return nil, err
 	}
 	var closeDriver func() error
-	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{StateDir: l.dir, Driver: "qemu", QEMUChannel: "serial", Jail: "on"}); err != nil {
+	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{
+		StateDir: l.dir, Driver: driver, CloudHypervisor: os.Getenv("PADDOCK_CLOUD_HYPERVISOR"), QEMUChannel: "serial", Jail: "on",
+	}); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(l.dir))
 	}
 	l.close = func() error { return errors.Join(closeDriver(), os.RemoveAll(l.dir)) }
@@ -56,18 +58,23 @@ func openLab(ctx context.Context, imageDir string) (_ *lab, err error) {
 	return l, nil
 }
 
-// inLab gives a command the image store's flag, and has it measure in a lab of its own and print what came of it.
+// inLab gives a command the image store's flag, and has it measure in a lab of its own and print what came of it. The lab's driver is qemu unless
+// the command has a flag for it.
 func inLab(c *cobra.Command, measure func(ctx context.Context, l *lab, r *benchReport, imageDir string) error) {
 	out := benchOutput(c)
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
-		l, err := openLab(ctx, *imageDir)
+		driver := "qemu"
+		if f := c.Flags().Lookup("driver"); f != nil {
+			driver = f.Value.String()
+		}
+		l, err := openLab(ctx, driver, *imageDir)
 		if err != nil {
 			return err
 		}
 		r := newReport(c.Name())
-		r.Settings["accel"] = l.caps.Accel
+		r.Settings["driver"], r.Settings["accel"] = l.driver.Name(), l.caps.Accel
 		if err = errors.Join(measure(ctx, l, r, *imageDir), l.close()); err != nil {
 			return err
 		}
@@ -264,6 +271,7 @@ func benchDensity() *cobra.Command {
 		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
 	}
 	n := c.Flags().IntP("machines", "n", 50, "machines")
+	c.Flags().String("driver", "qemu", "qemu, or cloud-hypervisor: that in PATH, or in PADDOCK_CLOUD_HYPERVISOR")
 	inLab(c, func(ctx context.Context, l *lab, r *benchReport, _ string) error {
 		r.Settings["machines"] = *n
 		return l.density(ctx, r, *n)

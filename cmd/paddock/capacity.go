@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"strconv"
+	"strings"
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
@@ -52,6 +55,49 @@ func capacityOf(c config) (jobs.Resources, error) {
 		r.MemoryMiB = int(float64(left) * c.OvercommitMemory)
 	}
 	return r, nil
+}
+
+// Machines' uids: below leastUID are the host's users and services, nobody (65534) and 16 bits' -1 among them; from tooLargeUID on, what
+// some programs take for a negative number.
+const (
+	leastUID    = 1 << 16
+	tooLargeUID = 1 << 31
+	defaultUIDs = "200000-209999"
+)
+
+// uidRange reads jail_uids. Its error says what it would have to be.
+func uidRange(text string) (first, count int, err error) {
+	from, to, _ := strings.Cut(text, "-")
+	first, err = strconv.Atoi(from)
+	last, err2 := strconv.Atoi(to)
+	switch {
+	case err != nil || err2 != nil:
+		return 0, 0, errors.New("FIRST-LAST, two numbers, like 200000-209999")
+	case first < leastUID:
+		return 0, 0, fmt.Errorf("uids from %d on: the host's own users have those below", leastUID)
+	case last >= tooLargeUID:
+		return 0, 0, fmt.Errorf("uids below %d: some programs take larger ones for negative", tooLargeUID)
+	case last < first:
+		return 0, 0, errors.New("FIRST-LAST, the first no larger than the last")
+	}
+	return first, last - first + 1, nil
+}
+
+// checkUIDs wants a uid for every machine that there may be at once: one for each vCPU, and those that are kept
+// ready and prepared of each image.
+func checkUIDs(c config, has jobs.Resources) error {
+	if c.Jail == "off" || !isMachine(c.Driver) {
+		return nil
+	}
+	_, count, err := uidRange(c.JailUIDs)
+	if err != nil {
+		return fmt.Errorf("jail_uids: want %w", err)
+	}
+	if want := has.VCPUs + len(c.Images)*(c.Ready+c.Prepared); count < want {
+		return fmt.Errorf("jail_uids: %s: want at least %d uids: for jobs on %d vCPUs, and for %d machines ready and %d prepared of each image",
+			c.JailUIDs, want, has.VCPUs, c.Ready, c.Prepared)
+	}
+	return nil
 }
 
 // diskLimits are what each machine's disks are held to.

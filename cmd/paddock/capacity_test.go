@@ -44,3 +44,51 @@ func TestCapacityOf(t *testing.T) {
 		})
 	}
 }
+
+func TestUIDRange(t *testing.T) {
+	for text, want := range map[string]struct {
+		first, count int
+		err          string
+	}{
+		"200000-209999":               {200_000, 10_000, ""},
+		"65536-65536":                 {65_536, 1, ""},
+		"2147483647-2147483647":       {1<<31 - 1, 1, ""},
+		"2147483647-2147483648":       {err: "uids below 2147483648"},
+		"65535-70000":                 {err: "uids from 65536 on"},
+		"0-100":                       {err: "uids from 65536 on"},
+		"300000-299999":               {err: "the first no larger than the last"},
+		"200000":                      {err: "FIRST-LAST, two numbers"},
+		"200000-":                     {err: "FIRST-LAST, two numbers"},
+		"-209999":                     {err: "FIRST-LAST, two numbers"},
+		"200000-209999-":              {err: "FIRST-LAST, two numbers"},
+		"200000-2e9":                  {err: "FIRST-LAST, two numbers"},
+		"200000-99999999999999999999": {err: "FIRST-LAST, two numbers"},
+		"":                            {err: "FIRST-LAST, two numbers"},
+	} {
+		first, count, err := uidRange(text)
+		if want.err == "" && err != nil || want.err != "" && (err == nil || !strings.Contains(err.Error(), want.err)) || first != want.first || count != want.count {
+			t.Errorf("%q: %d of them from %d on, %v", text, count, first, err)
+		}
+	}
+}
+
+// There is a uid for every machine that there may be at once.
+func TestCheckUIDs(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		c    config
+		err  string
+	}{
+		{"enough", config{Driver: "auto", JailUIDs: "200000-200012"}, ""},
+		{"one too few", config{Driver: "auto", JailUIDs: "200000-200011"}, "want at least 13 uids"},
+		{"of QEMU's", config{Driver: "qemu", JailUIDs: "200000-200011"}, "want at least 13 uids"},
+		{"no jail", config{Driver: "auto", JailUIDs: "200000-200011", Jail: "off"}, ""},
+		{"no machines", config{Driver: "hostproc", JailUIDs: "200000-200011"}, ""},
+	} {
+		c.c.Images, c.c.Ready, c.c.Prepared = []string{"base", "python"}, 3, 1
+		err := checkUIDs(c.c, jobs.Resources{VCPUs: 5})
+		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.err)
+		}
+	}
+}

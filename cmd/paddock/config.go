@@ -18,6 +18,7 @@ import (
 type config struct {
 	StateDir      string        `koanf:"state_dir"`
 	ImageDir      string        `koanf:"image_dir"`
+	Ledger        string        `koanf:"ledger"`
 	Listen        string        `koanf:"listen"`
 	NATS          string        `koanf:"nats"`
 	MetricsListen string        `koanf:"metrics_listen"`
@@ -27,8 +28,17 @@ type config struct {
 	LeaseGrace    time.Duration `koanf:"lease_grace"`
 	MaxQueued     int           `koanf:"max_queued"`
 	KeepEnded     time.Duration `koanf:"keep_ended"`
+	EventsKeep    time.Duration `koanf:"events_keep"`
+	EventsGiB     int           `koanf:"events_gib"`
+	natsConfig    `koanf:",squash"`
+	redisConfig   `koanf:",squash"`
+	webhookConfig `koanf:",squash"`
+	objectsConfig `koanf:",squash"`
+	Quotas        string `koanf:"quotas"`
 
 	Name            string        `koanf:"name"`
+	Pool            string        `koanf:"pool"`
+	Labels          []string      `koanf:"labels"`
 	Driver          string        `koanf:"driver"`
 	Accel           string        `koanf:"accel"`
 	QEMU            string        `koanf:"qemu"`
@@ -36,6 +46,7 @@ type config struct {
 	CloudHypervisor string        `koanf:"cloud_hypervisor"`
 	Jail            string        `koanf:"jail"`
 	JailRequire     string        `koanf:"jail_require"`
+	JailUIDs        string        `koanf:"jail_uids"`
 	CgroupParent    string        `koanf:"cgroup_parent"`
 	ProbeTimeout    time.Duration `koanf:"probe_timeout"`
 	StepTimeout     time.Duration `koanf:"step_timeout"`
@@ -101,22 +112,33 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.Bool("lazy-sync", false, "let JetStream's writes wait for the disk: faster, and a power loss may lose events")
 		f.Duration("lease-ttl", 15*time.Second, "how long a worker keeps its jobs without a heartbeat")
 		f.Duration("lease-grace", 5*time.Second, "how much longer until they are given to others")
+		f.String("ledger", "", ledgerUsage+"; its parameter passfile= keeps the password out of --print-config")
 		f.Int("max-queued", 100_000, "how many jobs may wait")
 		f.Duration("keep-ended", 7*24*time.Hour, "how long a job can be asked for after its end")
+		f.Duration("events-keep", 72*time.Hour, "how long jobs' events, their output among them, can be read")
+		f.Int("events-gib", 8, "what all of them may take, in GiB: the oldest go first")
+		addRedisFlags(f)
+		addWebhookFlags(f)
+		addObjectsFlags(c)
+		f.String("quotas", "", "file (YAML) with what each tenant may have; none without")
 	}
 	f.String("nats", "", "external NATS server, where none is embedded")
+	addNATSFlags(f, which)
 	if which&forWorker != 0 {
 		host, _ := os.Hostname()
 		f.String("name", cleanName(host), "the worker's name, unique in its fleet")
+		f.String("pool", jobs.DefaultPool, "the pool of workers that it belongs to; jobs say which they want")
+		f.StringSlice("labels", nil, "what jobs may require of it, like region=eu; os and arch are there without")
 		f.String("image-dir", "", "image store (images below the state directory)")
 		f.StringSlice("images", []string{"base", "python"}, "images to build if missing, and to keep machines ready of")
 		addChoice(c, "driver", "", "auto", "what machines are; auto is cloud-hypervisor where it and KVM are there, else qemu", "auto", "cloud-hypervisor", "qemu", "hostproc", "inproc")
 		addChoice(c, "accel", "", "auto", "how QEMU runs them", "auto", "kvm", "tcg")
 		f.String("qemu", "", "QEMU binary (qemu-system-x86_64)")
-		addChoice(c, "qemu-channel", "", "auto", "how QEMU's machines reach their agent: auto is vsock with KVM where the host has it, else serial", "auto", "vsock", "serial")
+		addChoice(c, "qemu-channel", "", "auto", "how QEMU's machines reach their agent: auto is vsock with KVM where the host has it and nobody listens on it, else serial", "auto", "vsock", "serial")
 		f.String("cloud-hypervisor", "", "Cloud Hypervisor binary, v51 or newer (cloud-hypervisor)")
 		addChoice(c, "jail", "", "on", "on, or off to start VMMs as plain children of this process", "on", "off")
 		addChoice(c, "jail-require", "", "degraded", "full refuses to start where this host lacks one of the jail's walls; degraded says which", "degraded", "full")
+		f.String("jail-uids", defaultUIDs, "uids for machines, one for each, the first and the last: nobody else's on this host")
 		f.String("cgroup-parent", "", "cgroup for machines' own, as /proc/self/cgroup writes it (paddock-machines, in this process's or the root)")
 		f.Duration("probe-timeout", 2*time.Second, "how long the guest may run that is started to see whether KVM works")
 		f.Duration("step-timeout", 30*time.Second, "how long a VMM may take for one thing: to start, to save or load a machine; more where this host is a machine itself")

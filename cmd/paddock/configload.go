@@ -55,6 +55,19 @@ func (cf *configFlags) load() (c config, printed bool, err error) {
 	return c, false, nil
 }
 
+// absolute has the directories named from the root: machines' processes work in others than this one's.
+func (c *config) absolute() (err error) {
+	for _, dir := range []*string{&c.StateDir, &c.ImageDir} {
+		if *dir == "" {
+			continue
+		}
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // isKey tells a flag that configures from one that says what to do with the configuration.
 func isKey(f *pflag.Flag) bool {
 	return f.Name != "config" && f.Name != "print-config" && f.Name != "help"
@@ -157,18 +170,21 @@ func wanted(f *pflag.Flag, err error) string {
 }
 
 // least are the smallest values that make sense.
-var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0}
+var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "events-gib": 1, "redis-concurrency": 1, "objects-s3-tenant-mib": 0, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0}
 
 // shortest are the shortest durations that do no harm.
 var shortest = map[string]struct {
 	least time.Duration
 	why   string
 }{
-	"lease-ttl":     {3 * time.Second, "a worker's heartbeats are 2s apart"},
-	"lease-grace":   {time.Millisecond, "a worker that ends its own machines needs a moment for it"},
-	"keep-ended":    {24 * time.Hour, "for so long an idempotency key names its job"},
-	"probe-timeout": {10 * time.Millisecond, "a guest needs some of that where KVM works well"},
-	"step-timeout":  {time.Second, "less would end machines that are well"},
+	"lease-ttl":         {3 * time.Second, "a worker's heartbeats are 2s apart"},
+	"lease-grace":       {time.Millisecond, "a worker that ends its own machines needs a moment for it"},
+	"keep-ended":        {24 * time.Hour, "for so long an idempotency key names its job"},
+	"events-keep":       {10 * time.Minute, "who follows a job reads what it has missed"},
+	"probe-timeout":     {10 * time.Millisecond, "a guest needs some of that where KVM works well"},
+	"step-timeout":      {time.Second, "less would end machines that are well"},
+	"objects-keep":      {time.Hour, "who has put an object needs some of that to submit a job that names it"},
+	"redis-keep-result": {time.Second, "Redis counts in seconds"},
 }
 
 // check finds values that are of the right kind and make no sense.
@@ -197,13 +213,21 @@ func (cf *configFlags) check() error {
 			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
 				wrong("HOST:PORT")
 			}
-		case "name":
+		case "labels":
+			if _, err := workerLabels(f.Value.(pflag.SliceValue).GetSlice()); err != nil {
+				wrong("KEY=VALUE, of letters, digits, '.', '_', '/' or '-'")
+			}
+		case "name", "pool":
 			if jobs.ValidTenant(f.Value.String()) != nil {
 				wrong("letters, digits, - and _")
 			}
 		case "state-dir":
 			if f.Value.String() == "" {
 				wrong("a directory")
+			}
+		case "jail-uids":
+			if _, _, err := uidRange(f.Value.String()); err != nil {
+				wrong(err.Error())
 			}
 		case "jail-require":
 			jail, driver := cf.cmd.Flags().Lookup("jail").Value.String(), cf.cmd.Flags().Lookup("driver").Value.String()

@@ -18,6 +18,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -187,8 +188,11 @@ var described = regexp.MustCompile(`fqName: "([^"]+)", help: "([^"]+)".*variable
 func metricsDoc(t *testing.T) string {
 	c := config{StateDir: t.TempDir(), Driver: "inproc", Insecure: true, Name: "w", VCPUs: 1, MemoryMiB: 256, OvercommitVCPUs: 1, OvercommitMemory: 1}
 	var all catalogue
-	_, closeStore, err := openDispatcher(t.Context(), c, &bus.Bus{}, &all)
+	f, err := openFront(t.Context(), c, &bus.Bus{}, &all)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dispatcher.New(f.cfg); err != nil {
 		t.Fatal(err)
 	}
 	store, err := openStore(filepath.Join(c.StateDir, "images"))
@@ -196,7 +200,7 @@ func metricsDoc(t *testing.T) string {
 		t.Fatal(err)
 	}
 	_, _, closeDriver, err := openWorker(t.Context(), c, store, &bus.Bus{}, &all, nil)
-	if err := errors.Join(err, closeStore(), closeDriver()); err != nil {
+	if err := errors.Join(err, f.store.Close(), closeDriver()); err != nil {
 		t.Fatal(err)
 	}
 	descs := make(chan *prometheus.Desc, 1000)

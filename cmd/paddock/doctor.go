@@ -52,7 +52,7 @@ func doctorCommand() *cobra.Command {
 	state := c.Flags().String("state-dir", envOr("PADDOCK_STATE_DIR", defaultStateDir()), "the state directory (PADDOCK_STATE_DIR)")
 	imageDir := c.Flags().String("image-dir", envOr("PADDOCK_IMAGE_DIR", ""), "image store (PADDOCK_IMAGE_DIR, else images below the state directory)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		e := examination{state: *state, images: *imageDir, nats: *flags.nats}
+		e := examination{state: *state, images: *imageDir, nats: *flags.nats, options: flags.options()}
 		list := e.run(c.Context())
 		if err := show(c.OutOrStdout(), *out, list, func(w io.Writer) error { return printFindings(w, list) }); err != nil {
 			return err

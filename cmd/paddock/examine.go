@@ -26,15 +26,17 @@ import (
 
 // examination is what the doctor looks at.
 type examination struct {
-	state  string // state directory
-	images string // image store; empty means images below it
-	nats   string
+	state   string // state directory
+	images  string // image store; empty means images below it
+	nats    string
+	options []client.Option
 }
 
 // run looks at everything: what runs machines, what they are made of, where things are kept, who answers.
 func (e examination) run(ctx context.Context) []finding {
 	list := append(examineQEMU(ctx), examineCloudHypervisor(ctx))
-	list = append(append(list, examineJail(ctx)...), examineNetwork(ctx), examineSize(), examineTools(), examineAgent(), e.examineImages())
+	list = append(append(list, examineJail(ctx)...), examineNetwork(ctx)...)
+	list = append(list, examineSize(), examineTools(), examineAgent(), e.examineImages())
 	return append(list, e.examineState(), e.examineServer(ctx))
 }
 
@@ -55,9 +57,23 @@ func examineQEMU(ctx context.Context) []finding {
 	}
 	list := []finding{{"qemu", ok, fmt.Sprintf("%s, machine type %s", caps.Version, caps.Machine), ""}}
 	if caps.Accel == "kvm" {
-		return append(list, finding{"kvm", ok, fmt.Sprintf("a guest ran with it in %s", caps.BootProbe.Round(time.Millisecond)), ""})
+		list = append(list, finding{"kvm", ok, fmt.Sprintf("a guest ran with it in %s", caps.BootProbe.Round(time.Millisecond)), ""})
+	} else {
+		list = append(list, examineKVM())
 	}
-	return append(list, examineKVM())
+	return append(list, examineVsock(caps, d.VsockError(ctx)))
+}
+
+// examineVsock says by what QEMU's machines reach their agent, and why not by vsock.
+func examineVsock(caps vmm.Caps, err error) finding {
+	const instead = "; machines have a serial port, and no vsock"
+	switch {
+	case err == nil:
+		return finding{"vsock", ok, "machines have it, and nobody listens on this host's whom they would reach", ""}
+	case caps.Accel != "kvm":
+		return finding{"vsock", note, err.Error() + instead, ""}
+	}
+	return finding{"vsock", degraded, err.Error() + instead, "for the faster way: modprobe -a vhost_vsock vsock_diag, and end who listens (ss --vsock -lp)"}
 }
 
 // examineKVM says why machines run without KVM.
@@ -223,7 +239,7 @@ func (e examination) examineState() finding {
 }
 
 func (e examination) examineServer(ctx context.Context) finding {
-	c, err := client.Connect(e.nats)
+	c, err := client.Connect(e.nats, e.options...)
 	if err != nil {
 		return finding{"server", note, "none answers at " + e.nats, "start one with paddock up, or say where it is with --nats or PADDOCK_NATS"}
 	}

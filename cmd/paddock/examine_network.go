@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,31 +14,29 @@ import (
 	"github.com/paddockvm/paddock/worker/hostnet"
 )
 
-// examineNetwork makes a machine's place in a network of its own, and so changes nothing of this host's; then it looks for a way out.
-func examineNetwork(ctx context.Context) finding {
+// examineNetwork makes a machine's place in a network of its own, and so changes nothing of this host's; then it looks at what of this host's
+// would be in the way.
+func examineNetwork(ctx context.Context) []finding {
 	const off = "jobs can have no network"
 	if os.Geteuid() != 0 {
-		return finding{"network", degraded, off + ": network namespaces need root", "run as root"}
+		return []finding{{"network", degraded, off + ": network namespaces need root", "run as root"}}
 	}
 	took, err := trySlot(ctx)
 	if err != nil {
-		return finding{"network", degraded, off + ": " + err.Error(), "use a kernel with network namespaces, TUN, veth and nf_tables: modprobe tun veth nf_tables"}
+		return []finding{{"network", degraded, off + ": " + err.Error(), "use a kernel with network namespaces, TUN, veth and nf_tables: modprobe tun veth nf_tables"}}
 	}
-	routes, err := os.ReadFile("/proc/net/route")
-	if err != nil || !hasDefault(string(routes)) {
-		return finding{"network", degraded, "a machine can have a network, and this host has no default route", "name the interface that leads out with --network-uplink"}
+	problems, err := hostnet.Examine(hostnet.Config{})
+	if err != nil {
+		return []finding{{"network", degraded, off + ": " + err.Error(), "use a kernel with nf_tables: modprobe nf_tables"}}
 	}
-	return finding{"network", ok, fmt.Sprintf("a machine's place was made and opened in %s", took.Round(time.Millisecond)), ""}
-}
-
-// hasDefault tells whether a line of /proc/net/route is for all destinations (proc_net(5): the second column, in hexadecimal).
-func hasDefault(routes string) bool {
-	for line := range strings.Lines(routes) {
-		if f := strings.Fields(line); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" {
-			return true
-		}
+	var list []finding
+	for _, p := range problems {
+		list = append(list, finding{"network", degraded, p.What, p.Remedy})
 	}
-	return false
+	if len(list) > 0 {
+		return list
+	}
+	return []finding{{"network", ok, fmt.Sprintf("a machine's place was made and opened in %s", took.Round(time.Millisecond)), ""}}
 }
 
 // trySlot makes a slot in a network namespace that nobody else has, opens it, and removes it.

@@ -21,12 +21,16 @@ import (
 func signalNumber(name string) int { return int(unix.SignalNum(name)) }
 
 // clientFlags are what every command that speaks to a server takes.
-type clientFlags struct{ nats, tenant *string }
+type clientFlags struct{ nats, tenant, creds, ca, cert, key *string }
 
 func addClientFlags(c *cobra.Command) clientFlags {
 	return clientFlags{
 		nats:   c.Flags().String("nats", envOr("PADDOCK_NATS", client.DefaultURL), "NATS server (PADDOCK_NATS)"),
 		tenant: c.Flags().String("tenant", envOr("PADDOCK_TENANT", "default"), "whose jobs (PADDOCK_TENANT)"),
+		creds:  c.Flags().String("nats-creds", envOr("PADDOCK_NATS_CREDS", ""), "file that lets in there: an NKEY's seed, or a NATS credentials file (PADDOCK_NATS_CREDS)"),
+		ca:     c.Flags().String("nats-tls-ca", envOr("PADDOCK_NATS_TLS_CA", ""), "authority that has signed the server's certificate (PADDOCK_NATS_TLS_CA)"),
+		cert:   c.Flags().String("nats-tls-cert", envOr("PADDOCK_NATS_TLS_CERT", ""), "certificate to show there (PADDOCK_NATS_TLS_CERT)"),
+		key:    c.Flags().String("nats-tls-key", envOr("PADDOCK_NATS_TLS_KEY", ""), "its key (PADDOCK_NATS_TLS_KEY)"),
 	}
 }
 
@@ -37,16 +41,29 @@ func envOr(name, v string) string {
 	return v
 }
 
-// connect connects, and tells people when the connection is lost and there again.
+// options are how to connect: as whom, and over what.
+func (f clientFlags) options() []client.Option {
+	l := []client.Option{client.Tenant(*f.tenant), client.Credentials(*f.creds)}
+	if *f.ca != "" {
+		l = append(l, client.NATS(nats.RootCAs(*f.ca)))
+	}
+	if *f.cert != "" {
+		l = append(l, client.NATS(nats.ClientCert(*f.cert, *f.key)))
+	}
+	return l
+}
+
+// connect connects, and tells people when the connection is lost and there again, and what they may not do.
 func (f clientFlags) connect() (*client.Client, error) {
-	c, err := client.Connect(*f.nats, client.Tenant(*f.tenant), client.NATS(
+	c, err := client.Connect(*f.nats, append(f.options(), client.NATS(
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { say("%v", err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				say("lost the connection to %s; trying again", *f.nats)
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) { say("connected again") }),
-	))
+	))...)
 	if _, refused := errors.AsType[*jobs.Error](err); err != nil && !refused {
 		err = fmt.Errorf("%w Start it, or say where it is with --nats or PADDOCK_NATS", err)
 	}
@@ -131,7 +148,7 @@ func printJob(to io.Writer, j jobs.Job) error {
 func completeJobs(c *cobra.Command, flags clientFlags, want func(jobs.State) bool) {
 	c.ValidArgsFunction = func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		const none = cobra.ShellCompDirectiveNoFileComp
-		cl, err := client.Connect(*flags.nats, client.Tenant(*flags.tenant))
+		cl, err := client.Connect(*flags.nats, flags.options()...)
 		if err != nil {
 			return nil, none
 		}
@@ -177,6 +194,7 @@ func lsCommand() *cobra.Command {
 	limit := c.Flags().IntP("limit", "n", 50, "how many")
 	before := c.Flags().String("before", "", "go on after this id")
 	states := c.Flags().StringSlice("state", nil, "only these states: "+strings.Join(stateNames, ", "))
+	batch := c.Flags().String("batch", "", "only the jobs of this batch")
 	complete(c, "state", stateNames...)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *limit < 1 { // 0 would mean the server's own choice
@@ -187,7 +205,12 @@ func lsCommand() *cobra.Command {
 				return fmt.Errorf("--before %s: want a job's id, as the list before this named it", *before)
 			}
 		}
-		q := jobs.ListRequest{Limit: *limit, Before: *before}
+		if *batch != "" {
+			if _, err := jobs.ParseID(*batch); err != nil {
+				return fmt.Errorf("--batch %s: want a batch's id", *batch)
+			}
+		}
+		q := jobs.ListRequest{Limit: *limit, Before: *before, Batch: *batch}
 		for _, s := range *states {
 			if !slices.Contains(stateNames, s) {
 				return fmt.Errorf("--state %s: want %s", s, oneOf(stateNames))

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,23 +20,29 @@ func logsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "logs JOB", Short: "Print a job's output, from its first byte", Args: arguments(1, 1),
 		Long: "Prints a job's output, what its program wrote to standard output and to standard error each to its own. With -f it goes on until the\n" +
-			"job ends, and takes up where it was when the server comes back. The exit code is 0 however the job ended.",
+			"job ends, and takes up where it was when the server comes back. --after goes on from an event whose attempt and seq are known, those of\n" +
+			"the last line of -o json, say. What is not kept any more is told of. The exit code is 0 however the job ended.",
 	}
 	flags := addClientFlags(c)
 	completeJobs(c, flags, anyState)
 	follow := c.Flags().BoolP("follow", "f", false, "go on until the job ends")
 	attempt := c.Flags().Int("attempt", 0, "this attempt's output; 0 means all")
+	after := c.Flags().String("after", "", "ATTEMPT.SEQ of the last event that has been seen; what follows it is printed")
 	out := addChoice(c, "output", "o", "text", "text prints the output, json an event a line, yaml an event a document", "text", "json", "yaml")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *attempt < 0 {
 			return fmt.Errorf("--attempt %d: want 1 or more, or 0 for all", *attempt)
+		}
+		from, err := position(*after)
+		if err != nil {
+			return err
 		}
 		cl, err := flags.connect()
 		if err != nil {
 			return err
 		}
 		defer cl.Close()
-		l := &logs{c: cl, job: args[0], format: *out, attempt: *attempt, to: c.OutOrStdout(), shown: viewer{out: c.OutOrStdout(), err: c.ErrOrStderr()}}
+		l := &logs{c: cl, job: args[0], after: from, seen: from.Attempt, format: *out, attempt: *attempt, to: c.OutOrStdout(), shown: viewer{out: c.OutOrStdout(), err: c.ErrOrStderr()}}
 		printed := l.soFar
 		if *follow {
 			printed = l.whole
@@ -50,10 +58,26 @@ func logsCommand() *cobra.Command {
 	return c
 }
 
+// position reads ATTEMPT.SEQ; empty is the beginning.
+func position(s string) (p client.Position, err error) {
+	if s == "" {
+		return p, nil
+	}
+	attempt, seq, ok := strings.Cut(s, ".")
+	if p.Attempt, err = strconv.Atoi(attempt); err == nil && ok {
+		p.Seq, err = strconv.ParseInt(seq, 10, 64)
+	}
+	if err != nil || !ok || p.Attempt < 0 || p.Seq < 0 {
+		return p, fmt.Errorf("--after %q: want an event's attempt and seq with a dot between, like 1.42", s)
+	}
+	return p, nil
+}
+
 // logs prints a job's events.
 type logs struct {
 	c       *client.Client
 	job     string
+	after   client.Position
 	format  string
 	attempt int // 0: all
 	seen    int // the latest attempt that there are events of
@@ -63,7 +87,7 @@ type logs struct {
 
 // follow prints the events until the last, or as long as more says so.
 func (l *logs) follow(ctx context.Context, more func(jobs.Event) bool) error {
-	for e, err := range l.c.Follow(ctx, l.job, client.Position{}) {
+	for e, err := range l.c.Follow(ctx, l.job, l.after) {
 		if err != nil {
 			return hint(err)
 		}
@@ -86,8 +110,12 @@ func (l *logs) whole(ctx context.Context) error {
 	return l.follow(ctx, func(jobs.Event) bool { return true })
 }
 
-// quietEnough is how long no event comes when all that there are have come.
-const quietEnough = time.Second
+const (
+	// quietEnough is how long no event comes when all that there are have come.
+	quietEnough = time.Second
+	// firstWithin is how long the first may take of a job that runs, which has one: a dispatcher that has much to do answers late.
+	firstWithin = 15 * time.Second
+)
 
 var errCaughtUp = errors.New("no event for a while")
 
@@ -104,7 +132,11 @@ func (l *logs) soFar(ctx context.Context) error {
 	asked := time.Now()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	quiet := time.AfterFunc(quietEnough, func() { stop(errCaughtUp) })
+	first := quietEnough
+	if j.State == jobs.StateRunning {
+		first = firstWithin
+	}
+	quiet := time.AfterFunc(first, func() { stop(errCaughtUp) })
 	defer quiet.Stop()
 	err = l.follow(ctx, func(e jobs.Event) bool {
 		quiet.Reset(quietEnough)

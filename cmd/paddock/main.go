@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	_ "time/tzdata" // schedules' time zones, on hosts without them
 
 	"github.com/spf13/cobra"
 )
@@ -56,8 +57,8 @@ func command() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand(), resizeCommand())
-	add("server", upCommand(), dispatcherCommand(), workerCommand())
+	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand(), resizeCommand(), batchCommand(), scheduleCommand(), dlqCommand(), webhookCommand())
+	add("server", upCommand(), dispatcherCommand(), workerCommand(), credentialCommand(), fleetCommand(), ledgerCommand())
 	add("host", imageCommand(), snapshotCommand(), doctorCommand(), benchCommand())
 	root.AddCommand(versionCommand())
 	root.SetVersionTemplate("paddock {{.Version}}\n")

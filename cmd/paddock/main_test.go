@@ -4,23 +4,30 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/test/port"
 )
 
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "exe" { // /proc/self/exe: the jail's stub
 		main()
 	}
-	testscript.Main(m, map[string]func(){"paddock": main, "nats-server": natsServer})
+	testscript.Main(m, map[string]func(){"paddock": patient, "impatient": main, "nats-server": natsServer})
+}
+
+// patient is the command on a machine that is loaded: that a job still waits is no word of what a test compares.
+func patient() {
+	patience = time.Hour
+	main()
 }
 
 // natsServer is a NATS server without a dispatcher, on $PADDOCK_LISTEN.
@@ -90,12 +97,8 @@ func buildAgent(t *testing.T) string {
 }
 
 func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	p, err := port.Free()
+	return port.Addr(p), err
 }
 
 // makeImages makes images that no machine could boot. The drivers hostproc and inproc boot none.

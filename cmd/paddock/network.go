@@ -47,7 +47,7 @@ func openNetworks(ctx context.Context, c config, r prometheus.Registerer) (_ *ne
 		return nil, nil, fmt.Errorf("%w; --network off does without", err)
 	}
 	for _, p := range host.Problems() {
-		zerolog.Ctx(ctx).Warn().Str("problem", p).Msg("machines' networks")
+		zerolog.Ctx(ctx).Warn().Stringer("problem", p).Msg("machines' networks")
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)

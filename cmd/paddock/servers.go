@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,9 +21,11 @@ import (
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/images/build"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/objects"
 )
 
 func upCommand() *cobra.Command {
@@ -66,6 +69,9 @@ func serve(flags *configFlags, which parts) (err error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	if err := c.absolute(); err != nil {
+		return err
+	}
 	release, err := lockState(c.StateDir, which)
 	if err != nil {
 		return err
@@ -164,7 +170,7 @@ func (s *server) buildImages(ctx context.Context) error {
 // run starts the parts and waits for their end: the worker first, when it is to drain, then what it needs.
 func (s *server) run(ctx, starting context.Context, which parts) error {
 	c := s.config
-	b, url, closeBus, err := connectBus(starting, c, c.Name)
+	b, url, closeBus, err := connectBus(starting, c, c.Name, which)
 	if err != nil {
 		return err
 	}
@@ -176,18 +182,21 @@ func (s *server) run(ctx, starting context.Context, which parts) error {
 		return err
 	}
 	if which&forDispatcher != 0 {
-		d, closeStore, err := openDispatcher(ctx, c, b, s.registry)
+		f, err := openFront(ctx, c, b, s.registry)
 		if err != nil {
 			stop()
 			return err
 		}
-		defer closeStore() //nolint:errcheck // everything is committed
-		g.Go(func() error { return d.Run(serving) })
+		defer f.store.Close()                                  //nolint:errcheck // everything is committed
+		g.Go(func() error { return serveCallout(serving, c) }) // also of one that stands by
+		ready := sync.OnceFunc(func() {
+			if which&forWorker == 0 { // else it is the worker that is waited for
+				say("ready: dispatcher on %s", url)
+			}
+		})
 		g.Go(func() error {
-			return b.ServeDispatcher(serving, d, func() {
-				if which&forWorker == 0 { // else it is the worker that is waited for
-					say("ready: dispatcher on %s", url)
-				}
+			return dispatcher.Lead(serving, f.cfg, holder(), func(ctx context.Context, d *dispatcher.Dispatcher) error {
+				return s.serveTerm(ctx, b, &brain{d, f.hooks}, f.old, ready)
 			})
 		})
 	}
@@ -207,6 +216,25 @@ func (s *server) run(ctx, starting context.Context, which parts) error {
 		g.Go(func() error { return err }) // the group keeps the first error: what the others say when they are stopped for it is no news
 	}
 	return g.Wait()
+}
+
+// serveTerm serves a dispatcher while it leads.
+func (s *server) serveTerm(ctx context.Context, b *bus.Bus, d *brain, old *objects.Collector, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.ServeDispatcher(ctx, d, ready) })
+	g.Go(func() error { return d.hooks.Run(ctx) })
+	g.Go(func() error { return old.Run(ctx) })
+	g.Go(func() error { return serveRedis(ctx, s.config.redisConfig, d, s.registry) })
+	return g.Wait()
+}
+
+// holder is this process to the other dispatchers of its fleet, and to people.
+func holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "?"
+	}
+	return fmt.Sprintf("%s (process %d)", host, os.Getpid())
 }
 
 // work starts the worker; when it ends, what it needed is stopped.

@@ -65,8 +65,8 @@ func (s *session) run(ctx context.Context, spec *jobs.Spec) error {
 	return s.left(ctx, s.follow(ctx))
 }
 
-// patience is after how long somebody who sees nothing wants to know why.
-const patience = 5 * time.Second
+// patience is after how long somebody who sees nothing wants to know why. Tests that want nothing said but what the job says have more.
+var patience = 5 * time.Second
 
 // follow shows the job's events until the last.
 func (s *session) follow(ctx context.Context) error {
@@ -231,6 +231,9 @@ func (v *viewer) show(e jobs.Event) error {
 	for _, p := range e.Ports {
 		say("port %d is at %s on the worker's host", p.Guest, p.Host)
 	}
+	if e.Type == jobs.EventLost {
+		say("%s", lost(e.Lost))
+	}
 	if e.Type != jobs.EventOutput {
 		return nil
 	}
@@ -243,6 +246,13 @@ func (v *viewer) show(e jobs.Event) error {
 		say("%s truncated at its limit", e.Stream)
 	}
 	return err
+}
+
+func lost(l *jobs.Lost) string {
+	if l == nil || l.Events == 0 {
+		return "what was here is not kept any more"
+	}
+	return fmt.Sprintf("%d events that were here are not kept any more", l.Events)
 }
 
 // save writes artifacts below a directory; a path that leads out of it is refused.

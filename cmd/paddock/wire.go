@@ -3,6 +3,7 @@ package main
 // This file is where concrete types meet: the only place that knows which driver, which ledger, which bus.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,10 +19,12 @@ import (
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/dispatcher"
-	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
+	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/dispatcher/webhook"
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/objects"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/hostproc"
 	"github.com/paddockvm/paddock/vmm/inproc"
@@ -33,12 +36,26 @@ import (
 )
 
 // connectBus starts the embedded NATS server, where the configuration has one, and connects.
-func connectBus(ctx context.Context, c config, name string) (_ *bus.Bus, url string, closeAll func(), err error) {
+func connectBus(ctx context.Context, c config, name string, which parts) (_ *bus.Bus, url string, closeAll func(), err error) {
 	log := *zerolog.Ctx(ctx)
-	cfg := bus.Config{URL: c.NATS, Name: name, Log: log}
+	cfg := c.client(c.NATS)
+	cfg.Name, cfg.Log, cfg.Spool = name, log, spoolDir(c.StateDir)
+	if err := os.MkdirAll(cfg.Spool, 0o700); err != nil {
+		return nil, "", nil, fmt.Errorf("state directory: %w", err)
+	}
+	cfg.EventsAge, cfg.EventsBytes = c.EventsKeep, int64(c.EventsGiB)<<30
+	if which == forWorker {
+		cfg.Worker = name
+	} else if cfg.S3, err = c.s3(c.StateDir); err != nil {
+		return nil, "", nil, err
+	}
 	closeAll = func() {}
 	if c.Listen != "" {
-		s, err := bus.Embed(bus.EmbedConfig{Listen: c.Listen, StoreDir: filepath.Join(c.StateDir, "jetstream"), LazySync: c.LazySync, Log: log})
+		own, err := c.embed(c.Listen, c.StateDir, c.LazySync, log)
+		if err != nil {
+			return nil, "", nil, err
+		}
+		s, err := bus.Embed(own) //nolint:contextcheck // it lives as long as the server
 		if err != nil {
 			return nil, "", nil, err
 		}
@@ -59,19 +76,33 @@ func connectBus(ctx context.Context, c config, name string) (_ *bus.Bus, url str
 	return b, url, func() { b.Close(); closeServer() }, nil
 }
 
-// openDispatcher gives a dispatcher on the ledger of the state directory.
-func openDispatcher(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer) (*dispatcher.Dispatcher, func() error, error) {
-	store, err := sqlite.Open(ctx, filepath.Join(c.StateDir, "ledger.db"))
+// front is what a process that may lead has before it does.
+type front struct {
+	cfg   dispatcher.Config
+	hooks *webhook.Service
+	store ledger.Store
+	old   *objects.Collector
+}
+
+// openFront opens the ledger, and what works on it.
+func openFront(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer) (*front, error) {
+	quotas, err := readQuotas(c.Quotas)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	d, err := dispatcher.New(dispatcher.Config{
-		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, KeepEnded: c.KeepEnded, Registerer: r,
-	})
+	store, err := openLedger(ctx, c.Ledger, c.StateDir)
 	if err != nil {
-		return nil, nil, errors.Join(err, store.Close())
+		return nil, err
 	}
-	return d, store.Close, nil
+	hooks, err := openWebhooks(c.webhookConfig, store, c.KeepEnded, r)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	old := objects.NewCollector(b.Objects(), store.NamedObjects, c.ObjectsKeep, r)
+	return &front{hooks: hooks, store: store, old: old, cfg: dispatcher.Config{
+		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, Quotas: quotas, KeepEnded: c.KeepEnded,
+		Callback: hooks.CheckURL, Connected: b.Connected, Peers: b, Registerer: r,
+	}}, nil
 }
 
 // openDriver gives the driver that the configuration names, and what it can do here.
@@ -136,16 +167,20 @@ func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	if c.Jail != "on" {
 		return nil, nil, fmt.Errorf("jail %q: want on or off", c.Jail)
 	}
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", stub.Command}, CgroupParent: c.CgroupParent})
+	first, count, err := uidRange(cmp.Or(c.JailUIDs, defaultUIDs))
+	if err != nil {
+		return nil, nil, fmt.Errorf("jail_uids: want %w", err)
+	}
+	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", stub.Command}, UIDBase: first, UIDCount: count, CgroupParent: c.CgroupParent})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
 	}
 	if lacks := l.Lacks(); c.JailRequire == "full" && len(lacks) > 0 {
 		var why []string
 		for _, lack := range lacks {
-			why = append(why, lack.Name+" ("+lack.Why+")")
+			why = append(why, fmt.Sprintf("%s (%s; %s)", lack.Name, lack.Why, jailAdvice(lack.Name)))
 		}
-		return nil, nil, errors.Join(fmt.Errorf("jail_require is full, and this host lacks %s; paddock doctor says what to do", strings.Join(why, ", ")), l.Close())
+		return nil, nil, errors.Join(fmt.Errorf("jail_require is full, and this host lacks %s", strings.Join(why, ", ")), l.Close())
 	}
 	return l, l.Close, nil
 }
@@ -169,6 +204,9 @@ func openSite(ctx context.Context, c config, r prometheus.Registerer) (_ *site, 
 		}
 	}()
 	if s.capacity, err = capacityOf(c); err != nil {
+		return s, err
+	}
+	if err := checkUIDs(c, s.capacity); err != nil {
 		return s, err
 	}
 	if s.ports, err = portsOf(c); err != nil {
@@ -218,8 +256,12 @@ func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, 
 	if here.Snapshots, err = store.Snapshots(); err != nil {
 		return nil, nil, nil, errors.Join(err, s.Close())
 	}
+	labels, err := workerLabels(c.Labels)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, s.Close())
+	}
 	cfg := worker.Config{
-		Name: c.Name, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
+		Name: c.Name, Pool: c.Pool, Labels: labels, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
 		Dispatcher: b, Events: b, Stdin: b, Objects: b, Snapshots: b, Resizes: b, Capacity: s.capacity, Ports: s.ports,
 		Ready: c.Ready, ReadyMost: c.ReadyMost, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
 		Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short,

@@ -1,246 +1,335 @@
 package match_test
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
-	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/paddockvm/paddock/dispatcher/match"
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// TestProperties holds the queue against a plain list, over random items and workers. A failure prints its seed.
+// TestProperties holds the queue against the model, and both against what must be true, over random items and workers. A failure prints
+// its seed; FuzzProperties plays on.
 func TestProperties(t *testing.T) {
-	for seed := range uint64(300) {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			m := &model{t: t, r: rand.New(rand.NewPCG(seed, 1)), q: match.New(), now: now}
-			for range 60 {
-				m.step()
-			}
-			m.sort()
-			if diff := gocmp.Diff(ids(m.waiting), drain(m.q)); diff != "" {
-				t.Errorf("what is left (-want +got):\n%s", diff)
-			}
-		})
+	for seed := range uint64(120) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { play(t, seed) })
 	}
 }
 
-// model is the queue as a list in the order of its items.
-type model struct {
-	t       *testing.T
-	r       *rand.Rand
-	q       *match.Queue
-	now     time.Time
-	waiting []placed
-	made    int
+func FuzzProperties(f *testing.F) {
+	f.Fuzz(func(t *testing.T, seed uint64) { play(t, seed) })
 }
 
-// placed is an item with its place among those of its priority.
-type placed struct {
-	match.Item
-	at int
-}
-
-func ids(list []placed) []string {
-	out := []string{}
-	for _, p := range list {
-		out = append(out, p.ID)
+// TestSameCallsSameAnswers: nothing depends on the order of a map.
+func TestSameCallsSameAnswers(t *testing.T) {
+	for seed := range uint64(10) {
+		if one, two := play(t, seed), play(t, seed); one != two {
+			t.Errorf("seed %d gave\n%s\nand then\n%s", seed, one, two)
+		}
 	}
-	return out
+}
+
+// play is one game; it gives what was answered.
+func play(t *testing.T, seed uint64) string {
+	r := rand.New(rand.NewPCG(seed, 1))
+	cfg := randomConfig(r)
+	g := &game{t: t, r: r, cfg: cfg, q: match.New(cfg), model: newModel(cfg), now: now, kinds: 1 + r.IntN(30)}
+	for range 100 {
+		if g.step(); t.Failed() {
+			return ""
+		}
+	}
+	g.drain()
+	return g.trace.String()
+}
+
+type game struct {
+	t     *testing.T
+	r     *rand.Rand
+	cfg   match.Config
+	q     *match.Queue
+	model *model
+	now   time.Time
+	kinds int // of images
+	made  int
+	trace strings.Builder
 }
 
 var (
-	images = []string{"base", "python", "windows"}
-	names  = []string{"a", "b", "c"}
-
-	networks = []string{"internet", "allowlist"}
+	tenants = []string{"t", "u", "v", "w"}
+	names   = []string{"a", "b", "c", "d"}
 )
+
+func randomConfig(r *rand.Rand) match.Config {
+	of := map[string]match.Share{}
+	for _, t := range tenants {
+		s := match.Share{Weight: r.IntN(4)}
+		if r.IntN(2) == 0 {
+			s.MaxRunning = r.IntN(5)
+		}
+		if r.IntN(2) == 0 {
+			s.MaxVCPUs = r.IntN(9)
+		}
+		if r.IntN(3) == 0 {
+			s.MaxMemoryMiB = r.IntN(2048)
+		}
+		of[t] = s
+	}
+	after := time.Duration(1+r.IntN(5)) * time.Second
+	return match.Config{
+		Share: func(t string) match.Share { return of[t] }, AgeStep: 2 * time.Second, ReserveAfter: after,
+		WarmWait: func(image string) time.Duration { return time.Duration(image[0]-'a') * time.Second / 2 },
+	}
+}
 
 func one[T any](r *rand.Rand, of []T) T { return of[r.IntN(len(of))] }
 
-func (m *model) step() {
-	switch m.r.IntN(8) {
+func (g *game) step() {
+	switch g.r.IntN(10) {
 	case 0, 1, 2:
-		for range m.r.IntN(6) {
-			m.push()
+		for range g.r.IntN(6) {
+			g.push(g.item())
 		}
 	case 3:
-		if len(m.waiting) > 0 {
-			n := m.r.IntN(len(m.waiting))
-			if !m.q.Remove(m.waiting[n].ID) {
-				m.t.Fatalf("%s was lost", m.waiting[n].ID)
-			}
-			m.waiting = slices.Delete(m.waiting, n, n+1)
+		if waiting := g.model.waiting; len(waiting) > 0 {
+			id := one(g.r, waiting).ID
+			g.same("removed", g.model.remove(id), g.q.Remove(id))
+			g.same("removed again", false, g.q.Remove(id))
 		}
 	case 4:
-		m.now = m.now.Add(time.Duration(m.r.IntN(5)) * time.Second)
+		g.now = g.now.Add(time.Duration(g.r.IntN(5)) * time.Second / 2)
+	case 5, 6:
+		for range g.r.IntN(4) {
+			g.end()
+		}
+	case 7:
+		if g.r.IntN(4) == 0 {
+			i, worker := g.item(), one(g.r, names)
+			g.q.Hold(i, worker)
+			g.model.hold(i, worker)
+		}
 	default:
-		m.match()
+		g.match(g.workers())
 	}
-	if m.q.Len() != len(m.waiting) {
-		m.t.Fatalf("%d items wait, want %d", m.q.Len(), len(m.waiting))
+	g.same("items that wait", len(g.model.waiting), g.q.Len())
+}
+
+func (g *game) same(what string, want, got any) {
+	g.t.Helper()
+	if reflect.DeepEqual(want, got) {
+		return
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		g.t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
 
-func (m *model) push() {
-	m.made++
-	p := placed{match.Item{ID: fmt.Sprint(m.made), Image: one(m.r, images), Priority: m.r.IntN(3) * 4}, m.made}
-	if m.r.IntN(3) == 0 {
-		p.Resources = jobs.Resources{VCPUs: m.r.IntN(5), MemoryMiB: m.r.IntN(4) * 256}
-	}
-	if m.r.IntN(4) == 0 {
-		p.Network = one(m.r, networks)
-	}
-	if m.r.IntN(4) == 0 {
-		p.Avoid, p.AvoidUntil = one(m.r, names), m.now.Add(time.Duration(m.r.IntN(12))*time.Second)
-	}
-	if m.r.IntN(4) == 0 {
-		p.NotBefore = m.now.Add(time.Duration(m.r.IntN(8)) * time.Second)
-	}
-	if m.r.IntN(4) == 0 {
-		p.at = -m.made
-		m.q.PushFront(p.Item)
-	} else {
-		m.q.Push(p.Item)
-	}
-	m.waiting = append(m.waiting, p)
+func (g *game) push(i match.Item) {
+	g.q.Push(i)
+	g.model.push(i)
 }
 
-func (m *model) sort() {
-	slices.SortFunc(m.waiting, func(a, b placed) int {
-		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.at, b.at))
-	})
+// end ends an attempt; now and then the item comes again.
+func (g *game) end() {
+	if len(g.model.held) == 0 {
+		return
+	}
+	e := one(g.r, g.model.held)
+	if g.r.IntN(4) == 0 {
+		i := e.Item
+		i.NotBefore = g.now.Add(time.Duration(g.r.IntN(3)) * time.Second)
+		i.Avoid, i.AvoidUntil = append(slices.Clone(i.Avoid), e.worker), i.NotBefore.Add(time.Duration(g.r.IntN(5))*time.Second)
+		g.model.release(i.ID)
+		g.push(i)
+		return
+	}
+	g.same("released", g.model.release(e.ID), g.q.Release(e.ID))
+	g.same("released again", false, g.q.Release(e.ID))
 }
 
-func (m *model) workers() []match.Worker {
-	list := make([]match.Worker, m.r.IntN(4))
-	for i := range list {
-		w := match.Worker{Name: one(m.r, names), Slots: m.r.IntN(5), Free: jobs.Resources{VCPUs: m.r.IntN(8), MemoryMiB: m.r.IntN(2048)}, Warm: map[string]int{}}
-		if m.r.IntN(2) == 0 {
-			w.Networks = networks[:m.r.IntN(3)]
+func (g *game) image() string { return string(rune('a'+g.r.IntN(3))) + fmt.Sprint(g.r.IntN(g.kinds)) }
+
+func (g *game) item() match.Item {
+	g.made++
+	i := match.Item{ID: fmt.Sprint(g.made), Tenant: one(g.r, tenants), Image: g.image(), Priority: g.r.IntN(11), Since: g.now}
+	if g.r.IntN(3) == 0 {
+		i.Resources = jobs.Resources{VCPUs: g.r.IntN(7), MemoryMiB: g.r.IntN(4) * 256}
+	}
+	if g.r.IntN(4) == 0 {
+		i.Network = one(g.r, networks)
+	}
+	if g.r.IntN(4) == 0 {
+		i.Requires = one(g.r, []string{"os=linux", "os=windows"})
+	}
+	if g.r.IntN(4) == 0 {
+		i.Pool = one(g.r, []string{jobs.DefaultPool, "gpu"})
+	}
+	if g.r.IntN(4) == 0 {
+		i.Concurrency = jobs.Concurrency{Key: one(g.r, names), Limit: g.r.IntN(3)}
+	}
+	if g.r.IntN(5) == 0 {
+		i.Avoid, i.AvoidUntil = []string{one(g.r, names), one(g.r, names)}, g.now.Add(time.Duration(g.r.IntN(12))*time.Second)
+	}
+	if g.r.IntN(5) == 0 {
+		i.NotBefore = g.now.Add(time.Duration(g.r.IntN(8)) * time.Second)
+	}
+	return i
+}
+
+// workers gives those that ask, and the others of the fleet.
+func (g *game) workers() (asking, others []match.Worker) {
+	for _, name := range names {
+		w := match.Worker{Name: name, Slots: g.r.IntN(5) - 1, Capacity: jobs.Resources{VCPUs: 1 + g.r.IntN(8), MemoryMiB: 256 + g.r.IntN(2048)}, Warm: map[string]int{}}
+		w.Free = jobs.Resources{VCPUs: g.r.IntN(1 + w.Capacity.VCPUs), MemoryMiB: g.r.IntN(1 + w.Capacity.MemoryMiB)}
+		if g.r.IntN(2) == 0 {
+			w.Networks = networks[:g.r.IntN(3)]
 		}
-		for _, image := range images {
-			w.Warm[image] = max(0, m.r.IntN(4)-1)
+		if g.r.IntN(2) == 0 {
+			w.Labels = map[string]string{"os": "linux"}
 		}
-		if m.r.IntN(3) > 0 {
+		if g.r.IntN(4) == 0 {
+			w.Pool = "gpu"
+		}
+		if g.r.IntN(3) > 0 {
 			w.Images = map[string]jobs.Resources{}
-			for _, image := range images[:1+m.r.IntN(3)] {
-				w.Images[image] = jobs.Resources{VCPUs: m.r.IntN(3), MemoryMiB: m.r.IntN(512)}
+		}
+		for range 3 * g.kinds {
+			image := g.image()
+			w.Warm[image] = max(0, g.r.IntN(4)-1)
+			if w.Images != nil {
+				w.Images[image] = jobs.Resources{VCPUs: g.r.IntN(3), MemoryMiB: g.r.IntN(512)}
 			}
 		}
-		list[i] = w
+		switch g.r.IntN(4) {
+		case 0:
+		case 1:
+			others = append(others, w)
+		default:
+			asking = append(asking, w)
+		}
 	}
-	return list
+	return asking, others
 }
 
-// match replays a match: before each assignment, and after the last, nobody who waits before it could have been taken instead.
-func (m *model) match() {
-	workers := m.workers()
-	left := slices.Clone(workers)
-	for i := range left {
-		left[i].Warm = maps.Clone(left[i].Warm)
+func copied(workers []match.Worker) []match.Worker {
+	c := slices.Clone(workers)
+	for i := range c {
+		c[i].Warm = maps.Clone(c[i].Warm)
 	}
-	lonely := m.r.IntN(3) == 0
-	others := func(string, match.Item) bool { return !lonely }
-	out, next := m.q.Match(m.now, workers, others)
-	m.sort()
-	can := func(i match.Item, w *match.Worker) bool {
-		return !m.now.Before(i.NotBefore) && w.Slots > 0 && (w.Name != i.Avoid || lonely || !m.now.Before(i.AvoidUntil)) && m.fits(i, w)
-	}
-	var after placed
+	return c
+}
+
+func (g *game) match(asking, others []match.Worker) {
+	before, after := copied(asking), copied(asking)
+	known := func() []match.Worker { return append(copied(before), others...) }
+	wantOut, wantNext := g.model.match(g.now, asking, known())
+	out, next := g.q.Match(g.now, after, known)
+	g.same("assignments", wantOut, out)
+	g.same("next", wantNext.UnixNano(), next.UnixNano())
+	g.same("what the workers have left", asking, after)
+	g.check(before, out)
+	fmt.Fprintln(&g.trace, out, next)
+}
+
+// check looks at what must be true, whatever the rules: nothing is put where it has no room, and caps and keys hold.
+func (g *game) check(workers []match.Worker, out []match.Assignment) {
 	for _, a := range out {
-		n := slices.IndexFunc(m.waiting, func(p placed) bool { return p.ID == a.Item.ID })
+		n := slices.IndexFunc(g.model.held, func(e *entry) bool { return e.ID == a.ID })
 		if n < 0 {
-			m.t.Fatalf("%s was matched and did not wait", a.Item.ID)
+			g.t.Errorf("%s was matched and did not wait", a.ID)
+			return
 		}
-		p, w := m.waiting[n], &left[a.Worker]
-		if diff := gocmp.Diff(p.Item, a.Item); diff != "" {
-			m.t.Fatalf("item %s changed (-pushed +matched):\n%s", p.ID, diff)
+		e, w := g.model.held[n], &workers[a.Worker]
+		s := size(e.Resources, e.Image, w)
+		w.Slots--
+		w.Free.VCPUs -= s.VCPUs
+		w.Free.MemoryMiB -= s.MemoryMiB
+		if w.Slots < 0 || w.Free.VCPUs < 0 || w.Free.MemoryMiB < 0 || g.now.Before(e.NotBefore) {
+			g.t.Errorf("%+v was given to %+v", e.Item, *w)
 		}
-		if after.ID != "" && (p.Priority > after.Priority || p.Priority == after.Priority && p.at < after.at) {
-			m.t.Errorf("%s was matched after %s", p.ID, after.ID)
+		g.checkKey(e)
+		g.checkCaps(e.Tenant)
+	}
+}
+
+func (g *game) checkKey(e *entry) {
+	n := 0
+	for _, h := range g.model.held {
+		if h.Tenant == e.Tenant && h.Concurrency.Key == e.Concurrency.Key {
+			n++
 		}
-		after = p
-		if !can(p.Item, w) {
-			m.t.Errorf("%s does not fit %+v (avoid %q, not before %v)", p.ID, *w, p.Avoid, p.NotBefore.Sub(m.now))
+	}
+	limits := []int{}
+	for _, h := range g.model.held {
+		if h.Tenant == e.Tenant && h.Concurrency.Key == e.Concurrency.Key {
+			limits = append(limits, max(h.Concurrency.Limit, 1))
 		}
-		for i := range left {
-			if can(p.Item, &left[i]) && left[i].Warm[p.Image] > 0 && w.Warm[p.Image] == 0 {
-				m.t.Errorf("%s went to %s, which is cold, and %s is warm", p.ID, w.Name, left[i].Name)
+	}
+	if e.Concurrency.Key != "" && n > slices.Max(limits) && e.worker != "" && !g.told(e) {
+		g.t.Errorf("%d with the key %v run", n, e.Concurrency)
+	}
+}
+
+// told tells whether something of the tenant and key was told by Hold, which looks at no limits.
+func (g *game) told(e *entry) bool {
+	return slices.ContainsFunc(g.model.held, func(h *entry) bool { return h.Tenant == e.Tenant && h.seq == 0 })
+}
+
+func (g *game) checkCaps(tenant string) {
+	share := g.cfg.Share(tenant)
+	var running, vcpus, mib int
+	for _, h := range g.model.held {
+		if h.Tenant == tenant {
+			running, vcpus, mib = running+1, vcpus+h.size.VCPUs, mib+h.size.MemoryMiB
+		}
+	}
+	over := func(used, limit int) bool { return limit > 0 && used > limit }
+	if over(running, share.MaxRunning) || over(vcpus, share.MaxVCPUs) || over(mib, share.MaxMemoryMiB) {
+		g.t.Errorf("%s runs %d with %d processors and %d MiB, and may have %+v", tenant, running, vcpus, mib, share)
+	}
+}
+
+// drain ends what runs and matches what waits until nothing does that any caps allow: nothing was lost.
+func (g *game) drain() {
+	g.now = g.now.Add(time.Hour)
+	all := jobs.Resources{VCPUs: 1 << 20, MemoryMiB: 1 << 30}
+	for range 1000 {
+		for _, e := range slices.Clone(g.model.held) {
+			g.same("released", g.model.release(e.ID), g.q.Release(e.ID))
+		}
+		left := len(g.model.waiting)
+		var workers []match.Worker
+		for n, pool := range []string{"", "gpu"} {
+			for _, os := range []string{"linux", "windows"} {
+				w := match.Worker{Name: fmt.Sprint(os, n), Pool: pool, Slots: 1 << 20, Free: all, Capacity: all, Networks: networks, Labels: map[string]string{"os": os}, Warm: map[string]int{}}
+				workers = append(workers, w)
 			}
 		}
-		m.overtaken(m.waiting[:n], left, can, p.ID)
-		m.take(p.Item, w)
-		m.waiting = slices.Delete(m.waiting, n, n+1)
-	}
-	m.overtaken(m.waiting, left, can, "the end")
-	if diff := gocmp.Diff(left, workers); diff != "" {
-		m.t.Errorf("what the workers have left (-want +got):\n%s", diff)
-	}
-	m.checkNext(next)
-}
-
-// overtaken checks that none of those before could be taken by anybody.
-func (m *model) overtaken(before []placed, left []match.Worker, can func(match.Item, *match.Worker) bool, by string) {
-	for _, p := range before {
-		for i := range left {
-			if can(p.Item, &left[i]) {
-				m.t.Errorf("%s could have gone to %s before %s", p.ID, left[i].Name, by)
-			}
+		if g.match(workers, nil); len(g.model.waiting) == left || g.t.Failed() {
+			break
 		}
 	}
-}
-
-// checkNext: it is known when the first item will not be too early any more, or will avoid nobody any more.
-func (m *model) checkNext(next time.Time) {
-	var want time.Time
-	for _, p := range m.waiting {
-		at := p.NotBefore
-		if !m.now.Before(at) {
-			at = p.AvoidUntil
+	for _, e := range g.model.waiting {
+		share := g.cfg.Share(e.Tenant)
+		if fits(size(e.Resources, "", &match.Worker{}), jobs.Resources{VCPUs: orMore(share.MaxVCPUs), MemoryMiB: orMore(share.MaxMemoryMiB)}) {
+			g.t.Errorf("%+v waits for ever, with %+v", e.Item, share)
 		}
-		if m.now.Before(at) && (want.IsZero() || at.Before(want)) {
-			want = at
-		}
+		g.same("what is left is there", true, g.q.Remove(e.ID))
 	}
-	if !next.Equal(want) {
-		m.t.Errorf("next is %v, want %v", next, want)
-	}
+	g.same("nothing is left", 0, g.q.Len())
 }
 
-// size is a machine's: the item's, else the image's, and never nothing.
-func (m *model) size(i match.Item, w *match.Worker) jobs.Resources {
-	image := w.Images[i.Image]
-	return jobs.Resources{VCPUs: cmp.Or(i.Resources.VCPUs, image.VCPUs, 1), MemoryMiB: cmp.Or(i.Resources.MemoryMiB, image.MemoryMiB, 1)}
-}
-
-func (m *model) fits(i match.Item, w *match.Worker) bool {
-	if _, ok := w.Images[i.Image]; !ok && w.Images != nil {
-		return false
+func orMore(limit int) int {
+	if limit == 0 {
+		return 1 << 30
 	}
-	offered := i.Network == ""
-	for _, n := range w.Networks {
-		offered = offered || n == i.Network
-	}
-	s := m.size(i, w)
-	return offered && w.Free.VCPUs >= s.VCPUs && w.Free.MemoryMiB >= s.MemoryMiB
-}
-
-func (m *model) take(i match.Item, w *match.Worker) {
-	s := m.size(i, w)
-	w.Slots--
-	w.Free.VCPUs -= s.VCPUs
-	w.Free.MemoryMiB -= s.MemoryMiB
-	if w.Warm[i.Image] > 0 {
-		w.Warm[i.Image]--
-	}
-	if w.Slots < 0 || w.Free.VCPUs < 0 || w.Free.MemoryMiB < 0 {
-		m.t.Errorf("%s put %s over its capacity: %+v", i.ID, w.Name, *w)
-	}
+	return limit
 }

@@ -1,88 +1,84 @@
 package match
 
 import (
+	"slices"
+	"strings"
 	"time"
-
-	"github.com/paddockvm/paddock/jobs"
 )
 
-// Queue holds items in their order. It is not safe for concurrent use.
-//
-// Items that are the same to every worker stand in one line. Where nobody can take them a match looks at the first only, however many
-// there are: they hold up neither the others nor the matcher.
+// Queue holds the items that wait, and knows those that run. An item is one of both at a time: Push, Hold and Match move it. It is not
+// safe for concurrent use.
 type Queue struct {
-	at    map[string]*place
-	lines map[shape]*line
-	heads sorted[*line]  // the lines, by their first item
-	later sorted[*place] // items that time will change, the soonest first
-	// first and last are the least and the largest seq that were given.
-	first, last int
+	cfg     Config
+	at      map[string]*place
+	held    map[string]*holding
+	unsized []*holding // those of which the size is not known yet
+	tenants map[string]*tenant
+	pools   map[string]*pool
+	later   sorted[*place] // items that time will change, the soonest first
+	// seq counts items, turn turns of tenants, round matches, from 1: 0 is none of them.
+	seq, turn, round uint64
 }
 
-// shape is what tells whether a worker can take an item, and the item's priority.
-type shape struct {
-	band      int
-	image     string
-	resources jobs.Resources
-	network   string
-	avoid     string
-}
-
-// line holds the items of one shape; there are no empty ones.
-type line struct {
-	shape
-	items  sorted[*place]
-	inHead int
-}
-
-// place is where an item stands: in a line unless it is too early, and in Queue.later while there is a time that changes that.
+// place is where an item stands: in a line unless it is too early.
 type place struct {
+	id    string
+	line  *line
+	order int64  // when it came, less what its priority is worth
+	seq   uint64 // its number: of equals the first goes first
+	from  int64  // when it might first have gone
+	late  *late  // what time will change; nil for nothing
+	in    int32  // its line
+}
+
+// late is an item that time will change, and when.
+type late struct {
 	Item
-	seq             int // its turn among those of its priority
-	line            *line
-	inLine, inLater int
-	until           time.Time
+	until int64
+	in    int32 // Queue.later
 }
 
 // New gives an empty queue.
-func New() *Queue {
+func New(cfg Config) *Queue {
+	if cfg.AgeStep == 0 {
+		cfg.AgeStep = 30 * time.Second
+	}
+	if cfg.ReserveAfter == 0 {
+		cfg.ReserveAfter = 30 * time.Second
+	}
 	return &Queue{
-		at: map[string]*place{}, lines: map[shape]*line{},
-		heads: sorted[*line]{less: sooner, place: func(l *line) *int { return &l.inHead }},
-		later: sorted[*place]{less: func(a, b *place) bool { return a.until.Before(b.until) }, place: func(p *place) *int { return &p.inLater }},
+		cfg: cfg, round: 1, at: map[string]*place{}, held: map[string]*holding{}, tenants: map[string]*tenant{}, pools: map[string]*pool{},
+		later: sorted[*place]{less: sooner, place: func(p *place) *int32 { return &p.late.in }},
 	}
 }
 
-func sooner(a, b *line) bool {
-	if a.band != b.band {
-		return a.band < b.band
+func sooner(a, b *place) bool {
+	if a.late.until != b.late.until {
+		return a.late.until < b.late.until
 	}
-	return a.items.list[0].seq < b.items.list[0].seq
+	return a.seq < b.seq
 }
 
 // Len is how many items wait.
 func (q *Queue) Len() int { return len(q.at) }
 
-// Push adds an item behind those of its priority.
+const highest = 9 // priority
+
+// Push puts an item to those that wait. One that was held is not any more: its attempt has ended.
 func (q *Queue) Push(i Item) {
-	q.last++
-	q.add(i, q.last)
-}
-
-// PushFront adds an item before those of its priority: one that has waited its time already.
-func (q *Queue) PushFront(i Item) {
-	q.first--
-	q.add(i, q.first)
-}
-
-// add places an item as if time had not begun: the next match advances it.
-func (q *Queue) add(i Item, seq int) {
-	p := &place{Item: i, seq: seq, inLine: -1, inLater: -1}
+	q.Remove(i.ID)
+	q.Release(i.ID)
+	q.seq++
+	p := &place{
+		id: i.ID, seq: q.seq, in: -1,
+		order: stamp(i.Since) - int64(min(max(i.Priority, 0), highest))*int64(q.cfg.AgeStep),
+		from:  max(stamp(i.Since), stamp(i.NotBefore)),
+	}
 	q.at[i.ID] = p
-	q.put(p, time.Time{})
+	q.put(p, i, 0) // as if time had not begun: the next match advances it
 }
 
-// Remove takes an item out and tells whether it was in.
+// Remove takes an item out of those that wait, and tells whether it was there. What is held stays so.
 func (q *Queue) Remove(id string) bool {
 	p := q.at[id]
 	if p == nil {
@@ -93,65 +89,54 @@ func (q *Queue) Remove(id string) bool {
 	return true
 }
 
-const priorities = 10
-
-func band(i Item) int { return priorities - 1 - min(max(i.Priority, 0), priorities-1) }
-
 // put places an item as it stands at a time.
-func (q *Queue) put(p *place, now time.Time) {
-	avoid := p.Avoid
+func (q *Queue) put(p *place, i Item, now int64) {
+	avoid := ""
 	switch {
-	case now.Before(p.NotBefore):
-		p.until = p.NotBefore
+	case now < stamp(i.NotBefore):
+		p.late = &late{i, stamp(i.NotBefore), -1}
 		q.later.add(p)
 		return
-	case avoid != "" && now.Before(p.AvoidUntil):
-		p.until = p.AvoidUntil
+	case len(i.Avoid) > 0 && now < stamp(i.AvoidUntil):
+		p.late = &late{i, stamp(i.AvoidUntil), -1}
 		q.later.add(p)
-	default:
-		avoid = ""
+		names := slices.Sorted(slices.Values(i.Avoid))
+		avoid = strings.Join(slices.Compact(names), ",")
 	}
-	q.join(p, shape{band(p.Item), p.Image, p.Resources, p.Network, avoid})
+	q.join(p, &i, avoid)
 }
 
 // join puts an item into its line.
-func (q *Queue) join(p *place, s shape) {
-	l := q.lines[s]
-	if l == nil {
-		l = &line{shape: s, inHead: -1, items: sorted[*place]{less: func(a, b *place) bool { return a.seq < b.seq }, place: func(p *place) *int { return &p.inLine }}}
-		q.lines[s] = l
-	}
-	p.line = l
-	l.items.add(p)
-	if l.inHead < 0 {
-		q.heads.add(l)
-		return
-	}
-	q.heads.moved(l)
+func (q *Queue) join(p *place, i *Item, avoid string) {
+	t := q.tenant(i.Tenant)
+	pl := q.pool(poolName(i.Pool))
+	k := pl.kind(kindOf{i.Image, i.Network, i.Requires, i.Resources, avoid})
+	p.line = q.line(q.group(k, q.account(pl, t), p), i.Concurrency)
+	p.line.items.add(p)
+	q.settle(p.line)
 }
 
 // leave takes an item out of where it stands.
 func (q *Queue) leave(p *place) {
-	q.later.remove(p)
+	if p.late != nil {
+		q.later.remove(p)
+		p.late = nil
+	}
 	l := p.line
 	if l == nil {
 		return
 	}
 	p.line = nil
 	l.items.remove(p)
-	if l.items.Len() > 0 {
-		q.heads.moved(l)
-		return
-	}
-	q.heads.remove(l)
-	delete(q.lines, l.shape)
+	q.settle(l)
 }
 
 // advance places anew what time has changed.
-func (q *Queue) advance(now time.Time) {
-	for q.later.Len() > 0 && !now.Before(q.later.list[0].until) {
+func (q *Queue) advance(now int64) {
+	for q.later.Len() > 0 && q.later.list[0].late.until <= now {
 		p := q.later.list[0]
+		i := p.late.Item
 		q.leave(p)
-		q.put(p, now)
+		q.put(p, i, now)
 	}
 }

@@ -83,12 +83,20 @@ func parseHeader(h [headerSize]byte) (frame, int, error) {
 	return f, int(n), nil
 }
 
-// newReader gives a reader whose buffer holds any frame.
-func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, headerSize+MaxPayload) }
+// smallFrame is what a reader has room for before it has read a larger one: most conversations have none, and a host holds many.
+const smallFrame = 4 << 10
 
-// readFrame reads one frame. Its payload lies in r's buffer, which has room for it, until the next read. A greeting or an answer in
-// place of a header is a *greetingError or an *answerError.
-func readFrame(r *bufio.Reader) (frame, error) {
+// reader reads frames.
+type reader struct {
+	*bufio.Reader
+	large []byte // takes payloads that the buffer has no room for
+}
+
+func newReader(r io.Reader) *reader { return &reader{Reader: bufio.NewReaderSize(r, smallFrame)} }
+
+// readFrame reads one frame. Its payload is r's, until the next read. A greeting or an answer in place of a header is a *greetingError
+// or an *answerError.
+func readFrame(r *reader) (frame, error) {
 	var h [headerSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		return frame{}, err
@@ -103,12 +111,27 @@ func readFrame(r *bufio.Reader) (frame, error) {
 	if err != nil {
 		return f, err
 	}
-	if f.payload, err = r.Peek(n); err != nil {
+	if f.payload, err = r.take(n); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return f, fmt.Errorf("frame cut short: %w", err)
 	}
-	_, err = r.Discard(n)
-	return f, err
+	return f, nil
+}
+
+// take gives the next n bytes, which are r's until the next read.
+func (r *reader) take(n int) ([]byte, error) {
+	if n <= r.Size() {
+		b, err := r.Peek(n)
+		if err == nil {
+			_, err = r.Discard(n)
+		}
+		return b, err
+	}
+	if cap(r.large) < n {
+		r.large = make([]byte, MaxPayload)
+	}
+	_, err := io.ReadFull(r, r.large[:n])
+	return r.large[:n], err
 }

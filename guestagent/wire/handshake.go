@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -100,7 +99,7 @@ func seek(r io.ByteReader, magic string) error {
 }
 
 // greet begins a conversation from the host's side and gives the reader that holds what has been read beyond the answer.
-func greet(ctx context.Context, conn net.Conn) (_ *bufio.Reader, own nonce, err error) {
+func greet(ctx context.Context, conn net.Conn) (_ *reader, own nonce, err error) {
 	g := greeting{least: minVersion, most: maxVersion}
 	_, _ = rand.Read(g.nonce[:]) // never fails (crypto/rand)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -143,7 +142,7 @@ func drain(answered <-chan error, conn net.Conn, err error) error {
 	return fmt.Errorf("greet the agent: %w", err)
 }
 
-func awaitAnswer(r *bufio.Reader, want nonce) error {
+func awaitAnswer(r *reader, want nonce) error {
 	for {
 		if err := seek(r, answerMagic); err != nil {
 			return fmt.Errorf("await the agent's answer: %w", err)
@@ -163,7 +162,7 @@ func awaitAnswer(r *bufio.Reader, want nonce) error {
 }
 
 // awaitGreeting waits for a host, from the guest's side.
-func awaitGreeting(r *bufio.Reader) (greeting, error) {
+func awaitGreeting(r *reader) (greeting, error) {
 	if err := seek(r, greetingMagic); err != nil {
 		return greeting{}, err
 	}

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -28,7 +27,7 @@ var ErrClosed = errors.New("conversation closed")
 
 // Conversation is the frames between a host and a guest over one byte stream. Its methods may be called concurrently.
 type Conversation struct {
-	r    *bufio.Reader
+	r    *reader
 	host bool
 	own  nonce // names this conversation
 
@@ -48,9 +47,9 @@ type Conversation struct {
 	requests chan *Stream
 }
 
-func newConversation(w io.Writer, r *bufio.Reader, own nonce, host bool) *Conversation {
+func newConversation(w io.Writer, r *reader, own nonce, host bool) *Conversation {
 	return &Conversation{
-		r: r, host: host, own: own, w: w, wbuf: make([]byte, 0, headerSize+MaxPayload),
+		r: r, host: host, own: own, w: w,
 		streams: map[uint32]*Stream{}, done: make(chan struct{}), requests: make(chan *Stream, maxStreams),
 	}
 }
@@ -299,8 +298,8 @@ func (c *Conversation) writeLocked(f frame) error {
 		return c.Err()
 	default:
 	}
-	b := appendHeader(c.wbuf[:0], f, len(f.payload))
-	if _, err := c.w.Write(append(b, f.payload...)); err != nil {
+	c.wbuf = append(appendHeader(c.wbuf[:0], f, len(f.payload)), f.payload...)
+	if _, err := c.w.Write(c.wbuf); err != nil {
 		c.end(err)
 		return err
 	}

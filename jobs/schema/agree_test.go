@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -14,9 +15,11 @@ import (
 	"github.com/paddockvm/paddock/jobs/schema"
 )
 
+// compile gives a schema, or one that a file defines: "requests#/$defs/GetReply".
 func compile(t *testing.T, name string) *jsonschema.Schema {
 	t.Helper()
-	b, err := schema.Files.ReadFile(name + ".json")
+	file, _, _ := strings.Cut(name, "#")
+	b, err := schema.Files.ReadFile(file + ".json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +28,7 @@ func compile(t *testing.T, name string) *jsonschema.Schema {
 		t.Fatal(err)
 	}
 	c := jsonschema.NewCompiler()
-	if err := c.AddResource(name, doc); err != nil {
+	if err := c.AddResource(file, doc); err != nil {
 		t.Fatal(err)
 	}
 	s, err := c.Compile(name)
@@ -60,7 +63,10 @@ func TestDecodeAgrees(t *testing.T) {
 		 "files":[{"path":"a","text":"b","mode":"0755"},{"path":"/b","base64":"YQ=="},{"path":"c","object":{"name":"n","sha256":"` + strings.Repeat("0a", 32) + `"}}],
 		 "artifacts":[{"path":"*.txt","max_bytes":5,"optional":true}],"limits":{"disk_bytes":1048576},"resources":{"vcpus":1,"memory_mib":256},
 		 "headroom":{"vcpus":4,"memory_mib":512},"network":{"policy":"allowlist","allow":["10.0.0.0/8","example.com"],"ipv6":true,"ports":[1,65535]},"priority":0,"queue_ttl_ms":1,"infra_retries":0,"labels":{"a":"b"},
-		 "callbacks":[{"url":"https://example.com/x","events":["result"]}]}`,
+		 "callbacks":[{"url":"https://example.com/x","events":["job.running","job.ended"]}]}`,
+		`{"image":"base","steps":[{"shell":"true"}],"run_at":"2026-01-02T03:04:05+01:00","depends_on":["01939d1c-7a6b-7c3d-8e4f-0123456789ab"],
+		 "concurrency":{"key":"a b","limit":3},"pool":"gpu","requires":{"arch":"amd64","region":"eu/1"},
+		 "retry":{"attempts":3,"rules":[{"endings":["time_limit"],"exit_codes":[75],"action":"retry"},{"action":"fail"}]}}`,
 		`{"language":"bash","source":"cat","stdin_stream":true}`,
 	} {
 		if err := fits(t, s, body); err != nil {
@@ -87,6 +93,14 @@ func TestDecodeAgrees(t *testing.T) {
 		`{"image":"base","steps":[{"shell":"true"}],"limits":{"wall_ms":1.5}}`,
 		`{"image":"base","steps":[{"shell":"true"}],"limits":{"wal_ms":5}}`,
 		`{"image":"base","steps":[{"shell":"true"}],"labels":{"a":1}}`,
+		`{"image":"base","steps":[{"shell":"true"}],"run_at":5}`,
+		`{"image":"base","steps":[{"shell":"true"}],"depends_on":["job-1"]}`,
+		`{"image":"base","steps":[{"shell":"true"}],"depends_on":["01939d1c-7a6b-7c3d-8e4f-0123456789ab","01939d1c-7a6b-7c3d-8e4f-0123456789ab"]}`,
+		`{"image":"base","steps":[{"shell":"true"}],"concurrency":{"key":"a","limit":-1}}`,
+		`{"image":"base","steps":[{"shell":"true"}],"pool":"a b"}`,
+		`{"image":"base","steps":[{"shell":"true"}],"retry":{"attempts":11}}`,
+		`{"image":"base","steps":[{"shell":"true"}],"retry":{"rules":[{"action":"again"}]}}`,
+		`{"image":"base","steps":[{"shell":"true"}],"retry":{"rules":[{"endings":["lost"],"action":"fail"}]}}`,
 		`{"language":"cobol","source":"x"}`,
 		`{"version":"v2","language":"sh","source":"x"}`,
 		`{"id":"7","language":"sh","source":"x"}`,
@@ -106,6 +120,7 @@ func TestBounds(t *testing.T) {
 		at, field, _ := strings.Cut(name, ".")
 		wrap, ok := map[string]string{
 			"Spec": `"%s":%d`, "Limits": `"limits":{"%s":%d}`, "Resources": `"resources":{"%s":%d}`, "Artifact": `"artifacts":[{"path":"a","%s":%d}]`,
+			"Concurrency": `"concurrency":{"key":"k","%s":%d}`, "Retry": `"retry":{"%s":%d}`,
 		}[at]
 		least, most, numeric := bounds(rule)
 		if !ok || !numeric {
@@ -117,6 +132,45 @@ func TestBounds(t *testing.T) {
 			if e, typed := errors.AsType[*jobs.Error](err); (err == nil) != good || err != nil && (!typed || !strings.HasSuffix(e.Faults[0].Path, field)) {
 				t.Errorf("%s = %d: %v", name, v, err)
 			}
+		}
+	}
+}
+
+// TestRequestBounds holds each number's bounds in requests.json against what DecodeRequest takes.
+func TestRequestBounds(t *testing.T) {
+	id := jobs.NewID()
+	for name, tt := range map[string]struct {
+		rest   string // what such a request needs besides
+		decode func(body []byte) ([]string, error)
+	}{
+		"ReplayRequest":     {`"job":"` + id + `"`, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.ReplayRequest{}) }},
+		"BatchQuery":        {`"id":"` + id + `"`, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.BatchQuery{}) }},
+		"ResizeRequest":     {``, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.ResizeRequest{}) }},
+		"ObjectRequest":     {`"sha256":"` + strings.Repeat("0", 64) + `"`, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.ObjectRequest{}) }},
+		"RotateRequest":     {`"id":"callbacks"`, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.RotateRequest{}) }},
+		"DeliveriesRequest": {``, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.DeliveriesRequest{}) }},
+		"FleetRequest":      {``, func(b []byte) ([]string, error) { return jobs.DecodeRequest(b, &jobs.FleetRequest{}) }},
+	} {
+		tried := 0
+		for rule, set := range rules {
+			of, field, _ := strings.Cut(rule, ".")
+			least, most, numeric := bounds(set)
+			if of != name || !numeric {
+				continue
+			}
+			tried++
+			for v, good := range map[int64]bool{least: name != "ResizeRequest", most: true, least - 1: false, most + 1: false} { // a resize to nothing is none
+				body := fmt.Sprintf(`{"%s":%d`, field, v)
+				if tt.rest != "" {
+					body += "," + tt.rest
+				}
+				if _, err := tt.decode([]byte(body + "}")); (err == nil) != good {
+					t.Errorf("%s = %d: %v", rule, v, err)
+				}
+			}
+		}
+		if tried == 0 {
+			t.Errorf("%s has no bounds", name)
 		}
 	}
 }
@@ -140,6 +194,15 @@ func TestMessagesFit(t *testing.T) {
 		"job":          {j},
 		"submit_reply": {jobs.SubmitReply{Job: &j}, jobs.SubmitReply{Error: &jobs.Error{Code: jobs.CodeInvalid, Message: "m", Faults: []jobs.Fault{{Path: "p", Message: "m"}}}}},
 		"error":        {jobs.Error{Code: jobs.CodeUnavailable, Message: "m", RetryAfterMS: 5}},
+		"requests#/$defs/SchedulesReply": {jobs.SchedulesReply{}, jobs.SchedulesReply{Schedules: []jobs.Schedule{{
+			Name: "nightly", Cron: "@daily", Spec: j.Spec, NextAt: time.Now(), LastError: &jobs.Error{Code: jobs.CodeQuota, Message: "m"},
+		}}}},
+		"requests#/$defs/FleetReply": {jobs.FleetReply{Workers: []jobs.WorkerInfo{{Name: "w", State: jobs.FleetDraining, Pool: "default", SeenAt: time.Now()}}}},
+		"requests#/$defs/WebhookReply": {
+			jobs.WebhookReply{Endpoint: &jobs.Endpoint{ID: jobs.NewID(), Events: []string{jobs.HookEnded}, Format: jobs.FormatStandard, Secrets: []jobs.SecretInfo{{Hint: "abcd"}}}},
+			jobs.WebhookReply{Deliveries: []jobs.Delivery{{ID: jobs.NewID(), State: jobs.DeliveryPending, Tries: []jobs.Try{{Attempt: 1, Status: 500}}}}},
+		},
+		"requests#/$defs/BatchReply": {jobs.BatchReply{Batch: &jobs.Batch{ID: jobs.NewID(), Total: 1}, Items: []jobs.BatchItem{{ID: j.ID}}}},
 	} {
 		s := compile(t, name)
 		for _, m := range messages {

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +19,7 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-var update = flag.Bool("update", false, "write the schemas and docs/jobs.md")
+var update = flag.Bool("update", false, "write the schemas, docs/jobs.md and docs/requests.md")
 
 // roots are the messages that clients write and read.
 var roots = []struct {
@@ -33,20 +35,59 @@ var roots = []struct {
 	{"error", jobs.Error{}, true},
 }
 
+// requests are what is asked and answered besides, and what webhooks are told. The schema requests.json defines each of them, by its name.
+type requests struct {
+	GetRequest        jobs.GetRequest
+	GetReply          jobs.GetReply
+	ListRequest       jobs.ListRequest
+	ListReply         jobs.ListReply
+	ReplayRequest     jobs.ReplayRequest
+	ReplayReply       jobs.ReplayReply
+	CancelReply       jobs.CancelReply
+	StdinChunk        jobs.StdinChunk
+	StdinReply        jobs.StdinReply
+	SnapshotRequest   jobs.SnapshotRequest
+	SnapshotReply     jobs.SnapshotReply
+	ResizeRequest     jobs.ResizeRequest
+	ResizeReply       jobs.ResizeReply
+	BatchRequest      jobs.BatchRequest
+	BatchReply        jobs.BatchReply
+	BatchQuery        jobs.BatchQuery
+	BatchesReply      jobs.BatchesReply
+	Schedule          jobs.Schedule
+	ScheduleQuery     jobs.ScheduleQuery
+	SchedulesReply    jobs.SchedulesReply
+	DeadRequest       jobs.DeadRequest
+	DeadReply         jobs.DeadReply
+	ObjectRequest     jobs.ObjectRequest
+	ObjectReply       jobs.ObjectReply
+	EndpointRequest   jobs.EndpointRequest
+	EndpointID        jobs.EndpointID
+	RotateRequest     jobs.RotateRequest
+	DeliveriesRequest jobs.DeliveriesRequest
+	DeliveryID        jobs.DeliveryID
+	RedeliverRequest  jobs.RedeliverRequest
+	WebhookReply      jobs.WebhookReply
+	Hook              jobs.Hook
+	FleetRequest      jobs.FleetRequest
+	FleetReply        jobs.FleetReply
+}
+
 // enums are the values of the contract's string types.
 var enums = map[reflect.Type][]any{
 	reflect.TypeFor[jobs.Ending](): {
 		jobs.Exited, jobs.Signaled, jobs.TimeLimit, jobs.MemoryLimit, jobs.OutputLimit, jobs.PIDsLimit, jobs.DiskLimit, jobs.FileLimit,
-		jobs.VMExited, jobs.StartFailed, jobs.FileFailed, jobs.CompileError, jobs.WrongAnswer, jobs.Canceled, jobs.Expired, jobs.Rejected,
+		jobs.VMExited, jobs.StartFailed, jobs.FileFailed, jobs.CompileError, jobs.WrongAnswer, jobs.Canceled, jobs.Expired, jobs.Rejected, jobs.DependencyFailed,
 		jobs.WorkerLost, jobs.VMFailed, jobs.AgentLost, jobs.ImageFailed, jobs.HostResources,
 	},
 	reflect.TypeFor[jobs.Class]():     {jobs.ClassUser, jobs.ClassPolicy, jobs.ClassInfra},
 	reflect.TypeFor[jobs.State]():     {jobs.StateQueued, jobs.StateLeased, jobs.StateRunning, jobs.StateEnded, jobs.StateDead},
-	reflect.TypeFor[jobs.EventType](): {jobs.EventState, jobs.EventOutput, jobs.EventStep, jobs.EventPorts, jobs.EventResult},
+	reflect.TypeFor[jobs.EventType](): {jobs.EventState, jobs.EventOutput, jobs.EventStep, jobs.EventPorts, jobs.EventResult, jobs.EventLost, jobs.EventBatch},
 	reflect.TypeFor[jobs.Code](): {
 		jobs.CodeInvalid, jobs.CodeUnsupported, jobs.CodeConflict, jobs.CodeNotFound, jobs.CodeForbidden, jobs.CodeTooLarge, jobs.CodeQuota,
 		jobs.CodeQueueFull, jobs.CodeNoCapacity, jobs.CodeUnavailable, jobs.CodeInternal,
 	},
+	reflect.TypeFor[jobs.DeliveryState](): {jobs.DeliveryPending, jobs.DeliveryDelivered, jobs.DeliveryFailed},
 }
 
 func between(least, most int64) func(*jsonschema.Schema) {
@@ -84,9 +125,19 @@ func ports(s *jsonschema.Schema) {
 	s.UniqueItems = true
 }
 
+// ids are of jobs, each once.
+func ids(s *jsonschema.Schema) {
+	atMost(jobs.MaxDependsOn)(s)
+	if s.Items != nil {
+		s.Items.Pattern = idPattern
+	}
+	s.UniqueItems = true
+}
+
 const (
-	day    = 24 * 3600 * 1000 // ms
-	sha256 = "^[0-9a-f]{64}$"
+	idPattern = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+	day       = 24 * 3600 * 1000 // ms
+	sha256    = "^[0-9a-f]{64}$"
 	// tera bounds limits in bytes.
 	tera = 1 << 40
 )
@@ -106,6 +157,14 @@ var rules = map[string]func(*jsonschema.Schema){
 	"Spec.priority":        between(0, 9),
 	"Spec.queue_ttl_ms":    between(0, 7*day),
 	"Spec.infra_retries":   between(0, 10),
+	"Spec.depends_on":      ids,
+	"Spec.pool":            pattern("^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$"),
+	"Spec.requires":        atMost(16),
+	"Concurrency.limit":    between(0, 10_000),
+	"Retry.attempts":       between(0, 10),
+	"Retry.rules":          atMost(5),
+	"RetryRule.exit_codes": atMost(32),
+	"RetryRule.action":     oneOf(jobs.ActionRetry, jobs.ActionFail),
 	"Step.name":            pattern("^([A-Za-z0-9][A-Za-z0-9 ._-]{0,62})?$"),
 	"Step.args":            atMost(jobs.MaxArgs),
 	"Step.env":             atMost(jobs.MaxEnv),
@@ -126,6 +185,33 @@ var rules = map[string]func(*jsonschema.Schema){
 	"Network.policy":       oneOf("", jobs.NetworkNone, jobs.NetworkInternet, jobs.NetworkAllowlist),
 	"Network.allow":        atMost(256),
 	"Network.ports":        ports,
+
+	"ListRequest.limit":        between(0, 1000),
+	"ReplayRequest.limit":      between(0, jobs.MaxReplayEvents),
+	"BatchQuery.limit":         between(0, 1000),
+	"BatchRequest.jobs":        atMost(jobs.MaxBatch),
+	"ResizeRequest.vcpus":      between(0, 256),
+	"ResizeRequest.memory_mib": between(0, 1<<20),
+	"SnapshotRequest.name":     pattern("^([a-z0-9][a-z0-9._-]{0,62})?$"),
+	"SnapshotRequest.tags":     atMost(16),
+	"Schedule.name":            pattern("^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"),
+	"Schedule.overlap":         oneOf("", jobs.OverlapSkip, jobs.OverlapAllow),
+	"ObjectRequest.sha256":     pattern(sha256),
+	"ObjectRequest.offset":     between(0, jobs.MaxObjectBytes),
+	"EndpointRequest.format":   oneOf("", jobs.FormatStandard, jobs.FormatCloudEvents),
+	"RotateRequest.grace_ms":   between(0, 30*day),
+	"DeliveriesRequest.limit":  between(0, 1000),
+	"FleetRequest.within_ms":   between(0, 7*day),
+	"WorkerInfo.state":         oneOf(jobs.FleetReady, jobs.FleetCordoned, jobs.FleetDraining, jobs.FleetDrained, jobs.FleetLost),
+}
+
+// defineRequests gives the schema that defines all of requests. What is passed over where it is not known may come with each.
+func defineRequests(t *testing.T) *jsonschema.Schema {
+	t.Helper()
+	s := generate(t, requests{}, true)
+	s.Title, s.Description = "Requests", "What is asked and answered over NATS, and what webhooks are told: each in $defs, by its name."
+	s.Type, s.Properties, s.Required = "", nil, nil
+	return s
 }
 
 // generate reflects a message of the contract.
@@ -136,6 +222,9 @@ func generate(t *testing.T, v any, open bool) *jsonschema.Schema {
 		Mapper: func(t reflect.Type) *jsonschema.Schema {
 			if values, ok := enums[t]; ok {
 				return &jsonschema.Schema{Type: "string", Enum: values}
+			}
+			if t == reflect.TypeFor[json.RawMessage]() { // of a batch
+				return &jsonschema.Schema{Ref: "#/$defs/Spec"}
 			}
 			return nil
 		},
@@ -211,54 +300,140 @@ func TestSchemasAreCurrent(t *testing.T) {
 			same(t, filepath.Join("jobs", "schema", r.file+".json"), string(b)+"\n")
 		})
 	}
+	t.Run("requests", func(t *testing.T) {
+		b, err := json.MarshalIndent(defineRequests(t), "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, filepath.Join("jobs", "schema", "requests.json"), string(b)+"\n")
+	})
 }
 
-// TestDocIsCurrent holds the tables of docs/jobs.md, one for each type, against the code.
-func TestDocIsCurrent(t *testing.T) {
-	tables := map[string]string{}
+// TestDocsAreCurrent holds the tables of docs/jobs.md and docs/requests.md, one for each type, against the code.
+func TestDocsAreCurrent(t *testing.T) {
+	types := map[string]*jsonschema.Schema{}
 	for _, r := range roots {
 		s := generate(t, r.v, r.open)
-		tables[s.Title] = table(t, s)
-		for name, d := range s.Definitions {
-			tables[name] = table(t, d)
+		types[s.Title] = s
+		maps.Copy(types, s.Definitions)
+	}
+	for name, s := range defineRequests(t).Definitions {
+		if types[name] == nil {
+			types[name] = s
 		}
 	}
-	const path = "docs/jobs.md"
-	b, err := os.ReadFile(path)
+	docs, home := map[string]string{}, map[string]string{}
+	for _, name := range []string{"jobs.md", "requests.md"} {
+		b, err := os.ReadFile(filepath.Join("docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs[name] = string(b)
+		for _, m := range regexp.MustCompile("<!-- fields of (.*) -->").FindAllStringSubmatch(docs[name], -1) {
+			if s := types[m[1]]; home[m[1]] != "" || s == nil || s.Properties == nil {
+				t.Fatalf("%s: fields of %s: no such type, or they are told of twice", name, m[1])
+			}
+			home[m[1]] = name
+		}
+	}
+	for name, s := range types {
+		if s.Properties != nil && home[name] == "" {
+			t.Errorf("no document has the fields of %s", name)
+		}
+	}
+	for doc, text := range docs {
+		var out strings.Builder
+		for rest := text; ; {
+			before, after, found := strings.Cut(rest, "<!-- fields of ")
+			out.WriteString(before)
+			if !found {
+				break
+			}
+			name, after, _ := strings.Cut(after, " -->\n")
+			_, after, found = strings.Cut(after, "<!-- end -->\n")
+			if !found {
+				t.Fatalf("%s: fields of %s: no end", doc, name)
+			}
+			out.WriteString("<!-- fields of " + name + " -->\n" + table(t, name, types[name], func(other string) string {
+				if home[other] == doc {
+					return "#" + strings.ToLower(other)
+				}
+				return home[other] + "#" + strings.ToLower(other)
+			}) + "<!-- end -->\n")
+			rest = after
+		}
+		same(t, filepath.Join("docs", doc), out.String())
+	}
+}
+
+// TestSubjectsAreDocumented holds the table of docs/requests.md against the subjects in package jobs, and what its comments say is asked on them.
+func TestSubjectsAreDocumented(t *testing.T) {
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(root(t), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	source := read("jobs/subjects.go")
+	asked := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?m)^// (\w+)Subject takes what .*: (\w+(?:, \w+)+)\.$`).FindAllStringSubmatch(source, -1) {
+		asked[m[1]] = strings.Split(m[2], ", ")
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\tWebhook\w+\s+= "(\w+)"`).FindAllStringSubmatch(read("jobs/webhook_request.go"), -1) {
+		asked["Webhook"] = append(asked["Webhook"], m[1])
+	}
+	want := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^\t(\w+)Subjects\s+= prefix \+ "(.*)"`).FindAllStringSubmatch(source, -1) {
+		name, subject := m[1], strings.Replace(m[2], "*", "<tenant>", 1)
+		switch {
+		case name == "Fleet":
+			subject = m[2]
+		case strings.HasPrefix(subject, "job."):
+			subject = strings.Replace(subject, "*", "<job>", 1)
+		case strings.HasSuffix(subject, ".event"):
+			subject = strings.Replace(subject, "*", "<batch>", 1)
+		}
+		if !strings.Contains(subject, "*") {
+			want[subject] = true
+			continue
+		}
+		if len(asked[name]) == 0 {
+			t.Errorf("jobs/subjects.go does not say what is asked on %s", subject)
+		}
+		for _, what := range asked[name] {
+			want[strings.Replace(subject, "*", what, 1)] = true
+		}
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| .+ \\| .+ \\|$").FindAllStringSubmatch(strings.Split(read("docs/requests.md"), "\n## ")[1], -1) {
+		if !want[m[1]] {
+			t.Errorf("docs/requests.md has a subject %s, which there is not, or has it twice", m[1])
+		}
+		delete(want, m[1])
+	}
+	if len(want) > 0 {
+		t.Errorf("docs/requests.md says nothing of %q", slices.Sorted(maps.Keys(want)))
+	}
+}
+
+// TestCodesAreDocumented holds the codes' rows in docs/jobs.md against the codes that there are.
+func TestCodesAreDocumented(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(root(t), "docs", "jobs.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
-	rest := string(b)
-	for {
-		before, after, found := strings.Cut(rest, "<!-- fields of ")
-		out.WriteString(before)
-		if !found {
-			break
-		}
-		name, after, _ := strings.Cut(after, " -->\n")
-		_, after, found = strings.Cut(after, "<!-- end -->\n")
-		if !found || tables[name] == "" {
-			t.Fatalf("%s: fields of %s: no such type, or no end", path, name)
-		}
-		out.WriteString("<!-- fields of " + name + " -->\n" + tables[name] + "<!-- end -->\n")
-		delete(tables, name)
-		rest = after
-	}
-	for name, table := range tables {
-		if table != "" {
-			t.Errorf("%s says nothing of %s", path, name)
+	_, part, _ := strings.Cut(string(b), "\n## Error\n")
+	part, _, _ = strings.Cut(part, "<!-- fields of Error -->")
+	for _, code := range enums[reflect.TypeFor[jobs.Code]()] {
+		if n := strings.Count(part, fmt.Sprintf("\n| `%v` |", code)); n != 1 {
+			t.Errorf("docs/jobs.md has %d rows of the code %v", n, code)
 		}
 	}
-	same(t, path, out.String())
 }
 
-// table documents a type's fields.
-func table(t *testing.T, s *jsonschema.Schema) string {
+// table documents a type's fields; link is where another type is documented.
+func table(t *testing.T, of string, s *jsonschema.Schema, link func(name string) string) string {
 	t.Helper()
-	if s.Properties == nil {
-		return ""
-	}
 	var b strings.Builder
 	b.WriteString("| field | type | |\n|---|---|---|\n")
 	for p := s.Properties.Oldest(); p != nil; p = p.Next() {
@@ -267,7 +442,7 @@ func table(t *testing.T, s *jsonschema.Schema) string {
 			name = "**" + name + "**"
 		}
 		if p.Value.Description == "" && p.Value.Ref == "" {
-			t.Errorf("%s.%s: no comment says what it is", s.Title, p.Key)
+			t.Errorf("%s.%s: no comment says what it is", of, p.Key)
 		}
 		said := strings.ReplaceAll(p.Value.Description, "|", "\\|")
 		if p.Value.Maximum != "" {
@@ -276,20 +451,20 @@ func table(t *testing.T, s *jsonschema.Schema) string {
 		if n := p.Value.MaxItems; n != nil {
 			said = strings.TrimSpace(said + fmt.Sprintf(" (at most %d)", *n))
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, typeName(p.Value), said)
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, typeName(p.Value, link), said)
 	}
 	return b.String()
 }
 
-func typeName(s *jsonschema.Schema) string {
+func typeName(s *jsonschema.Schema, link func(name string) string) string {
 	switch {
 	case s.Ref != "":
 		name := s.Ref[strings.LastIndex(s.Ref, "/")+1:]
-		return "[" + name + "](#" + strings.ToLower(name) + ")"
+		return "[" + name + "](" + link(name) + ")"
 	case s.Type == "array":
-		return typeName(s.Items) + "[]"
+		return typeName(s.Items, link) + "[]"
 	case s.Type == "object":
-		return "object of " + typeName(s.AdditionalProperties)
+		return "object of " + typeName(s.AdditionalProperties, link)
 	case len(s.Enum) > 0:
 		var l []string
 		for _, v := range s.Enum {

@@ -7,7 +7,8 @@ package schema
 
 import "embed"
 
-// Files holds spec.json, result.json, event.json, job.json, submit_reply.json and error.json.
+// Files holds spec.json, result.json, event.json, job.json, submit_reply.json and error.json; and requests.json, which defines all that is
+// asked and answered besides, each by its name: requests.json#/$defs/ListRequest.
 //
 //go:embed *.json
 var Files embed.FS

@@ -25,15 +25,16 @@ var may = map[string][]string{
 	// level 1
 	"guestagent":              {"guestagent/wire"},
 	"guestagent/client":       {"guestagent/wire"},
-	"vmm/cloudhypervisor":     {"vmm", "vmm/cloudhypervisor/api", "vmm/hostfile", "vmm/tail"},
+	"vmm/cloudhypervisor":     {"vmm", "vmm/checkpoint", "vmm/cloudhypervisor/api", "vmm/hostfile", "vmm/tail"},
 	"vmm/cloudhypervisor/api": {},
 	"vmm/checkpoint":          {"vmm/hostfile"},
 	"vmm/hostfile":            {},
 	"vmm/tail":                {},
-	"vmm/qemu":                {"vmm", "vmm/checkpoint", "vmm/hostfile", "vmm/tail"},
+	"vmm/hostvsock":           {},
+	"vmm/qemu":                {"vmm", "vmm/checkpoint", "vmm/hostfile", "vmm/hostvsock", "vmm/tail"},
 	"vmm/hostproc":            {"vmm"},
 	"vmm/inproc":              {"vmm", "guestagent"},
-	"vmm/vmmtest":             {"vmm"},
+	"vmm/vmmtest":             {"vmm", "vmm/checkpoint"},
 	"vmm/vmmtest/testguest":   {},
 	"worker/jail":             {"vmm", "worker/jail/stub"},
 	"worker/jail/stub":        {},
@@ -42,26 +43,39 @@ var may = map[string][]string{
 	"worker/forward":          {},
 	"worker/hostnet":          {},
 	// level 2
-	"images":                       {"jobs", "vmm", "vmm/checkpoint", "guestagent/client", "guestagent/wire"},
-	"images/build":                 {"images", "jobs"},
-	"worker":                       {"jobs", "vmm", "worker/demand", "worker/forward", "guestagent/client", "guestagent/wire"},
-	"dispatcher/match":             {"jobs"},
-	"dispatcher/ledger":            {"jobs"},
-	"dispatcher/ledger/sqlite":     {"dispatcher/ledger", "jobs"},
-	"dispatcher/ledger/ledgertest": {"dispatcher/ledger", "jobs"},
-	"dispatcher":                   {"dispatcher/ledger", "dispatcher/match", "jobs"},
+	"images":                         {"jobs", "vmm", "vmm/checkpoint", "guestagent/client", "guestagent/wire"},
+	"images/build":                   {"images", "jobs"},
+	"worker":                         {"jobs", "vmm", "worker/demand", "worker/forward", "guestagent/client", "guestagent/wire"},
+	"dispatcher/match":               {"jobs"},
+	"dispatcher/ledger":              {"jobs"},
+	"dispatcher/ledger/sqlite":       {"dispatcher/ledger", "dispatcher/ledger/sqlstore", "jobs"},
+	"dispatcher/ledger/postgres":     {"dispatcher/ledger", "dispatcher/ledger/sqlstore", "jobs"},
+	"dispatcher/ledger/sqlstore":     {"dispatcher/ledger", "jobs"},
+	"dispatcher/ledger/ledgertest":   {"dispatcher/ledger", "jobs"},
+	"dispatcher/webhook":             {"dispatcher/ledger", "jobs"},
+	"dispatcher/webhook/webhooktest": {"dispatcher/ledger", "dispatcher/webhook", "jobs"},
+	"dispatcher":                     {"dispatcher/ledger", "dispatcher/match", "jobs"},
 	// level 3
-	"objects":     {"jobs"},
-	"client":      {"jobs", "objects"},
-	"bus":         {"jobs", "objects"},
-	"bus/bustest": {"bus", "jobs"},
+	"dispatcher/asynqin":  {"jobs"},
+	"objects":             {"jobs"},
+	"objects/objectstest": {"jobs", "objects"},
+	"client":              {"jobs"},
+	"bus/access":          {"jobs"},
+	"bus":                 {"bus/access", "jobs", "objects"},
+	"bus/bustest":         {"bus", "bus/access", "jobs", "test/port"},
 	// level 4: where all is put together
 	"cmd/paddock":       {"*"},
 	"cmd/paddock-agent": {"guestagent"},
 	// tests from outside
 	"test/harness":   {"*"},
+	"test/pgtest":    {"test/port"},
+	"test/port":      {},
 	"test/humaneval": {"client", "jobs", "test/harness"},
 	"test/kvmhost":   {"*"},
+	"test/chaos":     {"client", "jobs", "test/pgtest"},
+	"test/chaos/cmd": {"test/chaos", "test/harness"},
+	// a program of its own, that starts in a moment
+	"test/chaos/program": {},
 	// what runs inside the host is small, and the same outside
 	"test/kvmhost/steps":  {},
 	"test/kvmhost/inside": {"test/kvmhost/steps"},
@@ -70,7 +84,7 @@ var may = map[string][]string{
 }
 
 // standard are the packages that use nothing but the standard library.
-var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward", "vmm/tail"}
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward", "vmm/tail", "test/port"}
 
 type listed struct {
 	ImportPath string

@@ -133,7 +133,7 @@ func TestInstallDepsNames(t *testing.T) {
 	box := toolbox(t, scripts)
 	said, ok := script(t, box, "install-deps.sh", "test")
 	b, _ := os.ReadFile(filepath.Join(box, "apt.log"))
-	if want := "sudo\n-q update\nsudo\n-q install -y --no-install-recommends qemu-system-x86 mmdebstrap"; !ok || !strings.HasPrefix(string(b), want) {
+	if want := "sudo\n-q -o DPkg::Lock::Timeout=300 update\nsudo\n-q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends qemu-system-x86 mmdebstrap"; !ok || !strings.HasPrefix(string(b), want) {
 		t.Errorf("did\n%s\nand said\n%s", b, said)
 	}
 	for _, want := range []string{"qemu-system-x86: runs the virtual machines", "gcc: the race detector needs it", "python3-venv: "} {
@@ -144,6 +144,48 @@ func TestInstallDepsNames(t *testing.T) {
 	delete(scripts, "sudo")
 	if said, ok := script(t, toolbox(t, scripts), "install-deps.sh", "run"); ok || !strings.Contains(said, "install as root: apt-get install qemu-system-x86") {
 		t.Errorf("without sudo: succeeded: %t\n%s", ok, said)
+	}
+}
+
+// TestInstallDepsValkey shows where Valkey comes from: Debian 13 has it, Debian 12 in its backports.
+func TestInstallDepsValkey(t *testing.T) {
+	if b, err := os.ReadFile("/etc/os-release"); err != nil || !strings.Contains(string(b), "VERSION_CODENAME=") {
+		t.Skip("no Debian: its backports have no name here")
+	}
+	for _, tt := range []struct {
+		name, policy string // of valkey-server
+		there        bool
+		installs     string
+	}{
+		{"Debian 13", "  Candidate: 8.1.1+dfsg1-3", false, "install -y --no-install-recommends valkey-server"},
+		{"Debian 12", "", false, "-backports valkey-server"},
+		{"Debian 12 with the backports' list", "  Candidate: (none)", false, "-backports valkey-server"},
+		{"it is there", "", true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			scripts := debian("1.24", "")
+			scripts["go"] = fakeGo("go1.26.0", "auto")
+			scripts["id"] = "echo 0"
+			scripts["apt-cache"] = `[ "$1" = policy ] && echo "` + tt.policy + `"
+true`
+			if tt.there {
+				scripts["valkey-server"] = ""
+			}
+			box := toolbox(t, scripts)
+			if said, ok := script(t, box, "install-deps.sh", "test"); !ok || strings.Contains(said, "valkey-server: is what") == tt.there {
+				t.Errorf("succeeded: %t\n%s", ok, said)
+			}
+			b, _ := os.ReadFile(filepath.Join(box, "apt.log"))
+			did := ""
+			for line := range strings.Lines(string(b)) {
+				if strings.Contains(line, "valkey") {
+					did += line
+				}
+			}
+			if (did == "") != tt.there || !strings.Contains(did, tt.installs) {
+				t.Errorf("installed Valkey by %q, want %q in it", did, tt.installs)
+			}
+		})
 	}
 }
 

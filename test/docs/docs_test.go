@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/crypto/bcrypt"
 
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
@@ -138,32 +140,63 @@ func TestRecipes(t *testing.T) {
 	}
 }
 
-// python gives an interpreter that has nats-py, in a cache that other runs share.
-func python(t *testing.T) string {
+// python gives an interpreter that has a package of PyPI, in a cache that other runs share.
+func python(t *testing.T, pkg string) string {
 	t.Helper()
-	cache, err := harness.Cache()
+	bin, err := harness.Python(t.Context(), pkg)
 	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "python-nats-2.11")
-	bin := filepath.Join(dir, "bin", "python")
-	if exec.CommandContext(t.Context(), bin, "-c", "import nats.js.api").Run() == nil {
-		return bin
-	}
-	for _, args := range [][]string{{"python3", "-m", "venv", "--clear", dir}, {bin, "-m", "pip", "install", "--quiet", "nats-py==2.11.0"}} {
-		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%q: %v\n%s", args, err, out)
-			}
-			t.Skipf("no nats-py: %q: %v\n%s", args, err, out)
-		}
+		missing(t, err)
 	}
 	return bin
 }
 
 // TestExamples runs the documents' programs against a Paddock whose machines are processes: what they show is the contract.
 func TestExamples(t *testing.T) {
-	p, err := harness.Start(t.Context(), harness.Options{Driver: "hostproc", Args: []string{"--images", "base,python"}})
+	p := paddock(t)
+	results := blocks(t, "docs/nats.md", "text")
+	for _, tt := range []struct{ name, source, ext, want string }{
+		{"README.md in Python", blocks(t, "README.md", "python")[0], ".py", "line 0\nline 1\nline 2\nexited 0\n"},
+		{"docs/nats.md in Python", blocks(t, "docs/nats.md", "python")[0], ".py", results[0]},
+		{"docs/nats.md, objects", blocks(t, "docs/nats.md", "python")[1], ".py", results[2]},
+		{"docs/nats.md in Go", blocks(t, "docs/nats.md", "go")[0], ".go", results[1]},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			example(t, p, p.URL, strings.ReplaceAll(tt.source, "nats://127.0.0.1:4222", p.URL), tt.ext, tt.want)
+		})
+	}
+}
+
+// TestExamplesOfATenant runs them where a tenant's permissions are all that they have, with the inbox that docs/nats.md says they then need.
+func TestExamplesOfATenant(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "credentials.yaml")
+	if err := access.Write(file, []access.Credential{{User: "me", Password: string(hash), Identity: access.Identity{Role: access.Tenant, Name: "default"}}}); err != nil {
+		t.Fatal(err)
+	}
+	p := paddock(t, "--nats-credentials", file)
+	url := strings.Replace(p.URL, "nats://", "nats://me:secret@", 1)
+	results := blocks(t, "docs/nats.md", "text")
+	for _, tt := range []struct{ name, source, ext, connect, with, want string }{
+		{"docs/nats.md in Python", blocks(t, "docs/nats.md", "python")[0], ".py", "nats.connect(url)", `nats.connect(url, inbox_prefix="_INBOX_default")`, results[0]},
+		{"docs/nats.md, objects", blocks(t, "docs/nats.md", "python")[1], ".py", "nats.connect(url)", `nats.connect(url, inbox_prefix="_INBOX_default")`, results[2]},
+		{"docs/nats.md in Go", blocks(t, "docs/nats.md", "go")[0], ".go", "nats.Connect(url)", `nats.Connect(url, nats.CustomInboxPrefix("_INBOX_default"))`, results[1]},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if strings.Count(tt.source, tt.connect) != 1 {
+				t.Fatalf("it does not say %s once", tt.connect)
+			}
+			example(t, p, url, strings.Replace(tt.source, tt.connect, tt.with, 1), tt.ext, tt.want)
+		})
+	}
+}
+
+// paddock starts one whose machines are processes.
+func paddock(t *testing.T, args ...string) *harness.Paddock {
+	t.Helper()
+	p, err := harness.Start(t.Context(), harness.Options{Driver: "hostproc", Args: append([]string{"--images", "base,python"}, args...)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,32 +205,28 @@ func TestExamples(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	results := blocks(t, "docs/nats.md", "text")
-	for _, tt := range []struct{ name, source, ext, want string }{
-		{"README.md in Python", blocks(t, "README.md", "python")[0], ".py", "line 0\nline 1\nline 2\nexited 0\n"},
-		{"docs/nats.md in Python", blocks(t, "docs/nats.md", "python")[0], ".py", results[0]},
-		{"docs/nats.md in Go", blocks(t, "docs/nats.md", "go")[0], ".go", results[1]},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "example"+tt.ext)
-			source := strings.ReplaceAll(tt.source, "nats://127.0.0.1:4222", p.URL)
-			if err := os.WriteFile(file, []byte(source), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			argv := []string{"go", "run", file, p.URL}
-			if tt.ext == ".py" {
-				argv = []string{python(t), file, p.URL}
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-			var stderr bytes.Buffer
-			cmd.Stderr = &stderr
-			out, err := cmd.Output()
-			if d := cmp.Diff(string(out), tt.want); err != nil || d != "" {
-				t.Errorf("%v %s (-got +want):\n%s\n%s", err, d, stderr.String(), p.Log())
-			}
-		})
+	return p
+}
+
+// example runs a program, which is told where NATS is, and compares what it prints.
+func example(t *testing.T, p *harness.Paddock, url, source, ext, want string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "example"+ext)
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	argv := []string{"go", "run", file, url}
+	if ext == ".py" {
+		argv = []string{python(t, "nats-py==2.11.0"), file, url}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if d := cmp.Diff(string(out), want); err != nil || d != "" {
+		t.Errorf("%v %s (-got +want):\n%s\n%s", err, d, stderr.String(), p.Log())
 	}
 }
 

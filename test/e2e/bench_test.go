@@ -25,7 +25,7 @@ func TestBenchCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, args := range map[string][]string{
-		"restore": {"--clones", "1"}, "snapshot": {"--rounds", "1"}, "jail": {"--vmms", "1"}, "network": {"--slots", "2"}, "density": {"--machines", "1"},
+		"boot": {"--machines", "1"}, "restore": {"--clones", "1"}, "snapshot": {"--rounds", "1"}, "jail": {"--vmms", "1"}, "network": {"--slots", "2"}, "density": {"--machines", "1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -22,6 +22,25 @@ func longJob(seconds int) jobs.Spec {
 	return jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: fmt.Sprintf("echo attempt $PADDOCK_ATTEMPT; sleep %d; echo done", seconds)}}}
 }
 
+// lostJob prints at once and does not end, but at its second attempt: what takes it away has all the time it needs.
+func lostJob() jobs.Spec {
+	return jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "echo attempt $PADDOCK_ATTEMPT; [ $PADDOCK_ATTEMPT -gt 1 ] || sleep 50; echo done"}}}
+}
+
+// heldJob prints at once and works until it is let go, or its directory is gone. Programs on hostproc see this host's files.
+func heldJob(dir string) jobs.Spec {
+	return jobs.Spec{Image: "base", Limits: jobs.Limits{WallMS: 600_000}, Steps: []jobs.Step{{
+		Shell: fmt.Sprintf("echo attempt $PADDOCK_ATTEMPT; while [ -d %[1]s ] && [ ! -e %[1]s/go ]; do sleep 0.05; done; echo done", dir),
+	}}}
+}
+
+func letGo(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // processes gives the pids below root (root included) whose command line holds the text.
 func processes(t *testing.T, root int, text string) []int {
 	t.Helper()
@@ -156,7 +175,7 @@ func wantOnce(t *testing.T, c *client.Client, job string) jobs.Result {
 func TestKillVMM(t *testing.T) {
 	p := start(t, harness.Options{Args: []string{"--images", "base"}})
 	c := connect(t, p)
-	job := submit(t, c, longJob(5))
+	job := submit(t, c, lostJob())
 	untilOutput(t, c, job)
 	// Which of the machines has the job is not to be seen from here: end them all, the pool's with it.
 	killed := 0
@@ -183,7 +202,7 @@ func TestKillVMM(t *testing.T) {
 func TestKillAgent(t *testing.T) {
 	p := start(t, harness.Options{Driver: "hostproc", Args: []string{"--images", "base"}})
 	c := connect(t, p)
-	job := submit(t, c, longJob(3))
+	job := submit(t, c, lostJob())
 	untilOutput(t, c, job)
 	for _, pid := range processes(t, p.PID(), "paddock-agent") {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -203,7 +222,7 @@ func TestKillWorker(t *testing.T) {
 		return start(t, harness.Options{Command: "worker", Dir: dir, NATS: d.URL, Args: []string{"--name", "w1", "--images", "base"}})
 	}
 	w := workerAt()
-	running, waiting := submit(t, c, longJob(5)), []string{}
+	running, waiting := submit(t, c, lostJob()), []string{}
 	for range 3 {
 		waiting = append(waiting, submit(t, c, longJob(1)))
 	}
@@ -234,10 +253,12 @@ func TestWorkerLost(t *testing.T) {
 	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--lease-ttl", "3s", "--lease-grace", "1s"}})
 	c := connect(t, d)
 	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
-	job := submit(t, c, longJob(3))
+	hold := shortDir(t)
+	job := submit(t, c, heldJob(hold))
 	untilOutput(t, c, job)
 	start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "second", "--images", "base"}})
 	first.Kill()
+	letGo(t, hold)
 	lost := time.Now()
 	r := wantOnce(t, c, job)
 	wantSuccess(t, r)
@@ -252,12 +273,14 @@ func TestPausedWorkerIsFenced(t *testing.T) {
 	d := start(t, harness.Options{Command: "dispatcher", Args: []string{"--lease-ttl", "3s", "--lease-grace", "1s"}})
 	c := connect(t, d)
 	first := start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "first", "--images", "base"}})
-	job := submit(t, c, longJob(2))
+	hold := shortDir(t)
+	job := submit(t, c, heldJob(hold))
 	untilOutput(t, c, job)
 	start(t, harness.Options{Command: "worker", NATS: d.URL, Driver: "hostproc", Args: []string{"--name", "second", "--images", "base"}})
 	if err := first.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	letGo(t, hold)
 	r := wantOnce(t, c, job)
 	if err := first.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -276,7 +299,7 @@ func TestKillEverything(t *testing.T) {
 	o := harness.Options{Dir: dir, Args: []string{"--images", "base"}}
 	p := start(t, o)
 	c := connect(t, p)
-	running := submit(t, c, longJob(4))
+	running := submit(t, c, lostJob())
 	var waiting []string
 	for range 5 {
 		waiting = append(waiting, submit(t, c, longJob(1)))

@@ -159,10 +159,10 @@ func runJob(t *testing.T, c *client.Client, s jobs.Spec) jobs.Result {
 // python is a job of one Python program.
 func python(source string) jobs.Spec { return jobs.Spec{Language: "python", Source: source} }
 
-// untilOutput follows the job until its first output.
+// untilOutput follows the job until its first output. Templates may have to be built first: the bound is against hanging alone.
 func untilOutput(t *testing.T, c *client.Client, job string) jobs.Event {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	for e, err := range c.Follow(ctx, job, client.Position{}) {
 		if err != nil {

@@ -38,7 +38,7 @@ func TestBadInput(t *testing.T) {
 		{"negative limit", `{"image":"base","steps":[{"cmd":"true"}],"limits":{"wall_ms":-1}}`, jobs.CodeInvalid, "limits.wall_ms"},
 		{"network here", `{"image":"base","steps":[{"cmd":"true"}],"network":{"policy":"internet"}}`, jobs.CodeUnsupported, "network.policy"},
 		{"unknown network", `{"image":"base","steps":[{"cmd":"true"}],"network":{"policy":"lan"}}`, jobs.CodeInvalid, "network.policy"},
-		{"callbacks", `{"image":"base","steps":[{"cmd":"true"}],"callbacks":[{"url":"https://example.org/x"}]}`, jobs.CodeUnsupported, "callbacks"},
+		{"callbacks", `{"image":"base","steps":[{"cmd":"true"}],"callbacks":[{"url":"http://example.org/x"}]}`, jobs.CodeUnsupported, "callbacks[0].url"},
 		{"too much inline", `{"language":"python","source":"` + big + `"}`, jobs.CodeInvalid, "source"},
 		{"over a megabyte", `{"language":"python","source":"` + strings.Repeat("x", 1<<20) + `"}`, jobs.CodeTooLarge, ""},
 		{"memory beyond the machine", `{"image":"base","steps":[{"cmd":"true"}],"limits":{"memory_bytes":1099511627776}}`, jobs.CodeInvalid, "limits.memory_bytes"},

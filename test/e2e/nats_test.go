@@ -12,6 +12,7 @@ import (
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
+	"github.com/paddockvm/paddock/test/port"
 )
 
 // embed starts a NATS server that is not Paddock's own.
@@ -27,8 +28,8 @@ func embed(t *testing.T, dir, listen string) *bus.Server {
 // Dispatcher and worker work on an external server, and outlive its restart: what ran goes on, what was printed meanwhile is not lost, and
 // the result is reported when it is back.
 func TestExternalNATSRestarts(t *testing.T) {
-	dir := t.TempDir()
-	s := embed(t, dir, "127.0.0.1:0")
+	dir, addr := t.TempDir(), port.Addr(harness.FreePort(t)) // to which the server comes back
+	s := embed(t, dir, addr)
 	url := s.URL()
 	stopped := false
 	t.Cleanup(func() {
@@ -45,7 +46,7 @@ func TestExternalNATSRestarts(t *testing.T) {
 	s.Close()
 	stopped = true
 	time.Sleep(time.Second) // the program prints into a server that is not there
-	s = embed(t, dir, strings.TrimPrefix(url, "nats://"))
+	s = embed(t, dir, addr)
 	defer s.Close()
 	answered(t, c, job)
 	r := wantOnce(t, c, job)

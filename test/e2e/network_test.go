@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +102,7 @@ func (l *lan) serve(t *testing.T) {
 func (l *lan) names(t *testing.T) {
 	t.Helper()
 	var conn net.PacketConn
-	err := in(l.internet, func() (err error) {
+	err := harness.InNetns(l.internet, func() (err error) {
 		conn, err = net.ListenPacket("udp", gateway+":53")
 		return err
 	})
@@ -128,26 +127,6 @@ func (l *lan) names(t *testing.T) {
 	}()
 	<-started
 	t.Cleanup(func() { _ = s.Shutdown(); <-ended })
-}
-
-// in runs f on a thread in a network namespace, which ends with it: sockets stay where they were made.
-func in(netns string, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is not for anybody else
-		ns, err := os.Open(filepath.Join("/run/netns", netns))
-		if err != nil {
-			result <- err
-			return
-		}
-		defer ns.Close()
-		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	return <-result
 }
 
 // run is `paddock run` on the host.
@@ -299,7 +278,7 @@ print(urllib.request.urlopen("http://%s/" % sys.argv[1], timeout=10).read().deco
 `
 
 func listenIn(netns, at string) (l net.Listener, err error) {
-	err = in(netns, func() error {
+	err = harness.InNetns(netns, func() error {
 		l, err = net.Listen("tcp", at)
 		return err
 	})

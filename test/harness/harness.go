@@ -8,24 +8,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/test/port"
 )
 
 // Options say how to start Paddock. The zero value is the QEMU driver with the default images.
 type Options struct {
+	// Binary is the program to start; empty means bin/paddock.
+	Binary string
 	// Command is "up" (the default), "worker" or "dispatcher".
 	Command string
 	// Dir is the state directory; empty means a new temporary one.
 	Dir string
+	// Cwd is the process's working directory; empty means this one's.
+	Cwd string
 	// Driver is "qemu", "hostproc" or "inproc"; empty means qemu.
 	Driver string
 	// NATS is the address to listen on, or for a worker the server's; empty means a free port on loopback.
@@ -108,7 +113,10 @@ func Image(ctx context.Context, name string) (images.Image, error) {
 
 // Start starts Paddock and waits until it says that it is ready.
 func Start(ctx context.Context, o Options) (_ *Paddock, err error) {
-	bin, err := Binary()
+	bin, err := o.Binary, error(nil)
+	if bin == "" {
+		bin, err = Binary()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -127,15 +135,15 @@ func Start(ctx context.Context, o Options) (_ *Paddock, err error) {
 	if o.Netns != "" {
 		p.cmd = exec.Command("ip", append([]string{"netns", "exec", o.Netns, bin}, args...)...)
 	}
+	p.cmd.Dir = o.Cwd
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
+	if err := run(p.cmd, func() {
 		p.err = p.cmd.Wait()
 		close(p.done)
-	}()
+	}); err != nil {
+		return nil, err
+	}
 	within := o.ReadyWithin
 	if within == 0 {
 		within = 15 * time.Minute
@@ -154,6 +162,22 @@ func Start(ctx context.Context, o Options) (_ *Paddock, err error) {
 	}
 	p.Kill()
 	return nil, fmt.Errorf("%s: %w\n%s", strings.Join(p.cmd.Args, " "), err, p.log)
+}
+
+// run starts a process and has wait wait for it, both on one thread: Pdeathsig is sent when the thread that forked ends, not when the
+// process does (prctl(2)), and threads end that have been in another network namespace.
+func run(cmd *exec.Cmd, wait func()) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			wait()
+		}
+	}()
+	return <-started
 }
 
 func (p *Paddock) args(o Options) ([]string, error) {
@@ -188,7 +212,7 @@ func (p *Paddock) args(o Options) ([]string, error) {
 			args = append(args, "--network", "off")
 		}
 		args = append(args, "--driver", o.Driver, "--image-dir", filepath.Join(cache, "images"))
-		if o.Driver == "hostproc" {
+		if o.Driver == "hostproc" || o.Driver == "inproc" {
 			args = append(args, "--insecure-no-isolation")
 		}
 	}
@@ -223,7 +247,7 @@ func (p *Paddock) Stop() error {
 	case <-p.done:
 		err = p.err
 	case <-t.C:
-		p.Kill()
+		p.dump()
 		err = fmt.Errorf("paddock did not end within a minute of SIGTERM:\n%s", p.log)
 	}
 	if p.own {
@@ -232,13 +256,20 @@ func (p *Paddock) Stop() error {
 	return err
 }
 
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// dump ends a process that hangs, and has it say where.
+func (p *Paddock) dump() {
+	p.log.keep(dumpLines)
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+		p.Kill()
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+}
+
+func freeAddr() (string, error) {
+	p, err := port.Free()
+	return port.Addr(p), err
 }
 
 // tail keeps the last lines of what is written, and notices the line that says ready.
@@ -249,10 +280,21 @@ type tail struct {
 	mu   sync.Mutex
 	part []byte
 	last []string
+	more int // lines that are kept besides tailLines
 	seen bool
 }
 
-const tailLines = 60
+const (
+	tailLines = 60
+	dumpLines = 2000
+)
+
+// keep has it keep further lines.
+func (t *tail) keep(lines int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.more = lines
+}
 
 // Write implements io.Writer.
 func (t *tail) Write(b []byte) (int, error) {
@@ -273,7 +315,7 @@ func (t *tail) Write(b []byte) (int, error) {
 			close(t.ready)
 		}
 		t.last = append(t.last, string(line))
-		if len(t.last) > tailLines {
+		if len(t.last) > tailLines+t.more {
 			t.last = t.last[1:]
 		}
 	}

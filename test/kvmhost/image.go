@@ -25,6 +25,14 @@ func (i Image) Kernel() string  { return filepath.Join(i.dir, "kernel") }
 func (i Image) Modules() string { return filepath.Join(i.dir, "modules.cpio") }
 func (i Image) Disk() string    { return filepath.Join(i.dir, "disk") }
 
+// Emulator is the QEMU that emulates the host, as the beginning of a command line. It has its libraries with it: its system is newer than
+// this machine's may be. Before 8.1 QEMU with several threads could go on executing what another processor had just written over
+// (its commit deba78709ae8), which is what a kernel does to its own code whenever a first machine is made.
+func (i Image) Emulator() []string {
+	in := func(name string) string { return filepath.Join(i.dir, "emulator", name) }
+	return []string{in("lib/ld-linux-x86-64.so.2"), "--library-path", in("lib"), in("qemu-system-x86_64"), "-L", in("share")}
+}
+
 // packages are what the host has beyond Debian's smallest system.
 var packages = []string{
 	"qemu-system-x86", "iproute2", "nftables", "kmod", "python3", "e2fsprogs", "erofs-utils", "procps", "xz-utils", "iputils-ping", "ca-certificates",

@@ -1,10 +1,15 @@
-# Makes the files of the host's image in the working directory: kernel, modules.cpio, disk. Usage: bash image.sh PACKAGE,PACKAGE…
+# Makes the files of the host's image in the working directory: kernel, modules.cpio, disk, emulator. Usage: bash image.sh PACKAGE,PACKAGE…
 # What it needs meanwhile is in work, and goes.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 here=$PWD
 mkdir work
 root=$here/work/root
+
+# The emulator is Debian 13's QEMU with its libraries, unpacked: that of Debian 12 goes on executing code that was patched (docs/kvm-host.md).
+mmdebstrap --mode=root --variant=extract --format=directory --quiet --include=qemu-system-x86 \
+  --aptopt='APT::Install-Recommends "false"' trixie work/emulator &
+emulator=$!
 
 # The kernel's package is unpacked, not installed: nothing here wants an initramfs of Debian's, which takes longest of all.
 cat >work/kernel-hook <<'HOOK'
@@ -44,6 +49,12 @@ done | awk '!seen[$0]++' | while read -r file; do
   basename "$file" >>work/initrd/modules.order
 done
 (cd work/initrd && find . | cpio -o -H newc --quiet >"$here/modules.cpio")
+
+wait "$emulator"
+mkdir -p emulator/lib emulator/share
+cp -a work/emulator/usr/bin/qemu-system-x86_64 emulator/
+cp -a work/emulator/usr/lib/x86_64-linux-gnu/*.so* emulator/lib/
+cp -aL work/emulator/usr/share/qemu/*.bin work/emulator/usr/share/seabios/bios-256k.bin emulator/share/
 
 mkdir -p "$root/paddock"
 truncate -s 6G disk

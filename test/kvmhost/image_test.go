@@ -25,8 +25,9 @@ func asRoot(t *testing.T) {
 // Of several that want the image one builds it, and all get the same, whole.
 func TestImageIsBuiltOnce(t *testing.T) {
 	asRoot(t)
-	cache := t.TempDir()
-	left := filepath.Join(cache, "building-"+keyOf([]byte("mkdir work; sleep 0.3; echo built >>disk")))
+	cache, seen := t.TempDir(), filepath.Join(t.TempDir(), "seen")
+	script := []byte("mkdir work; until test -e " + seen + "; do sleep 0.02; done; echo built >>disk") // until somebody waits for it
+	left := filepath.Join(cache, "building-"+keyOf(script))
 	if err := os.Mkdir(left, 0o755); err != nil { // by a build that was killed
 		t.Fatal(err)
 	}
@@ -43,12 +44,17 @@ func TestImageIsBuiltOnce(t *testing.T) {
 			built++
 		case strings.HasPrefix(what, "waiting"):
 			waited++
+			if err := os.WriteFile(seen, nil, 0o600); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			img, err := imageIn(t.Context(), cache, []byte("mkdir work; sleep 0.3; echo built >>disk"), say)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			img, err := imageIn(ctx, cache, script, say)
 			if err != nil {
 				t.Error(err)
 				return
@@ -69,15 +75,19 @@ func TestImageIsBuiltOnce(t *testing.T) {
 func TestImageThatIsNotBuilt(t *testing.T) {
 	asRoot(t)
 	cache := t.TempDir()
-	for script, want := range map[string]string{
-		"echo half >disk; echo no mirror >&2; false": "no mirror",
-		"echo half >disk; sleep 600":                 "deadline exceeded",
+	for _, tt := range []struct {
+		script string
+		within time.Duration
+		want   string
+	}{
+		{"echo half >disk; echo no mirror >&2; false", time.Minute, "no mirror"},
+		{"echo half >disk; sleep 600", 5 * time.Second, "deadline exceeded"},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		img, err := imageIn(ctx, cache, []byte(script), func(string) {})
+		ctx, cancel := context.WithTimeout(t.Context(), tt.within)
+		img, err := imageIn(ctx, cache, []byte(tt.script), func(string) {})
 		cancel()
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: %v, %v", script, img, err)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v, %v", tt.script, img, err)
 		}
 		wantNothing(t, cache)
 	}

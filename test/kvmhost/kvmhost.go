@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -161,10 +160,6 @@ func (p payload) runNested(ctx context.Context, sets []Set, work string, o Optio
 	if err := errors.Join(os.Remove(diskFile), os.RemoveAll(p.dir)); err != nil {
 		return err
 	}
-	qemuBinary, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		return fmt.Errorf("%w (Debian: apt-get install qemu-system-x86)", err)
-	}
 	console, err := os.Create(filepath.Join(o.Out, "console.log"))
 	if err != nil {
 		return err
@@ -172,7 +167,7 @@ func (p payload) runNested(ctx context.Context, sets []Set, work string, o Optio
 	defer console.Close()
 	var last bytes.Buffer
 	m := machine{
-		qemu: qemuBinary, img: img, initrd: initrd, payload: disk, vcpus: o.VCPUs, memoryMiB: o.MemoryMiB,
+		img: img, initrd: initrd, payload: disk, vcpus: o.VCPUs, memoryMiB: o.MemoryMiB,
 		console: io.MultiWriter(console, &last), booted: o.Boot, grace: o.Grace,
 	}
 	if m.booted == 0 {

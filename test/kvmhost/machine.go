@@ -20,7 +20,6 @@ import (
 
 // machine is the emulated host.
 type machine struct {
-	qemu      string
 	img       Image
 	initrd    string
 	payload   *os.File // the disk; it needs no name any more
@@ -52,7 +51,7 @@ func (m machine) run(ctx context.Context, plan steps.Plan, emit func(steps.Event
 	defer console.Close()
 	defer consoleEnd.Close()
 
-	cmd := command(ctx, m.qemu,
+	args := append(m.img.Emulator(),
 		"-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,svm=on,npt=on", "-smp", strconv.Itoa(m.vcpus), "-m", strconv.Itoa(m.memoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", m.img.Kernel(), "-initrd", m.initrd, "-append", cmdline,
@@ -62,12 +61,17 @@ func (m machine) run(ctx context.Context, plan steps.Plan, emit func(steps.Event
 		"-chardev", "socket,id=events,fd=3,server=off", "-device", "virtserialport,chardev=events,name=paddock.events",
 		"-chardev", "socket,id=console,fd=4,server=off", "-serial", "chardev:console",
 	)
+	cmd := command(ctx, args[0], args[1:]...)
 	cmd.ExtraFiles = []*os.File{eventsEnd, consoleEnd, m.payload}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	runtime.LockOSThread() // as in finish
 	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if m.vcpus == 1 { // then no two threads of the emulator run at once: docs/kvm-host.md
+		start = func() error { return onOneProcessor(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return fmt.Errorf("start the host: %w", err)
 	}
 	eventsEnd.Close()

@@ -73,8 +73,10 @@ func (p payload) fill(ctx context.Context, all []Set) error {
 	if err := p.sources(ctx); err != nil {
 		return err
 	}
-	if err := p.images("base", "python"); err != nil {
-		return err
+	if slices.ContainsFunc(all, func(s Set) bool { return s.Paddock || s.Package != "" }) {
+		if err := p.images("base", "python"); err != nil {
+			return err
+		}
 	}
 	if name := os.Getenv(CloudHypervisor); name != "" {
 		return copyFile(name, filepath.Join(p.dir, "bin", "cloud-hypervisor"))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"os/exec"
 	"runtime"
@@ -55,6 +56,25 @@ func finish(ctx context.Context, cmd *exec.Cmd) error {
 		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), errors.Join(context.Cause(ctx), err), lastLines(out.Bytes(), 20))
 	}
 	return nil
+}
+
+// onOneProcessor calls start on a processor that what it starts keeps to. The calling goroutine has its thread for itself.
+func onOneProcessor(start func() error) error {
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return fmt.Errorf("which processors there are: %w", err)
+	}
+	last := 0
+	for n := range len(all) * bits.UintSize {
+		if all.IsSet(n) {
+			last = n
+		}
+	}
+	one.Set(last)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("keep to one processor: %w", err)
+	}
+	return errors.Join(start(), unix.SchedSetaffinity(0, &all))
 }
 
 func lastLines(b []byte, n int) string {

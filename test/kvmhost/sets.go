@@ -35,17 +35,22 @@ type Set struct {
 // sets is what `make test-kvm` runs, in this order.
 var sets = []Set{
 	{
-		Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 9 * time.Minute,
+		Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 15 * time.Minute,
 		MaySkip: map[string]string{"TestJobOnCloudHypervisor": CloudHypervisor},
 	},
-	{Name: "qemu", Package: "vmm/qemu", Run: "^(TestConformance|TestProbe|TestCheckpoint)$", Timeout: 10 * time.Minute},
-	{Name: "qemu, vsock", Package: "vmm/qemu", Run: "^(TestConformanceVsock|TestNoVsock|TestCIDs|TestVsock.*)$", Timeout: 10 * time.Minute},
+	{Name: "qemu", Package: "vmm/qemu", Run: "^(TestConformance|TestMachine|TestProbe|TestCheckpoint)$", Timeout: 20 * time.Minute},
+	{Name: "qemu, vsock", Package: "vmm/qemu", Run: "^(TestConformanceVsock|TestNoVsock|TestCIDs|TestVsock.*)$", Timeout: 20 * time.Minute},
+	{
+		// The agent over vsock, with network cards and without, is the first set's: its jobs have it.
+		Name: "qemu, agent", Package: "vmm/qemu", Timeout: 12 * time.Minute,
+		Run: "^TestResize$|^TestDiskLimits$|^TestAgentNetwork$/^serial$",
+	},
 	{
 		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 20 * time.Minute,
 		MaySkip: map[string]string{
 			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
 			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
-			"TestRealShapes": CloudHypervisor, "TestProbeHonest": CloudHypervisor,
+			"TestRealShapes": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor, "TestProbeHonest": CloudHypervisor,
 		},
 	},
 	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},

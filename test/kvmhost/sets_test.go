@@ -3,6 +3,7 @@ package kvmhost
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,11 +20,17 @@ func TestTable(t *testing.T) {
 		if err != nil || len(tests) == 0 {
 			t.Errorf("%s: no tests in %s: %v", s.Name, s.Package, err)
 		}
+		for _, name := range regexp.MustCompile(`Test\w+`).FindAllString(s.Run, -1) {
+			if !defines(t, tests, name) { // all tests that begin so, where it is TestName.*
+				t.Errorf("%s: there is no %s to run", s.Name, name)
+			}
+		}
 		for name, without := range s.MaySkip {
 			if without != CloudHypervisor {
 				t.Errorf("%s: %s may skip without %s: only the real Cloud Hypervisor may be missing", s.Name, name, without)
 			}
-			if !defines(t, tests, name) {
+			top, _, _ := strings.Cut(name, "/") // it may be a subtest's
+			if !defines(t, tests, top+"(") {
 				t.Errorf("%s: there is no %s that may skip", s.Name, name)
 			}
 		}
@@ -35,16 +42,15 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// defines tells whether one of the files defines a test; name may be a subtest's.
+// defines tells whether one of the files defines a test that begins so.
 func defines(t *testing.T, files []string, name string) bool {
 	t.Helper()
-	top, _, _ := strings.Cut(name, "/")
 	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(b), "\nfunc "+top+"(") {
+		if strings.Contains(string(b), "\nfunc "+name) {
 			return true
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -87,7 +86,7 @@ func must(t testing.TB, err error) {
 // for each machine, directories of the test's.
 type host struct {
 	dir, run, netns string
-	launcher        *watched
+	launcher        watched
 	took            [stepsOfLife]time.Duration // by a machine that nobody killed
 	net             *hostnet.Host
 	closers         []func() error
@@ -109,7 +108,7 @@ func newHost(t *testing.T) *host {
 	t.Cleanup(func() { removeCgroups(t) })
 	must(t, err)
 	h.closing(l.Close)
-	h.launcher = &watched{Launcher: l, live: map[string]vmm.Process{}}
+	h.launcher = watched{l}
 	return h
 }
 
@@ -168,180 +167,115 @@ func (h *host) template(t *testing.T, d vmm.Driver) vmm.Template {
 	return tmpl
 }
 
-// watched is a launcher whose processes can be found by the machine's name.
-type watched struct {
-	vmm.Launcher
-	mu   sync.Mutex
-	live map[string]vmm.Process
-	last vmm.Process
-}
-
-func (w *watched) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
-	p, err := w.Launcher.Launch(ctx, c)
-	if err == nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.live[c.Name], w.last = p, p
-	}
-	return p, err
-}
-
-// shoot kills a VMM as an out-of-memory killer would, behind its driver's back: the machine's, or any that was started lately.
-func (w *watched) shoot(machine string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	p := w.live[machine]
-	if p == nil {
-		p = w.last
-	}
-	if p == nil {
-		return
-	}
-	select {
-	case <-p.Done():
-	default:
-		_ = syscall.Kill(p.PID(), syscall.SIGKILL)
-	}
-}
-
 // soak lives through many machines, three at once, and counts what is left.
 func (h *host) soak(t *testing.T, d vmm.Driver, n int) {
 	h.connect(t)
 	tmpl := h.template(t, d)
-	var calm result
-	if err := h.life(t.Context(), d, tmpl, rand.New(rand.NewPCG(0, 0)), h.measure, &calm); err != nil || !calm.ran {
-		t.Fatalf("a machine that nobody kills: %v, %+v", err, calm)
+	calm := rand.New(rand.NewPCG(0, 0))
+	if res, err := h.life(t.Context(), d, tmpl, calm, h.measure); err != nil || !res.ran {
+		t.Fatalf("a machine that nobody kills: %v, %+v", err, res)
 	}
 	before := h.still(t)
-	var left atomic.Int64
-	left.Store(int64(n))
-	var all sync.WaitGroup
-	var ran, died atomic.Int64
+	var all tally
+	// The first kill of each step is not left to chance, and has no neighbours.
+	for step := range stepsOfLife {
+		res, err := h.life(t.Context(), d, tmpl, calm, attack{step: step}.hurt)
+		if ran := step >= duringClose; err != nil || res.ran != ran || res.hit != (step != never) {
+			t.Errorf("killed %s: %v, %+v", stepNames[step], err, res)
+		}
+		all.add(step, res)
+	}
+	var next atomic.Int64
+	next.Store(stepsOfLife)
+	var three sync.WaitGroup
 	seed := uint64(time.Now().UnixNano())
 	for i := range 3 {
-		all.Go(func() {
+		three.Go(func() {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
-			for left.Add(-1) >= 0 {
+			for at := next.Add(1) - 1; at < int64(n); at = next.Add(1) - 1 {
+				step := int(at % stepsOfLife)
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-				var res result
-				err := h.life(ctx, d, tmpl, r, h.violence(r), &res)
+				res, err := h.life(ctx, d, tmpl, r, h.violence(step, r).hurt)
 				cancel()
-				if err != nil {
-					t.Errorf("seed %d: %v", seed, err)
+				if err != nil || step == never && !res.ran {
+					t.Errorf("seed %d, killed %s: %v, %+v", seed, stepNames[step], err, res)
 				}
-				if res.ran {
-					ran.Add(1)
-				} else {
-					died.Add(1)
-				}
+				all.add(step, res)
 			}
 		})
 	}
-	all.Wait()
-	t.Logf("%d machines: %d ran a program, %d died before", n, ran.Load(), died.Load())
-	if ran.Load() == 0 || died.Load() == 0 {
-		t.Error("all of one kind: the kills come too early or too late")
+	three.Wait()
+	t.Log(&all)
+	for step, c := range all.steps {
+		if c.aimed == 0 || c.hit == 0 && step != never {
+			t.Errorf("%s: %+v", stepNames[step], c)
+		}
 	}
 	h.settled(t, before)
 	h.close(t)
 	h.empty(t)
 }
 
-// result is how far a machine came.
-type result struct{ ran bool }
-
-// steps of a machine's life, at each of which it may be killed.
-const (
-	duringPrepare = iota
-	duringRestore
-	duringIntroduction
-	duringRun
-	duringClose
-	never
-	stepsOfLife
-)
-
-// hurt is what happens to a machine during a step of its life, until stop is called.
-type hurt func(step int, machine string, cancel context.CancelFunc) (stop func())
-
-// measure does nothing but to note how long the steps take.
-func (h *host) measure(step int, _ string, _ context.CancelFunc) (stop func()) {
-	start := time.Now()
-	return func() { h.took[step] = time.Since(start) }
-}
-
-// violence gives what happens at a step that is chosen by chance, at a moment of it that is, too: a kill of the VMM, or the end of the context.
-func (h *host) violence(r *rand.Rand) hurt {
-	at, how := r.IntN(stepsOfLife), r.IntN(2)
-	wait := time.Duration(r.Float64() * 1.3 * float64(h.took[at]))
-	return func(step int, machine string, cancel context.CancelFunc) func() {
-		if step != at {
-			return func() {}
-		}
-		done := make(chan struct{})
-		timer := time.AfterFunc(wait, func() {
-			defer close(done)
-			if how == 0 {
-				h.launcher.shoot(machine)
-				return
-			}
-			cancel()
-		})
-		return func() {
-			if !timer.Stop() {
-				<-done
-			}
-		}
-	}
-}
-
-// life is a machine's, from its place in the network to its end. What the violence does to it is no error; what cannot be cleaned up is.
-func (h *host) life(ctx context.Context, d vmm.Driver, tmpl vmm.Template, r *rand.Rand, hurt hurt, res *result) (err error) {
+// life is a machine's, from its place in the network to its end. What is done to it is no failure; what fails of itself is, and what cannot
+// be cleaned up.
+func (h *host) life(ctx context.Context, d vmm.Driver, tmpl vmm.Template, r *rand.Rand, hurt hurt) (res result, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, err := h.net.Take(context.WithoutCancel(ctx))
+	v := &victim{cancel: cancel}
+	ctx = context.WithValue(ctx, victimKey{}, v)
+	unhurt := context.WithoutCancel(ctx)
+	defer func() { res.hit = v.wasHit() }()
+	s, err := h.net.Take(unhurt)
 	if err != nil {
-		return err
+		return res, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	kind := []hostnet.Kind{hostnet.None, hostnet.Internet, hostnet.Allowlist}[r.IntN(3)]
-	if err := s.Allow(context.WithoutCancel(ctx), hostnet.Policy{Kind: kind}); err != nil {
-		return err
+	if err := s.Allow(unhurt, hostnet.Policy{Kind: kind}); err != nil {
+		return res, err
 	}
-	stop := hurt(duringPrepare, "", cancel)
-	p, prepareErr := d.Prepare(ctx, tmpl, vmm.Attach{Tap: s.Tap()})
+	stop := hurt(duringPrepare, v)
+	p, err := d.Prepare(ctx, tmpl, vmm.Attach{Tap: s.Tap()})
 	stop()
-	if prepareErr != nil {
-		return nil // that is the violence, or a victim's neighbour
+	if err != nil {
+		return res, v.excuse(err)
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	stop = hurt(duringRestore, "", cancel)
-	m, restoreErr := p.Restore(ctx)
+	stop = hurt(duringRestore, v)
+	m, err := p.Restore(ctx)
 	stop()
-	if restoreErr != nil {
-		return nil // the same
+	if err != nil {
+		return res, v.excuse(err)
 	}
 	defer func() {
-		stop := hurt(duringClose, m.ID(), cancel)
+		stop := hurt(duringClose, v)
 		defer stop()
 		err = errors.Join(err, m.Close())
 	}()
-	res.ran = h.program(ctx, m, s, cancel, hurt) == nil
-	return nil
+	stop = hurt(duringIntroduction, v)
+	agent, err := introduce(ctx, m, s)
+	stop()
+	if err != nil {
+		return res, v.excuse(err)
+	}
+	defer agent.Close()
+	stop = hurt(duringRun, v)
+	err = program(ctx, agent)
+	stop()
+	res.ran = err == nil
+	return res, v.excuse(err)
 }
 
-// program introduces the guest and runs one in it.
-func (h *host) program(ctx context.Context, m vmm.Machine, s *hostnet.Slot, cancel context.CancelFunc, hurt hurt) error {
-	defer hurt(duringIntroduction, m.ID(), cancel)()
+// introduce makes the guest a machine of its own.
+func introduce(ctx context.Context, m vmm.Machine, s *hostnet.Slot) (*client.Client, error) {
 	conn, err := m.DialGuest(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	agent, err := client.Connect(ctx, conn)
 	if err != nil {
-		return errors.Join(err, conn.Close())
+		return nil, errors.Join(err, conn.Close())
 	}
-	defer agent.Close()
 	g := s.Guest()
 	_, err = agent.Restore(ctx, wire.Restore{
 		Epoch: make([]byte, 16), Entropy: make([]byte, 64), MachineID: fmt.Sprintf("%032x", rand.Uint64()), TimeUnixNS: time.Now().UnixNano(),
@@ -349,9 +283,14 @@ func (h *host) program(ctx context.Context, m vmm.Machine, s *hostnet.Slot, canc
 		Network: &wire.Network{Address: g.Address.String(), Gateway: g.Gateway.String(), GatewayMAC: hostnet.HostMAC, DNS: []string{g.DNS.String()}, MTU: g.MTU},
 	})
 	if err != nil {
-		return err
+		_ = agent.Close() // of a machine that may be dead
+		return nil, err
 	}
-	defer hurt(duringRun, m.ID(), cancel)()
+	return agent, nil
+}
+
+// program runs one in the guest.
+func program(ctx context.Context, agent *client.Client) error {
 	exit, err := agent.Exec(ctx, wire.Exec{
 		ID: "soak", Argv: []string{"/bin/sh", "-c", "dd if=/dev/zero of=/work/x bs=64k count=16 2>/dev/null; cat /proc/net/route"}, User: "sandbox",
 		Env: []string{"PATH=/usr/bin:/bin"}, Limits: wire.ExecLimits{WallMS: 60_000, OutputBytes: 1 << 16},

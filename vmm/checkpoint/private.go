@@ -41,11 +41,11 @@ type Memory struct {
 // OpenMemory finds the private mapping of file in the process pid, which has to cover all of its size bytes. It needs to be allowed to
 // trace the process (ptrace(2), PTRACE_MODE_ATTACH).
 func OpenMemory(pid int, file *os.File, size int64) (*Memory, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return nil, err
+	id, err := identify(file)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", file.Name(), err)
 	}
-	maps, err := mappings(pid, &st)
+	maps, err := mappings(pid, func(l line) bool { return l.private && l.file == id })
 	if err != nil {
 		return nil, fmt.Errorf("read the mappings of process %d: %w", pid, err)
 	}
@@ -62,21 +62,43 @@ func OpenMemory(pid int, file *os.File, size int64) (*Memory, error) {
 	return &Memory{pid: pid, maps: maps}, nil
 }
 
-// mappings reads /proc/PID/maps (proc_pid_maps(5)) and gives the private ones of a file by their offset.
-func mappings(pid int, st *unix.Stat_t) (l []mapping, err error) {
+// line is what /proc/PID/maps tells of a mapping (proc_pid_maps(5)).
+type line struct {
+	mapping
+	private bool
+	file    string // device and inode
+}
+
+// identify gives a file as its mappings are named. stat(2) may tell of another device: it does on btrfs, and on overlayfs with older kernels.
+func identify(file *os.File) (string, error) {
+	at, err := unix.MmapPtr(int(file.Fd()), 0, nil, Block, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return "", err
+	}
+	own := ""
+	_, err = mappings(os.Getpid(), func(l line) bool {
+		if l.address == uintptr(at) {
+			own = l.file
+		}
+		return false
+	})
+	return own, errors.Join(err, unix.MunmapPtr(at, Block))
+}
+
+// mappings gives those of a process that are wanted, by their offset.
+func mappings(pid int, want func(line) bool) (l []mapping, err error) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/maps")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	device := fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
 	for s := bufio.NewScanner(f); ; {
 		if !s.Scan() {
 			slices.SortFunc(l, func(a, b mapping) int { return int((a.offset - b.offset) / Block) })
 			return l, s.Err()
 		}
 		field := strings.Fields(s.Text())
-		if len(field) < 5 || !strings.HasSuffix(field[1], "p") || field[3] != device || field[4] != strconv.FormatUint(st.Ino, 10) {
+		if len(field) < 5 {
 			continue
 		}
 		var start, end uintptr
@@ -84,7 +106,9 @@ func mappings(pid int, st *unix.Stat_t) (l []mapping, err error) {
 		if _, err := fmt.Sscanf(field[0]+" "+field[2], "%x-%x %x", &start, &end, &offset); err != nil {
 			return nil, err
 		}
-		l = append(l, mapping{start, offset, int64(end - start)})
+		if m := (mapping{start, offset, int64(end - start)}); want(line{m, strings.HasSuffix(field[1], "p"), field[3] + " " + field[4]}) {
+			l = append(l, m)
+		}
 	}
 }
 

@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,26 @@ type channel struct {
 	held   chan struct{} // guards what is below; a channel and not a mutex because it is held while connecting
 	conn   net.Conn
 	closed bool
+	spend  int   // how many of the VMM's ports to spend before the first connection
+	given  int64 // how many the VMM has given, or may have
+
+	ports atomic.Int64 // how many have been used, up to that of the latest connection, or of the one that is being made
+}
+
+// firstPort is what the VMM gives to its side of the first connection; those after it follow (muxer.rs, allocate_local_port).
+const firstPort = 1 << 30
+
+// lingering is how many connections of one machine its guest may still have: there is one at a time.
+const lingering = 4
+
+// toSpend gives how many ports a clone's VMM has to spend, of a machine that had used so many: its guest may not be through with the latest
+// connections, though they are over on the host's side, and the VMM takes its late word of one for a word of the clone's on the same
+// port, and ends that. Kernels that keep a connection until its program closes it pass over the new one instead.
+func toSpend(ports int64) int {
+	if ports < 0 || ports > lingering {
+		return 0
+	}
+	return int(ports)
 }
 
 func newChannel(dir *directory) *channel {
@@ -65,6 +86,9 @@ func (c *channel) connect(ctx context.Context) (net.Conn, error) {
 		case <-ctx.Done():
 		}
 	}()
+	for ; c.spend > 0 && c.spendOne(ctx) == nil; c.spend-- { // what is wrong with the socket, the next one tells
+		c.given++
+	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		conn, err := c.try(ctx)
 		if err == nil {
@@ -91,13 +115,25 @@ func (e *refusedError) Error() string {
 	return fmt.Sprintf("nobody listens on the guest's port %d: answer %q", vmm.GuestPort, e.answer)
 }
 
+// spendOne connects with a port on which no guest's agent listens. The VMM takes what is to be connected in the order in which it came.
+func (c *channel) spendOne(ctx context.Context) error {
+	conn, err := c.dir.dial(ctx, vsockSocket)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(conn, "CONNECT 1\n")
+	return errors.Join(err, conn.Close())
+}
+
 func (c *channel) try(ctx context.Context) (net.Conn, error) {
 	conn, err := c.dir.dial(ctx, vsockSocket)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err = shake(conn)
+	c.given++ // the guest knows of the connection before we do, and may be kept in between
+	c.ports.Store(c.given)
+	port, err := shake(conn)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -105,29 +141,31 @@ func (c *channel) try(ctx context.Context) (net.Conn, error) {
 		_ = conn.Close()
 		return nil, err
 	}
+	c.given = max(port-firstPort+1, 0)
+	c.ports.Store(c.given)
 	return conn, nil
 }
 
-// shake says whom to connect with and reads the answer, byte by byte: what follows it is the guest's.
-func shake(conn net.Conn) error {
+// shake says whom to connect with and reads the answer, byte by byte: what follows it is the guest's. It gives the port of the VMM's side.
+func shake(conn net.Conn) (port int64, err error) {
 	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", vmm.GuestPort); err != nil {
-		return &refusedError{err.Error()}
+		return 0, &refusedError{err.Error()}
 	}
 	var line []byte
 	for b := make([]byte, 1); len(line) < 32; line = append(line, b[0]) {
 		if _, err := conn.Read(b); errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
+			return 0, err
 		} else if err != nil {
-			return &refusedError{string(line)}
+			return 0, &refusedError{string(line)}
 		}
 		if b[0] == '\n' {
 			break
 		}
 	}
-	if !strings.HasPrefix(string(line), "OK ") {
-		return &refusedError{string(line)}
+	if n, err := fmt.Sscanf(string(line), "OK %d", &port); n != 1 || err != nil {
+		return 0, &refusedError{string(line)}
 	}
-	return nil
+	return port, nil
 }
 
 // hangUp ends the connection there is.

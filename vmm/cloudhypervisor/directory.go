@@ -171,8 +171,8 @@ func (d *directory) write(name string, b []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// read gives what the VMM has written to a file, if it is one, and of so many bytes at most.
-func (d *directory) read(name string, limit int64) ([]byte, error) {
+// read gives what the VMM has written to a file, if it is one, and of maxState bytes at most.
+func (d *directory) read(name string) ([]byte, error) {
 	f, err := d.open(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -182,10 +182,10 @@ func (d *directory) read(name string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() || info.Size() > limit {
+	if !info.Mode().IsRegular() || info.Size() > maxState {
 		return nil, fmt.Errorf("%s: %s of %d bytes", name, info.Mode(), info.Size())
 	}
-	return io.ReadAll(io.LimitReader(f, limit))
+	return io.ReadAll(io.LimitReader(f, maxState))
 }
 
 func (d *directory) exists(name string) bool {

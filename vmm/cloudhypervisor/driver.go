@@ -9,10 +9,12 @@
 // vm.restore copies nothing either. That is Cloud Hypervisor's restore by Copy, with nothing to copy: OnDemand is never used, as v53
 // then reads all memory in the background.
 //
-// What it cannot: snapshot a clone, grow a machine's memory, and tell that a disk's file failed (Cloud Hypervisor tells its guest only,
-// so the machines are no vmm.HostFault).
+// A machine can be kept while it runs on (checkpoint.go); a clone cannot be ended with a snapshot.
 //
-// Linux, and root for the directories. It may import vmm and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
+// What it cannot: grow a machine's memory, and tell that a disk's file failed (Cloud Hypervisor tells its guest only, so the machines are
+// no vmm.HostFault).
+//
+// Linux, and root for the directories. It may import vmm, what drivers share and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
 package cloudhypervisor
 
 import (

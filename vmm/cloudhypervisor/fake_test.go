@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -281,5 +282,36 @@ func TestSlowVMM(t *testing.T) {
 	l.next("vm.boot", silent, nil)
 	if _, err := d.Probe(within(t)); err == nil || !strings.Contains(err.Error(), "100ms") {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestBrokenTemplate leaves nothing of a template that is none.
+func TestBrokenTemplate(t *testing.T) {
+	_, d := newFakes(t, "v53.0")
+	whole := vmmtest.Build(t, d, fakeBoot(t), talk{})
+	for name, breakIt := range map[string]func(dir string) error{
+		"a shorter memory": func(dir string) error { return os.Truncate(dir+"/memory", 4096) },
+		"a configuration":  func(dir string) error { return os.WriteFile(dir+"/config.json", []byte("noise"), 0) },
+		"no state":         func(dir string) error { return os.Remove(dir + "/state.json") },
+		"memory to copy":   func(dir string) error { return os.WriteFile(dir+"/memory-ranges", nil, 0o444) },
+		"another version's": func(dir string) error {
+			return os.WriteFile(dir+"/cloud-hypervisor.json", []byte(`{"version": "v52.0"}`), 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			percent := debug.SetGCPercent(-1) // which would close what is forgotten
+			t.Cleanup(func() { debug.SetGCPercent(percent) })
+			vmmtest.NoLeaks(t)
+			broken := whole
+			broken.Dir = t.TempDir()
+			must(t, os.CopyFS(broken.Dir, os.DirFS(whole.Dir)))
+			must(t, breakIt(broken.Dir))
+			p, err := d.Prepare(within(t), broken, vmm.Attach{})
+			if err == nil {
+				must(t, p.Close())
+				t.Error("a machine can be made of it")
+			}
+			t.Log(err)
+		})
 	}
 }

@@ -160,6 +160,8 @@ const (
 	hangUp      fault = "hangs up in its answer"
 	endless     fault = "answers without end"
 	badEvents   fault = "tells events that are none"
+	refuseAll   fault = "refuses, however often"
+	halfway     fault = "pauses half the machine, and refuses"
 	noMoreWords fault = "" // none
 )
 
@@ -174,7 +176,7 @@ func (l *fakeLauncher) next(path string, f fault, onHit func()) {
 func (l *fakeLauncher) struck(path string) fault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.fault == noMoreWords || l.path != path || l.hits > 0 {
+	if l.fault == noMoreWords || l.path != path || l.hits > 0 && l.fault != refuseAll {
 		return noMoreWords
 	}
 	l.hits++

@@ -3,6 +3,7 @@ package cloudhypervisor_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type fakeVMM struct {
 	state  string // "" where there is no machine
 	config map[string]any
 	guest  *fakeGuest
+	memory []byte // the guest's, mapped
 }
 
 func (v *fakeVMM) closeFiles() {
@@ -48,13 +50,18 @@ func (v *fakeVMM) serve() error {
 	}
 	v.listener, v.conns = l.(*net.UnixListener), map[io.Closer]bool{}
 	v.listener.SetUnlinkOnClose(false)
-	v.all.Go(func() { v.accept(v.listener, v.answerAll) })
+	v.all.Go(func() {
+		v.accept(v.listener, func(c *net.UnixConn) func() { // one after the other: what was asked and given up goes before what is asked then
+			v.answerAll(c)
+			return nil
+		})
+	})
 	v.event("vmm", "starting")
 	return nil
 }
 
-// accept hands each connection to f, and closes it.
-func (v *fakeVMM) accept(l *net.UnixListener, f func(*net.UnixConn)) {
+// accept hands each connection to f, and closes it after what f gives has run.
+func (v *fakeVMM) accept(l *net.UnixListener, f func(*net.UnixConn) func()) {
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
@@ -63,8 +70,11 @@ func (v *fakeVMM) accept(l *net.UnixListener, f func(*net.UnixConn)) {
 		if !v.hold(c) {
 			return
 		}
+		run := f(c)
 		v.all.Go(func() {
-			f(c)
+			if run != nil {
+				run()
+			}
 			_ = c.Close()
 		})
 	}
@@ -98,6 +108,9 @@ func (v *fakeVMM) stop() {
 		_ = c.Close()
 	}
 	v.all.Wait()
+	if v.memory != nil {
+		_ = unix.Munmap(v.memory)
+	}
 	v.closeFiles()
 }
 
@@ -192,13 +205,19 @@ func (v *fakeVMM) answer(conn *net.UnixConn, q *http.Request, body []byte, fds i
 		_, _ = io.WriteString(conn, "HTTP/1.1 200 \r\nContent-Length: 100\r\n\r\n{\"build_v")
 		_ = conn.Close()
 		return
+	case halfway:
+		if path == "vm.pause" {
+			v.mu.Lock()
+			v.guest.freeze(true)
+			v.mu.Unlock()
+		}
 	case badEvents:
 		_, _ = v.files[5].WriteString(`{"source": 7} ]]] {"source":"guest","event":"panic"`)
 		_, _ = v.files[5].Write(bytes.Repeat([]byte("x"), 32<<10))
 	}
 	var out any
 	err := error(&refused{500, []string{"Error from API", "sabotage"}})
-	if f != refuse {
+	if f != refuse && f != refuseAll && f != halfway {
 		out, err = v.handle(q.Method, path, body, fds)
 	}
 	reply(conn, out, err)
@@ -397,7 +416,7 @@ func (v *fakeVMM) open() error {
 		if zone["shared"] == true {
 			flag, mode = os.O_RDWR, unix.MAP_SHARED
 		}
-		if err := tryMap(path, flag, prot, mode, int(zone["size"].(float64))); err != nil {
+		if v.memory, err = mapMemory(path, flag, prot, mode, int(zone["size"].(float64))); err != nil {
 			return fmt.Errorf("memory: %w", err)
 		}
 	}
@@ -445,27 +464,47 @@ func (v *fakeVMM) open() error {
 	if !v.held(l) {
 		return errKilled
 	}
-	v.all.Go(func() { v.accept(l, v.guest.join) })
+	v.all.Go(func() { v.mux(l) })
 	return nil
 }
 
-// tryMap maps a file as a VMM maps its guest's memory.
-func tryMap(path string, flag, prot, mode, size int) error {
+// mux joins the host's connections with the guest's, in the words of hybrid vsock, and gives each the next port.
+func (v *fakeVMM) mux(l *net.UnixListener) {
+	port := uint32(1<<30 - 1)
+	v.accept(l, func(c *net.UnixConn) func() {
+		line := make([]byte, 0, 32)
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		for b := make([]byte, 1); len(line) < cap(line) && !bytes.HasSuffix(line, []byte("\n")); line = append(line, b[0]) {
+			if _, err := c.Read(b); err != nil {
+				return nil
+			}
+		}
+		_ = c.SetReadDeadline(time.Time{})
+		port++
+		mine := port
+		if string(line) != "CONNECT 1024\n" {
+			return nil
+		}
+		return func() { v.guest.join(c, mine) }
+	})
+}
+
+// mapMemory maps a file as a VMM maps its guest's memory.
+func mapMemory(path string, flag, prot, mode, size int) ([]byte, error) {
 	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || info.Size() < int64(size) {
-		return fmt.Errorf("%d bytes, want %d: %w", info.Size(), size, err)
+		return nil, fmt.Errorf("%d bytes, want %d: %w", info.Size(), size, err)
 	}
 	b, err := unix.Mmap(int(f.Fd()), 0, size, prot, mode|unix.MAP_NORESERVE)
-	if err != nil {
-		return err
+	if err == nil {
+		b[size-1] = 1
 	}
-	b[size-1] = 1
-	return unix.Munmap(b)
+	return b, err
 }
 
 func (v *fakeVMM) snapshot(body []byte) error {
@@ -481,19 +520,99 @@ func (v *fakeVMM) snapshot(body []byte) error {
 	if err != nil {
 		return internal("The VM could not be snapshotted", err.Error())
 	}
-	config, _ := json.Marshal(v.config)
-	for name, b := range map[string][]byte{"config.json": config, "state.json": []byte(`{"snapshots":{}}`)} {
-		if err := os.WriteFile(dir+"/"+name, b, 0o600); err != nil {
-			return internal("The VM could not be snapshotted", err.Error())
-		}
-	}
-	if v.l.spoil != nil {
-		if err := v.l.spoil(dir); err != nil {
-			return internal("The VM could not be snapshotted", err.Error())
-		}
-	}
 	v.event("vm", "snapshotted")
+	if err := v.send(dir); err != nil {
+		return internal("The VM could not be snapshotted", "Cannot send VM snapshot", err.Error())
+	}
 	return nil
+}
+
+// send writes configuration, state and memory, in this order, into files that must not be there yet; no memory that is in a shared file.
+func (v *fakeVMM) send(dir string) error {
+	config, _ := json.Marshal(v.config)
+	ranges := []any{}
+	if !v.shared() {
+		ranges = append(ranges, map[string]int{"gpa": 0, "length": len(v.memory)})
+	}
+	files := []struct {
+		name string
+		b    []byte
+	}{{"config.json", config}, {"state.json", fakeState(ranges, v.guest.connections())}, {"memory-ranges", v.memory}}
+	for _, file := range files[:2+len(ranges)] {
+		f, err := os.OpenFile(dir+"/"+file.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return fmt.Errorf("error creating %s: %w", file.name, err)
+		}
+		_, err = f.Write(file.b)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		if v.l.spoil != nil && file.name == "state.json" {
+			if err := v.l.spoil(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v *fakeVMM) shared() bool {
+	memory, _ := v.config["memory"].(map[string]any)
+	zones, _ := memory["zones"].([]any)
+	return zones[0].(map[string]any)["shared"] == true
+}
+
+// fakeNode is a part of a state.
+type fakeNode struct {
+	Snapshots map[string]*fakeNode `json:"snapshots"`
+	Data      *fakeData            `json:"snapshot_data"`
+}
+
+type fakeData struct {
+	State string `json:"state"`
+}
+
+// fakeBig is a number that is not one of JavaScript's.
+const fakeBig = "18446744073709551615"
+
+func fakeState(ranges, connections any) []byte {
+	leaf := func(format string, value any) *fakeNode {
+		b, _ := json.Marshal(value)
+		return &fakeNode{Snapshots: map[string]*fakeNode{}, Data: &fakeData{fmt.Sprintf(format, b)}}
+	}
+	b, _ := json.Marshal(&fakeNode{
+		Data: &fakeData{`{"clock":null}`},
+		Snapshots: map[string]*fakeNode{
+			"memory-manager": leaf(`{"memory_ranges":{"data":%s},"start_of_device_area":`+fakeBig+`}`, ranges),
+			"device-manager": {Snapshots: map[string]*fakeNode{"vsock": leaf(`{"connections":%s,"acked_features":1}`, connections)}},
+		},
+	})
+	return b
+}
+
+// load reads a state as the real one does: memory that is said to have been copied has to be there.
+func (v *fakeVMM) load(dir string, state *fakeNode) error {
+	var memory struct {
+		Ranges struct{ Data []any } `json:"memory_ranges"`
+		Start  uint64               `json:"start_of_device_area"`
+	}
+	var vsock struct{ Connections [][2]uint32 }
+	devices := state.Snapshots["device-manager"]
+	if state.Snapshots["memory-manager"] == nil || devices == nil || devices.Snapshots["vsock"] == nil {
+		return errors.New("missing snapshot data")
+	}
+	if err := errors.Join(json.Unmarshal([]byte(state.Snapshots["memory-manager"].Data.State), &memory),
+		json.Unmarshal([]byte(devices.Snapshots["vsock"].Data.State), &vsock)); err != nil {
+		return err
+	}
+	if fmt.Sprint(memory.Start) != fakeBig {
+		return fmt.Errorf("the device area is at %d", memory.Start)
+	}
+	if len(memory.Ranges.Data) == 0 {
+		return nil
+	}
+	_, err := os.Stat(dir + "/memory-ranges")
+	return err
 }
 
 func (v *fakeVMM) restore(body []byte, fds int) error {
@@ -520,7 +639,7 @@ func (v *fakeVMM) restore(body []byte, fds int) error {
 	if err != nil {
 		return internal(what, err.Error())
 	}
-	var state any
+	var state fakeNode
 	for name, to := range map[string]any{"config.json": &v.config, "state.json": &state} {
 		b, err := os.ReadFile(dir + "/" + name)
 		if err == nil {
@@ -530,6 +649,10 @@ func (v *fakeVMM) restore(body []byte, fds int) error {
 			v.config = nil
 			return internal(what, "Error deserialising VM state snapshot", err.Error())
 		}
+	}
+	if err := v.load(dir, &state); err != nil {
+		v.config = nil
+		return internal(what, err.Error())
 	}
 	cards, _ := v.config["net"].([]any)
 	if len(cards) != fds {
@@ -554,19 +677,21 @@ func (v *fakeVMM) restore(body []byte, fds int) error {
 	return nil
 }
 
-// fakeGuest speaks as Command testguest does.
+// fakeGuest speaks as Command testguest does. What it keeps is in its memory and on its disk.
 type fakeGuest struct {
 	v       *fakeVMM
 	console *os.File
 
 	mu    sync.Mutex
 	still bool
-	value string
 	last  io.Closer
+	// latest is the host's port of last.
+	latest uint32
+	conns  map[uint32]bool // by the host's port
 }
 
 func newFakeGuest(v *fakeVMM, console *os.File) *fakeGuest {
-	return &fakeGuest{v: v, console: console}
+	return &fakeGuest{v: v, console: console, conns: map[uint32]bool{}}
 }
 
 func (g *fakeGuest) print(s string) { _, _ = io.WriteString(g.console, s) }
@@ -577,70 +702,107 @@ func (g *fakeGuest) freeze(still bool) {
 	g.still = still
 }
 
-// wait is where a paused guest stands.
-func (g *fakeGuest) wait() {
+// connections are what a state says of them.
+func (g *fakeGuest) connections() (pairs [][2]uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for port := range g.conns {
+		pairs = append(pairs, [2]uint32{port, 1024})
+	}
+	return pairs
+}
+
+// do is what the guest does while it runs: a paused one stands before it. False is its end.
+func (g *fakeGuest) do(f func()) bool {
 	for {
 		g.mu.Lock()
-		still := g.still
+		if !g.still {
+			f()
+			g.mu.Unlock()
+			return true
+		}
 		g.mu.Unlock()
 		g.v.mu.Lock()
 		closed := g.v.closed
 		g.v.mu.Unlock()
-		if !still || closed {
-			return
+		if closed {
+			return false
 		}
 		time.Sleep(time.Millisecond) // a fake's clock
 	}
 }
 
-// join is a connection of the host's, in the words of hybrid vsock.
-func (g *fakeGuest) join(c *net.UnixConn) {
-	r := bufio.NewReader(c)
-	line, err := r.ReadString('\n')
-	if err != nil || line != "CONNECT 1024\n" {
+// join is a connection of the host's.
+func (g *fakeGuest) join(c *net.UnixConn, port uint32) {
+	late := false // another that came after it has been joined already
+	if !g.do(func() {
+		of := fmt.Sprintf("%-10d", port)
+		if g.last == nil && string(g.v.memory[8192:8202]) == of {
+			g.v.l.t.Errorf("the first connection has port %d, and so has one that the guest had when its state was saved", port)
+		}
+		if late = port < g.latest; late {
+			return
+		}
+		copy(g.v.memory[8192:], of) // the guest lets it linger, in its clones too
+		if g.last != nil {
+			_ = g.last.Close()
+		}
+		g.last, g.latest, g.conns[port] = c, port, true
+	}) || late {
 		return
 	}
-	g.wait()
-	g.mu.Lock()
-	if g.last != nil {
-		_ = g.last.Close()
-	}
-	g.last = c
-	g.mu.Unlock()
-	if _, err := io.WriteString(c, "OK 1073741824\n"); err != nil {
+	defer func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.conns, port)
+	}()
+	if _, err := fmt.Fprintf(c, "OK %d\n", port); err != nil {
 		return
 	}
-	for {
+	for r := bufio.NewReader(c); ; {
 		line, err := r.ReadString('\n')
 		if err != nil {
 			return
 		}
-		g.wait()
-		if !g.obey(c, r, line) {
+		if n, is := strings.CutPrefix(line, "echo "); is {
+			if !g.do(func() {}) || !echoes(c, r, n) {
+				return
+			}
+			continue
+		}
+		more := false
+		if !g.do(func() { more = g.obey(c, line) }) || !more {
 			return
 		}
 	}
 }
 
-func (g *fakeGuest) obey(c io.Writer, r io.Reader, line string) bool {
+func echoes(c io.Writer, r io.Reader, size string) bool {
+	var n int64
+	_, _ = fmt.Sscan(size, &n)
+	_, err := io.CopyN(c, r, n)
+	return err == nil
+}
+
+// obey is done while the guest's lock is held.
+func (g *fakeGuest) obey(c io.Writer, line string) bool {
 	verb, arg, _ := strings.Cut(strings.TrimSpace(line), " ")
 	answer := "ok"
 	switch verb {
 	case "sync":
 		answer = "sync " + arg
-	case "echo":
-		var n int64
-		_, _ = fmt.Sscan(arg, &n)
-		_, err := io.CopyN(c, r, n)
-		return err == nil
-	case "set", "get":
-		g.mu.Lock()
-		if verb == "set" {
-			g.value = arg
-		} else {
-			answer = g.value
+	case "set":
+		page := g.v.memory[4096:8192]
+		clear(page)
+		copy(page, arg)
+	case "get":
+		answer = string(bytes.TrimRight(g.v.memory[4096:8192], "\x00"))
+	case "dirty":
+		for i := range 20 {
+			g.v.memory[(10+i)*4096]++
 		}
-		g.mu.Unlock()
+	case "disk-put", "disk-get", "disk-fill", "sum":
+		answer = g.disk(verb, arg)
 	case "print":
 		g.print(arg + "\n")
 	case "poweroff":
@@ -658,4 +820,32 @@ func (g *fakeGuest) obey(c io.Writer, r io.Reader, line string) bool {
 	}
 	_, err := io.WriteString(c, answer+"\n")
 	return err == nil
+}
+
+// disk uses the scratch disk, which is smaller than the real ones are.
+func (g *fakeGuest) disk(verb, arg string) string {
+	path, err := g.v.own("/proc/self/fd/9")
+	if err != nil {
+		return err.Error()
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	last := b[len(b)-512:]
+	switch verb {
+	case "disk-get":
+		return string(bytes.TrimRight(last, "\x00"))
+	case "sum":
+		return fmt.Sprintf("%x", sha256.Sum256(b))
+	case "disk-fill":
+		copy(b, bytes.Repeat([]byte("fill"), len(b)/4))
+	default:
+		clear(last)
+		copy(last, arg)
+	}
+	if err := os.WriteFile(path, b, 0); err != nil {
+		return err.Error()
+	}
+	return "ok"
 }

@@ -43,5 +43,25 @@ func TestRealJailed(t *testing.T) {
 	if !strings.Contains(string(status), "NoNewPrivs:\t1") || strings.Contains(string(status), "Uid:\t0\t") {
 		t.Errorf("it is not jailed:\n%s", status)
 	}
+	// The jail's filter holds all threads, and Cloud Hypervisor's own hold all but the first, which only waits for the others.
+	threads := vmmtest.Threads(t, l.pid(m.ID()))
+	t.Logf("threads: %+v", threads)
+	names, jails := map[string]bool{}, 0
+	for _, th := range threads {
+		names[th.Name] = true
+		if th.Leads {
+			jails = th.Filters
+		}
+	}
+	for _, th := range threads {
+		if th.Seccomp != 2 || !th.Leads && th.Filters <= jails {
+			t.Errorf("a thread without its filter, where the jail has %d: %+v", jails, th)
+		}
+	}
+	for _, name := range []string{"vmm", "http-server", "event-monitor", "vcpu0"} {
+		if !names[name] {
+			t.Errorf("no thread %s", name)
+		}
+	}
 	must(t, m.Close())
 }

@@ -13,12 +13,14 @@ import (
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/cloudhypervisor/api"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
-// vmmOverhead is the address space that Cloud Hypervisor may take beside the guest's memory: for each of its threads, one for a device and
-// a processor each, a stack and a malloc arena of 64 MiB. What it really uses is some 20 MiB; vmmMemory is what it may.
+// What Cloud Hypervisor may have beside the guest's memory. Of the address space each of its threads, one for a device and a processor each,
+// has a stack and a malloc arena, which are mapped and hardly used: what it really uses is some 20 MiB, and vmmMemory is what it may.
 const (
-	vmmOverhead = 4 << 30
+	vmmSpace    = 4 << 30
+	threadSpace = (8 + 2*64) << 20
 	vmmMemory   = 64 << 20
 )
 
@@ -31,7 +33,13 @@ type machine struct {
 	release  release
 	platform manifest
 	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
+	template *os.File // the memory that a clone maps, for Checkpoint
+	config   []byte   // of a clone, as it was restored from
+	scratch  *os.File // the disk, for Checkpoint; nil: none
 	tap      *os.File // of a clone that is not restored yet: the caller's
+
+	turns chan struct{} // guards vcpus and whether it runs; a channel and not a mutex because it is held while asking
+	vcpus int
 }
 
 var (
@@ -149,7 +157,8 @@ func (d *Driver) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm
 }
 
 func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) {
-	if err := d.samePlatform(ctx, t.Dir); err != nil {
+	platform, err := d.samePlatform(ctx, t.Dir)
+	if err != nil {
 		return nil, err
 	}
 	template, err := readOnly(t.Dir)
@@ -157,10 +166,23 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 		return nil, err
 	}
 	defer template.close()
-	config, state, err := d.load(template, int64(t.Boot.MemoryMiB)<<20)
+	memory, config, state, err := d.load(template, int64(t.Boot.MemoryMiB)<<20)
 	if err != nil {
 		return nil, err
 	}
+	m, err := d.restorable(ctx, t.Boot, template, config, state)
+	if err != nil {
+		_ = memory.Close()
+		return nil, err
+	}
+	m.template, m.platform, m.channel.spend = memory, platform, toSpend(platform.Ports)
+	m.config = config
+	m.channel.ports.Store(platform.Ports) // its guest has what that of the template had, until there is a connection
+	return m, nil
+}
+
+// restorable starts a VMM with a template's files in its directory, and a view of the template.
+func (d *Driver) restorable(ctx context.Context, b vmm.Boot, template *directory, config, state []byte) (*machine, error) {
 	dir, err := newDirectory(int64(len(config)+len(state)) + 1<<20)
 	if err != nil {
 		return nil, err
@@ -174,7 +196,7 @@ func (d *Driver) prepare(ctx context.Context, t vmm.Template) (*machine, error) 
 		dir.close()
 		return nil, err
 	}
-	return d.machine(ctx, t.Boot, dir, view, "")
+	return d.machine(ctx, b, dir, view, "")
 }
 
 // machine starts a VMM with the machine's files and waits until it answers. It takes dir and extra, for the descriptor of that name, over.
@@ -184,9 +206,20 @@ func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra 
 		dir.close()
 		return nil, err
 	}
-	m := &machine{d: d, boot: b, channel: newChannel(dir)}
-	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{MemoryBytes: int64(b.MemoryMiB)<<20 + vmmOverhead, Share: share(b, d.cfg.Disk)})
+	m := &machine{d: d, boot: b, channel: newChannel(dir), turns: make(chan struct{}, 1), vcpus: b.VCPUs}
+	if b.Scratch != "" {
+		if m.scratch, err = hostfile.Duplicate(files[scratchFD-extraFD]); err != nil {
+			closeAll(files)
+			dir.close()
+			return nil, err
+		}
+	}
+	memory := int64(b.MemoryMiB) << 20
+	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{
+		AddressSpaceBytes: memory + vmmSpace + int64(max(b.VCPUs, b.MaxVCPUs))*threadSpace, FileBytes: fileBytes(b), Share: share(b, d.cfg.Disk),
+	})
 	if err != nil {
+		_ = m.scratch.Close()
 		return nil, err
 	}
 	ctx, cancel := d.step(ctx)
@@ -219,6 +252,10 @@ func (d *Driver) files(b vmm.Boot, extra *os.File, initrd string) ([]*os.File, e
 	}
 	return files, nil
 }
+
+// fileBytes is how large the VMM's files become that are no disk: the memory's, which vm.snapshot would copy to another of that size, and
+// the state's (memory_manager.rs and vm.rs of v53.0).
+func fileBytes(b vmm.Boot) int64 { return max(int64(b.MemoryMiB)<<20, maxState) }
 
 // share is what a machine may use of its host: its processors and half of one for its devices.
 func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
@@ -262,7 +299,7 @@ func (m *machine) restore(ctx context.Context) error {
 			return err
 		}
 	}
-	m.dir.remove(stateFile) // it is read, and memory
+	m.clear() // it is read, and memory
 	return nil
 }
 
@@ -296,9 +333,14 @@ func (m *machine) Resume(ctx context.Context) error {
 }
 
 func (m *machine) become(ctx context.Context, state string, order func(context.Context) error) error {
+	release, err := m.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
-	err := order(ctx)
+	err = order(ctx)
 	if _, refused := errors.AsType[*api.Error](err); !refused {
 		return err
 	}
@@ -316,19 +358,34 @@ func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	if most := max(m.boot.VCPUs, m.boot.MaxVCPUs); vcpus < 1 || vcpus > most {
 		return fmt.Errorf("resize %s: %d processors: it was booted for 1 to %d", m.id, vcpus, most)
 	}
-	ctx, cancel := m.d.step(ctx)
-	defer cancel()
-	if err := m.api.Resize(ctx, api.Resize{VCPUs: &vcpus}); err != nil {
+	release, err := m.turn(ctx)
+	if err != nil {
 		return fmt.Errorf("resize %s: %w", m.id, err)
 	}
-	return nil
+	defer release()
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	err = m.api.Resize(ctx, api.Resize{VCPUs: &vcpus})
+	switch _, refused := errors.AsType[*api.Error](err); {
+	case err == nil:
+		m.vcpus = vcpus
+		return nil
+	case !refused:
+		m.vcpus = unknown
+	}
+	return fmt.Errorf("resize %s: %w", m.id, err)
 }
+
+// unknown is how many processors a machine has that did not answer.
+const unknown = -1
 
 // Close ends the machine.
 func (m *machine) Close() error {
 	err := m.process.close()
 	m.channel.close()
-	_ = m.memory.Close()
+	m.turns <- struct{}{} // who takes a checkpoint sees that it is over
+	defer func() { <-m.turns }()
+	closeAll([]*os.File{m.memory, m.template, m.scratch})
 	return err
 }
 
@@ -339,46 +396,56 @@ func (m *machine) abandon(what string, err error) error {
 	return err
 }
 
-// load reads a template for a clone.
-func (d *Driver) load(template *directory, memorySize int64) (config, state []byte, err error) {
-	memory, err := template.open(memoryFile, unix.O_PATH|unix.O_NOFOLLOW, 0)
+// load reads a template for a clone, and opens its memory.
+func (d *Driver) load(template *directory, memorySize int64) (memory *os.File, config, state []byte, err error) {
+	if config, state, err = d.loadState(template); err != nil {
+		return nil, nil, nil, err
+	}
+	f, err := template.open(memoryFile, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	defer memory.Close()
-	info, err := memory.Stat()
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() != memorySize) {
+		err = fmt.Errorf("%s is %s of %d bytes, want %d", memoryFile, info.Mode(), info.Size(), memorySize)
+	}
 	if err != nil {
-		return nil, nil, err
+		_ = f.Close()
+		return nil, nil, nil, err
 	}
-	if !info.Mode().IsRegular() || info.Size() != memorySize {
-		return nil, nil, fmt.Errorf("%s is %s of %d bytes, want %d", memoryFile, info.Mode(), info.Size(), memorySize)
-	}
+	return f, config, state, nil
+}
+
+// loadState gives a clone's configuration and state.
+func (d *Driver) loadState(template *directory) (config, state []byte, err error) {
 	if template.exists(copiedFile) {
 		return nil, nil, fmt.Errorf("there is a %s: memory that each clone would copy", copiedFile)
 	}
-	saved, err := template.read(configFile, maxState)
+	saved, err := template.read(configFile)
 	if err != nil {
 		return nil, nil, err
 	}
 	if config, err = d.clone(saved); err != nil {
 		return nil, nil, err
 	}
-	state, err = template.read(stateFile, maxState)
+	state, err = template.read(stateFile)
 	return config, state, err
 }
 
 // samePlatform checks that the template in dir was made by this VMM on this host: it checks little of another one's state itself.
-func (d *Driver) samePlatform(ctx context.Context, dir string) error {
+func (d *Driver) samePlatform(ctx context.Context, dir string) (manifest, error) {
 	m, err := readManifest(filepath.Join(dir, manifestFile))
 	if err != nil {
-		return err
+		return m, err
 	}
 	caps, err := d.Probe(ctx)
 	if err != nil {
-		return err
+		return m, err
 	}
-	if here := manifestOf(caps); m != here {
-		return fmt.Errorf("the template was made on %+v, and this is %+v: build it anew", m, here)
+	here := manifestOf(caps)
+	here.Ports = m.Ports
+	if m != here {
+		return m, fmt.Errorf("the template was made on %+v, and this is %+v: build it anew", m, here)
 	}
-	return nil
+	return m, nil
 }

@@ -40,7 +40,7 @@ func newLab(t testing.TB, launcher vmm.Launcher, change func(*cloudhypervisor.Co
 		change(&cfg, &boot)
 	}
 	l.driver = newDriver(t, cfg)
-	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest)}
+	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest), Dirs: []string{l.runDir}}
 	return l
 }
 
@@ -66,22 +66,27 @@ func exit(t testing.TB, m vmm.Machine) vmm.Exit {
 
 func TestRealMachine(t *testing.T) {
 	l := newLab(t, vmm.Direct{}, nil)
-	must(t, l.Machine(t).Close())
+	nothing := func([]byte) []byte { return []byte("{}") }
+	vmmtest.RunMachines(t, vmmtest.MachineFixture{
+		Fixture: l.Fixture, Last: func() vmm.Process { return l.last },
+		Broken: map[string]func(string) error{
+			"a manifest of nothing":      vmmtest.Overwrite("cloud-hypervisor.json", nothing),
+			"a configuration of nothing": vmmtest.Overwrite("config.json", nothing),
+			"another version's":          vmmtest.Overwrite("cloud-hypervisor.json", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(`"v53`), []byte(`"v52`)) }),
+			"memory to copy":             func(dir string) error { return os.WriteFile(filepath.Join(dir, "memory-ranges"), nil, 0o444) },
+			"memory elsewhere": func(dir string) error {
+				path := filepath.Join(dir, "memory")
+				return errors.Join(os.Remove(path), os.Symlink(filepath.Join(l.Template.Dir, "memory"), path))
+			},
+		},
+	})
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *lab)
 	}{
-		{"guest reboots", testReboot},
-		{"guest panics", testPanic},
-		{"console flood", testFlood},
-		{"console is kept", testConsole},
-		{"disks", testDisks},
 		{"template cannot be changed", testImmutable},
-		{"killed before the restore", testKilledPrepared},
 		{"a stopped vmm", testStopped},
-		{"broken templates", testBrokenTemplates},
-		{"missing files", testMissingFiles},
-		{"clone has no snapshot", testNoSnapshotOfClone},
+		{"what is no kernel, and no tap", testNoKernel},
 		{"nothing has a name", testNoNames},
 		{"resize", testResize},
 		{"many clones", testManyClones},
@@ -92,84 +97,6 @@ func TestRealMachine(t *testing.T) {
 			c.test(t, l)
 		})
 	}
-}
-
-func testReboot(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Reboot(within(t), m))
-	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "reset"}, exit(t, m)); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func testPanic(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Panic(within(t), m))
-	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "panic"}, exit(t, m)); diff != "" {
-		t.Error(diff)
-	}
-	if !strings.Contains(m.Console(), "Kernel panic") {
-		t.Errorf("the console does not tell of the panic:\n%s", m.Console())
-	}
-}
-
-func testConsole(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Do(within(t), m, "print \x1b[31mred\x1b[0m\xff and done"))
-	must(t, m.Close())
-	if got := m.Console(); !strings.Contains(got, "[31mred[0m? and done\n") || strings.Contains(got, "\x1b") {
-		t.Errorf("console: %q", got)
-	}
-}
-
-// A guest that prints without end is answered and takes no memory of ours.
-func testFlood(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Do(within(t), m, "flood"))
-	for range 20 {
-		if got, err := l.Echo(within(t), m, []byte("still there")); err != nil || string(got) != "still there" {
-			t.Fatalf("echo: %q, %v", got, err)
-		}
-	}
-	for !strings.Contains(m.Console(), "flood flood") {
-		l.ask(t, m, "get")
-	}
-	if n := len(m.Console()); n > 16<<10 {
-		t.Errorf("the console kept %d bytes", n)
-	}
-}
-
-func testDisks(t *testing.T, l *lab) {
-	before := hashes(t, l.Boot.Root, l.Boot.Scratch)
-	a, b := l.Machine(t), l.Machine(t)
-	if got, want := l.ask(t, a, "sum /dev/vda"), before[l.Boot.Root]; got != want {
-		t.Errorf("root disk: %s, want %s", got, want)
-	}
-	if got, want := l.ask(t, b, "sum /dev/vdb"), before[l.Boot.Scratch]; got != want {
-		t.Errorf("scratch disk: %s, want %s", got, want)
-	}
-	must(t, l.Do(within(t), a, "disk-put of a"))
-	if got := l.ask(t, a, "disk-get"); got != "of a" {
-		t.Errorf("scratch of a: %q", got)
-	}
-	if got := l.ask(t, b, "disk-get"); got != "" {
-		t.Errorf("scratch of b: %q", got)
-	}
-	must(t, l.Do(within(t), a, "disk-beyond"))
-	if diff := cmp.Diff(before, hashes(t, l.Boot.Root, l.Boot.Scratch)); diff != "" {
-		t.Errorf("images have changed: %s", diff)
-	}
-}
-
-func hashes(t testing.TB, paths ...string) map[string]string {
-	t.Helper()
-	all := make(map[string]string)
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		must(t, err)
-		all[p] = fmt.Sprintf("%x", sha256.Sum256(b))
-	}
-	return all
 }
 
 func templateFiles(t testing.TB, l *lab) []string {
@@ -185,7 +112,7 @@ func templateFiles(t testing.TB, l *lab) []string {
 // Clones write to all of their memory that they can, a VMM that is taken over tries to write to the template's, and nothing happens to it.
 func testImmutable(t *testing.T, l *lab) {
 	files := templateFiles(t, l)
-	before := hashes(t, files...)
+	before := vmmtest.Hashes(t, files...)
 	m, other := l.Machine(t), l.Machine(t)
 	must(t, l.Set(within(t), other, "mine"))
 	must(t, l.Do(within(t), m, "dirty 100"))
@@ -215,7 +142,7 @@ func testImmutable(t *testing.T, l *lab) {
 	if got := l.ask(t, l.Machine(t), "get"); got != "" {
 		t.Errorf("a new clone has %q", got)
 	}
-	if diff := cmp.Diff(before, hashes(t, files...)); diff != "" {
+	if diff := cmp.Diff(before, vmmtest.Hashes(t, files...)); diff != "" {
 		t.Errorf("the template has changed: %s", diff)
 	}
 }
@@ -264,26 +191,6 @@ func sameFile(a, b string) bool {
 	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
-func testKilledPrepared(t *testing.T, l *lab) {
-	for _, restore := range []bool{true, false} {
-		before := len(l.procs)
-		p, err := l.Driver.Prepare(within(t), l.Template, vmm.Attach{})
-		must(t, err)
-		if len(l.procs) != before+1 {
-			t.Fatal("no new process")
-		}
-		must(t, syscall.Kill(l.last.PID(), syscall.SIGKILL))
-		<-l.last.Done()
-		if restore {
-			if m, err := p.Restore(within(t)); err == nil {
-				m.Close()
-				t.Error("restored a dead VMM")
-			}
-		}
-		must(t, p.Close())
-	}
-}
-
 // A VMM that does nothing at all, not even answer, can be left and ended.
 func testStopped(t *testing.T, l *lab) {
 	m := l.Machine(t)
@@ -307,90 +214,7 @@ func testStopped(t *testing.T, l *lab) {
 	}
 }
 
-func testBrokenTemplates(t *testing.T, l *lab) {
-	overwrite := func(name string, change func([]byte) []byte) func(string) error {
-		return func(dir string) error {
-			path := filepath.Join(dir, name)
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			return errors.Join(os.Remove(path), os.WriteFile(path, change(b), 0o444))
-		}
-	}
-	memory := func(size int64) func(string) error {
-		return func(dir string) error {
-			path := filepath.Join(dir, "memory")
-			return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o644), os.Truncate(path, size))
-		}
-	}
-	remove := func(name string) func(string) error {
-		return func(dir string) error { return os.Remove(filepath.Join(dir, name)) }
-	}
-	half := func(b []byte) []byte { return b[:len(b)/2] }
-	empty := func([]byte) []byte { return nil }
-	noise := func(b []byte) []byte { return []byte(strings.Repeat("noise", len(b)/5)) }
-	for name, breakIt := range map[string]func(string) error{
-		"half the state": overwrite("state.json", half), "no state": overwrite("state.json", empty), "noise for a state": overwrite("state.json", noise),
-		"half the memory": memory(128 << 20), "no memory": memory(0), "other memory": memory(256<<20 + 1),
-		"noise for a manifest": overwrite("cloud-hypervisor.json", noise), "an empty manifest": overwrite("cloud-hypervisor.json", func([]byte) []byte { return []byte("{}") }),
-		"noise for a configuration": overwrite("config.json", noise), "an empty configuration": overwrite("config.json", func([]byte) []byte { return []byte("{}") }),
-		"another version's": overwrite("cloud-hypervisor.json", func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(`"v53`), []byte(`"v52`)) }),
-		"missing state":     remove("state.json"), "missing memory": remove("memory"), "missing manifest": remove("cloud-hypervisor.json"),
-		"memory to copy": func(dir string) error { return os.WriteFile(filepath.Join(dir, "memory-ranges"), nil, 0o444) },
-		"memory elsewhere": func(dir string) error {
-			path := filepath.Join(dir, "memory")
-			return errors.Join(os.Remove(path), os.Symlink(filepath.Join(l.Template.Dir, "memory"), path))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			for _, name := range []string{"state.json", "memory", "config.json", "cloud-hypervisor.json"} {
-				must(t, os.Link(filepath.Join(l.Template.Dir, name), filepath.Join(dir, name)))
-			}
-			must(t, breakIt(dir))
-			template := l.Template
-			template.Dir = dir
-			p, err := l.Driver.Prepare(within(t), template, vmm.Attach{})
-			if err == nil {
-				var m vmm.Machine
-				if m, err = p.Restore(within(t)); err == nil {
-					m.Close()
-					t.Fatal("a machine came out of it")
-				}
-			}
-			t.Log(err)
-		})
-	}
-}
-
-func testMissingFiles(t *testing.T, l *lab) {
-	for name, change := range map[string]func(*vmm.Boot){
-		"kernel":  func(b *vmm.Boot) { b.Kernel += ".none" },
-		"initrd":  func(b *vmm.Boot) { b.Initrd += ".none" },
-		"root":    func(b *vmm.Boot) { b.Root += ".none" },
-		"scratch": func(b *vmm.Boot) { b.Scratch += ".none" },
-	} {
-		boot := l.Boot
-		change(&boot)
-		if m, err := l.Driver.Boot(within(t), boot, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("boot without a %s: %v", name, err)
-			if err == nil {
-				m.Close()
-			}
-		}
-		if name == "kernel" || name == "initrd" {
-			continue
-		}
-		template := l.Template
-		template.Boot = boot
-		if p, err := l.Driver.Prepare(within(t), template, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("prepare without a %s: %v", name, err)
-			if err == nil {
-				p.Close()
-			}
-		}
-	}
+func testNoKernel(t *testing.T, l *lab) {
 	noise := l.Boot
 	noise.Kernel = l.Boot.Root
 	if m, err := l.Driver.Boot(within(t), noise, vmm.Attach{}); err == nil {
@@ -404,16 +228,6 @@ func testMissingFiles(t *testing.T, l *lab) {
 		if err == nil {
 			p.Close()
 		}
-	}
-}
-
-func testNoSnapshotOfClone(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	if _, err := m.Snapshot(within(t), t.TempDir()); !errors.Is(err, vmm.ErrUnsupported) {
-		t.Errorf("err = %v", err)
-	}
-	if got := l.ask(t, m, "get"); got != "" {
-		t.Errorf("value: %q", got)
 	}
 }
 
@@ -457,7 +271,7 @@ func testResize(t *testing.T, l *lab) {
 // testManyClones wants the template's files as they were after thirty clones have run and written.
 func testManyClones(t *testing.T, l *lab) {
 	files := templateFiles(t, l)
-	before := hashes(t, files...)
+	before := vmmtest.Hashes(t, files...)
 	for i := range 30 {
 		m := l.Machine(t)
 		must(t, l.Set(within(t), m, fmt.Sprint(i)))
@@ -466,7 +280,7 @@ func testManyClones(t *testing.T, l *lab) {
 		}
 		must(t, m.Close())
 	}
-	if diff := cmp.Diff(before, hashes(t, files...)); diff != "" {
+	if diff := cmp.Diff(before, vmmtest.Hashes(t, files...)); diff != "" {
 		t.Errorf("the template has changed: %s", diff)
 	}
 }
@@ -562,4 +376,44 @@ func TestRealMultiprocessor(t *testing.T) {
 			t.Errorf("64 MiB took %v at 8 MiB/s", took)
 		}
 	})
+}
+
+// commands is a launcher that keeps what it was told.
+type commands struct {
+	vmm.Launcher
+	mu   sync.Mutex
+	told map[string]vmm.Command // by the machine's name
+}
+
+func (l *commands) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.told[c.Name] = c
+	return l.Launcher.Launch(ctx, c)
+}
+
+// A VMM makes no file larger than its guest's memory, so that one that is taken over cannot fill the host's disk by way of its scratch disk.
+// Launchers allow it what its largest file has already.
+func TestFileSize(t *testing.T) {
+	fakes, _ := newFakes(t, "v53.0")
+	l := &commands{Launcher: fakes, told: map[string]vmm.Command{}}
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: t.TempDir(), Launcher: l})
+	must(t, err)
+	boot := fakeBoot(t)
+	boot.MemoryMiB = 96
+	m, err := d.Boot(within(t), boot, vmm.Attach{})
+	must(t, err)
+	booted := l.told[m.ID()]
+	template, err := m.Snapshot(within(t), t.TempDir())
+	must(t, err)
+	p, err := d.Prepare(within(t), template, vmm.Attach{})
+	must(t, err)
+	clone, err := p.Restore(within(t))
+	must(t, err)
+	defer clone.Close()
+	for name, c := range map[string]vmm.Command{"booted": booted, "cloned": l.told[clone.ID()]} {
+		if c.FileBytes != 96<<20 {
+			t.Errorf("%s: files of %d bytes, want %d", name, c.FileBytes, 96<<20)
+		}
+	}
 }

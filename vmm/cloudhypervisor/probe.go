@@ -74,7 +74,7 @@ func (d *Driver) probe(ctx context.Context) (vmm.Caps, error) {
 		dir.close()
 		return vmm.Caps{}, err
 	}
-	p, err := d.start(ctx, "probe", dir, nil, vmm.Command{MemoryBytes: probeMiB<<20 + vmmOverhead})
+	p, err := d.start(ctx, "probe", dir, nil, vmm.Command{AddressSpaceBytes: probeMiB<<20 + vmmSpace, FileBytes: probeMiB<<20 + vmmSpace})
 	if err != nil {
 		return vmm.Caps{}, err
 	}

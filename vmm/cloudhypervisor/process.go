@@ -54,6 +54,7 @@ type process struct {
 
 	exit    vmm.Exit
 	killErr error
+	broken  error // why it was ended, where that was nobody's wish; set before stop is closed
 
 	mu     sync.Mutex
 	reason string // why the guest ended itself, empty: it did not
@@ -98,7 +99,11 @@ func (d *Driver) start(ctx context.Context, id string, dir *directory, files []*
 		return nil, fmt.Errorf("start cloud-hypervisor: %w", err)
 	}
 	p.api = api.New(func(ctx context.Context) (*net.UnixConn, error) { return dir.dial(ctx, apiSocket) })
-	go p.run()
+	var readers sync.WaitGroup
+	readers.Go(func() { p.stderr.Drain(p.errors) })
+	readers.Go(func() { p.console.Drain(p.output) })
+	readers.Go(func() { monitor(p.events, p.event) })
+	go p.run(&readers)
 	return p, nil
 }
 
@@ -108,13 +113,9 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// run waits for the end of the process, by whatever cause, and clears up behind it.
-func (p *process) run() {
+// run waits for the end of the process, by whatever cause, and clears up behind it and those who read what it says.
+func (p *process) run(readers *sync.WaitGroup) {
 	defer close(p.done)
-	var readers sync.WaitGroup
-	readers.Go(func() { p.stderr.Drain(p.errors) })
-	readers.Go(func() { p.console.Drain(p.output) })
-	readers.Go(func() { monitor(p.events, p.event) })
 	stopped := false
 	select {
 	case <-p.proc.Done():
@@ -147,7 +148,7 @@ func (p *process) cause(stopped bool) vmm.Exit {
 		return vmm.Exit{Guest: true, Reason: reason}
 	}
 	if stopped {
-		return vmm.Exit{}
+		return vmm.Exit{Err: p.broken}
 	}
 	err := p.proc.Err()
 	if err == nil {
@@ -161,6 +162,15 @@ func (p *process) close() error {
 	p.stopOnce.Do(func() { close(p.stop) })
 	<-p.done
 	return p.killErr
+}
+
+// breakDown ends the process because it cannot go on, which is its Exit then.
+func (p *process) breakDown(err error) {
+	p.stopOnce.Do(func() {
+		p.broken = err
+		close(p.stop)
+	})
+	<-p.done
 }
 
 // fail ends the process and tells why, in the VMM's own words too.

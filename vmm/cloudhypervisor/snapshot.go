@@ -48,13 +48,8 @@ func (m *machine) snapshot(ctx context.Context, dir string) error {
 	if err := m.process.close(); err != nil { // the memory is whole only when nothing maps it any more
 		return err
 	}
-	for name, b := range saved {
-		if err := hostfile.WriteOnce(filepath.Join(dir, name), func(f *os.File) error {
-			_, err := f.Write(b)
-			return err
-		}); err != nil {
-			return err
-		}
+	if err := writeSaved(dir, saved); err != nil {
+		return err
 	}
 	if err := hostfile.WriteOnce(filepath.Join(dir, memoryFile), func(f *os.File) error { return hostfile.CopySparse(f, m.memory) }); err != nil {
 		return err
@@ -75,15 +70,24 @@ func (m *machine) save(ctx context.Context) (map[string][]byte, error) {
 	if m.dir.exists(copiedFile) {
 		return nil, errors.New("cloud-hypervisor has copied the memory, which was to stay in its file")
 	}
-	saved := map[string][]byte{}
-	for _, name := range []string{configFile, stateFile} {
-		b, err := m.dir.read(name, maxState)
-		if err != nil {
+	return m.saved()
+}
+
+// saved reads what the VMM has saved, and gives what a template keeps of it. Of a clone the configuration is its template's, whatever a VMM
+// says that its guest may have taken over.
+func (m *machine) saved() (_ map[string][]byte, err error) {
+	saved := map[string][]byte{configFile: m.config}
+	if m.config == nil {
+		if saved[configFile], err = m.dir.read(configFile); err != nil {
 			return nil, err
 		}
-		saved[name] = b
 	}
-	b, err := json.MarshalIndent(m.platform, "", "  ")
+	if saved[stateFile], err = m.dir.read(stateFile); err != nil {
+		return nil, err
+	}
+	platform := m.platform
+	platform.Ports = m.channel.ports.Load()
+	b, err := json.MarshalIndent(platform, "", "  ")
 	if err != nil {
 		return nil, err
 	}
@@ -94,11 +98,26 @@ func (m *machine) save(ctx context.Context) (map[string][]byte, error) {
 	return saved, nil
 }
 
+// writeSaved makes a template's files of what was saved.
+func writeSaved(dir string, saved map[string][]byte) error {
+	for name, b := range saved {
+		if err := hostfile.WriteOnce(filepath.Join(dir, name), func(f *os.File) error {
+			_, err := f.Write(b)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // manifest is what a template depends on, kept beside it: a clone is made on the very same platform.
 type manifest struct {
 	Version string `json:"version"`
 	Machine string `json:"machine"`
 	CPU     string `json:"cpu"`
+	// Ports is how many the VMM had used of its side of the channel. It is not the platform's.
+	Ports int64 `json:"ports,omitempty"`
 }
 
 func manifestOf(c vmm.Caps) manifest {

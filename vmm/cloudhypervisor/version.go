@@ -19,6 +19,10 @@ type release int
 // resumesItself says whether vm.restore takes "resume": older ones pass it over and leave the machine paused.
 func (r release) resumesItself() bool { return r >= 52 }
 
+// keeps says whether a machine can be kept while it runs on. vm.pause of older ones does not wait for what a disk has under way, which a
+// clone would then wait for, for ever; v51 does not even tell a clone's guest that its connections have ended.
+func (r release) keeps() bool { return r >= 53 }
+
 // ask waits until the VMM answers, and gives its version and release.
 func ask(ctx context.Context, c *api.Client) (version string, r release, err error) {
 	p, err := c.Ping(ctx)

@@ -3,6 +3,7 @@
 package hostfile
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,16 @@ import (
 
 // CopySparse makes dst, an empty file, equal to src: by sharing the blocks where the file system can, else by copying what is not a hole.
 func CopySparse(dst, src *os.File) error {
+	return copySparse(dst, src, func() error { return nil })
+}
+
+// CopySparseUntil is CopySparse that gives up when ctx is done.
+func CopySparseUntil(ctx context.Context, dst, src *os.File) error {
+	return copySparse(dst, src, func() error { return context.Cause(ctx) })
+}
+
+// copySparse asks now and then whether to stop.
+func copySparse(dst, src *os.File, stop func() error) error {
 	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
 		return nil
 	}
@@ -41,10 +52,25 @@ func CopySparse(dst, src *os.File) error {
 		if _, err := dst.Seek(start, io.SeekStart); err != nil {
 			return err
 		}
-		if _, err := io.CopyN(dst, src, end-start); err != nil {
+		if err := copyPart(dst, src, end-start, stop); err != nil {
 			return fmt.Errorf("copy %s: %w", src.Name(), err)
 		}
 	}
+}
+
+// piece is how much is copied between two questions whether to stop.
+const piece = 16 << 20
+
+func copyPart(dst, src *os.File, n int64, stop func() error) error {
+	for ; n > 0; n -= piece {
+		if err := stop(); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(dst, src, min(n, piece)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Scratch gives a private copy of a disk image, without a name in dir's file system: it is gone with the last process that has it open.
@@ -105,6 +131,15 @@ func WriteOnce(path string, write func(*os.File) error) error {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 	}
 	return nil
+}
+
+// Duplicate is dup(2).
+func Duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // SyncDir has the names in a directory be on the disk.

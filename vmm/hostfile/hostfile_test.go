@@ -2,6 +2,7 @@ package hostfile_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm/hostfile"
 )
@@ -84,4 +87,28 @@ func TestWriteOnce(t *testing.T) {
 	must(t, hostfile.RemoveIfExists(path))
 	must(t, hostfile.RemoveIfExists(path))
 	must(t, hostfile.SyncDir(filepath.Dir(path)))
+}
+
+func TestCopyGivenUp(t *testing.T) {
+	src, err := os.Open(image(t, 64<<20, 0, 40<<20))
+	must(t, err)
+	defer src.Close()
+	fd, err := unix.MemfdCreate("copy", 0) // no file system shares blocks with it
+	must(t, err)
+	dst := os.NewFile(uintptr(fd), "copy")
+	defer dst.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	if err := hostfile.CopySparseUntil(ctx, dst, src); !errors.Is(err, enough) {
+		t.Errorf("err = %v", err)
+	}
+	must(t, hostfile.CopySparseUntil(t.Context(), dst, src))
+	want, err := os.ReadFile(src.Name())
+	must(t, err)
+	got, err := io.ReadAll(io.NewSectionReader(dst, 0, 65<<20))
+	must(t, err)
+	if !bytes.Equal(got, want) {
+		t.Error("the copy is another")
+	}
 }

@@ -3,6 +3,7 @@ package qemu
 import (
 	"fmt"
 	"os"
+	"strconv"
 
 	"github.com/paddockvm/paddock/vmm"
 )
@@ -69,8 +70,7 @@ func (c *commandLine) devices(b vmm.Boot, platform manifest, limits vmm.DiskLimi
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=off", c.file(f.console)), "-serial", "chardev:console",
 		"-device", "virtio-rng-pci",
 		"-device", "pvpanic-pci",
-		// Threads that do I/O: by default up to 64.
-		"-object", "main-loop,id=main-loop,thread-pool-max=8")
+		"-object", "main-loop,id=main-loop,thread-pool-max="+strconv.Itoa(ioThreads))
 	if f.lease != nil {
 		c.vsock(f.lease)
 	} else {

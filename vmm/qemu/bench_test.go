@@ -2,6 +2,7 @@ package qemu_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -24,7 +25,8 @@ import (
 )
 
 // BenchmarkClone clones a template by the driver and, in turn, by hand: a bare QEMU that is spawned beforehand, given the state by
-// descriptor, and asked, some times in each iteration. Figures are medians; ratio is the driver's restore to the first answer by the bare one's.
+// descriptor, and asked, some times in each iteration. Figures are medians; ratio is the driver's restore to the first answer by the bare
+// one's. The raw samples go to PADDOCK_TEST_OUT, where that is set.
 func BenchmarkClone(b *testing.B) { benchmarkClone(b, "serial") }
 
 // BenchmarkCloneVsock is the same with the guest's agent reached by vsock.
@@ -59,6 +61,11 @@ func benchmarkClone(b *testing.B, channel string) {
 		b.ReportMetric(median(samples[name]), name)
 	}
 	b.ReportMetric(median(samples["ready-ms"])/median(samples["bare-ready-ms"]), "ratio")
+	if out := os.Getenv("PADDOCK_TEST_OUT"); out != "" {
+		j, err := json.MarshalIndent(samples, "", "  ")
+		fatal(b, err)
+		fatal(b, os.WriteFile(filepath.Join(out, "qemu-clone-"+channel+".json"), j, 0o644))
+	}
 }
 
 func driverClone(b *testing.B, d *qemu.Driver, r *registry, t vmm.Template, note func(string, time.Time) time.Time, samples map[string][]float64) {

@@ -28,19 +28,16 @@ var _ vmm.Checkpointer = (*machine)(nil)
 
 // taken is what was taken of a machine while it stood still.
 type taken struct {
-	template *os.File            // what a clone's memory maps
-	memory   *checkpoint.Memory  // of a clone, open for what is private
-	private  *checkpoint.Private // what a clone has written
-	whole    *os.File            // all memory, of a machine that was booted
-	scratch  *os.File            // the disk as it was; nil: none
-	paused   time.Duration
+	checkpoint.Taken
+	memory *checkpoint.Memory // of a clone, open for what is private
+	paused time.Duration
 }
 
 func (t *taken) close() {
 	if t.memory != nil {
 		t.memory.Close()
 	}
-	for _, f := range []*os.File{t.template, t.whole, t.scratch} {
+	for _, f := range []*os.File{t.Template, t.Whole, t.Scratch} {
 		_ = f.Close()
 	}
 }
@@ -65,7 +62,7 @@ func openTemplate(pid int) (*os.File, error) {
 func (m *machine) Checkpoint(ctx context.Context, dir string, base vmm.Template) (vmm.Checkpoint, error) {
 	c, err := m.checkpoint(ctx, dir, base)
 	if err != nil {
-		return c, fmt.Errorf("checkpoint %s: %w", m.id, err)
+		return c, fmt.Errorf("checkpoint %s: %w", m.id, m.explained(err))
 	}
 	return c, nil
 }
@@ -81,12 +78,8 @@ func (m *machine) checkpoint(ctx context.Context, dir string, base vmm.Template)
 	}
 	defer t.close()
 	c.Paused = t.paused
-	if c.Full {
-		err = m.writeWhole(dir, t)
-	} else {
-		err = m.writeDeltas(dir, base, t, &c)
-	}
-	if err != nil {
+	old := checkpoint.Base{Memory: filepath.Join(base.Dir, memoryFile), Scratch: base.Boot.Scratch}
+	if c.MemoryBytes, c.ScratchBytes, err = t.Write(dir, old); err != nil {
 		return c, err
 	}
 	b, err := json.MarshalIndent(m.platform, "", "  ")
@@ -112,17 +105,17 @@ func (m *machine) take(ctx context.Context, dir string) (_ *taken, err error) {
 	if m.size.plugged() {
 		return nil, fmt.Errorf("it has grown since: %w", vmm.ErrUnsupported)
 	}
-	t := &taken{}
+	t := &taken{Taken: checkpoint.Taken{MemorySize: int64(m.boot.MemoryMiB) << 20}}
 	defer func() {
 		if err != nil {
 			t.close()
 		}
 	}()
 	if m.memory == nil {
-		if t.template, err = openTemplate(m.proc.PID()); err != nil {
+		if t.Template, err = openTemplate(m.proc.PID()); err != nil {
 			return nil, err
 		}
-		if t.memory, err = checkpoint.OpenMemory(m.proc.PID(), t.template, int64(m.boot.MemoryMiB)<<20); err != nil {
+		if t.memory, err = checkpoint.OpenMemory(m.proc.PID(), t.Template, t.MemorySize); err != nil {
 			return nil, err
 		}
 		if err := t.memory.Reserve(); err != nil {
@@ -150,7 +143,7 @@ func (m *machine) take(ctx context.Context, dir string) (_ *taken, err error) {
 		if err := job.wait(ctx); err != nil {
 			return nil, err
 		}
-		if t.scratch, err = duplicate(job.file); err != nil {
+		if t.Scratch, err = hostfile.Duplicate(job.file); err != nil {
 			return nil, err
 		}
 	}
@@ -209,77 +202,9 @@ func (m *machine) saveDevices(ctx context.Context, job *backup) error {
 
 func (m *machine) readMemory(t *taken) (err error) {
 	if t.memory == nil {
-		return m.copyOwn(t)
+		t.Whole, err = checkpoint.CopyMemory(m.memory)
+		return err
 	}
-	t.private, err = t.memory.Read()
+	t.Private, err = t.memory.Read()
 	return err
-}
-
-// copyOwn is for a machine that was booted: its memory is a file of ours, which goes on changing.
-func (m *machine) copyOwn(t *taken) (err error) {
-	if t.whole, err = newMemory("checkpoint", 0); err != nil {
-		return err
-	}
-	return hostfile.CopySparse(t.whole, m.memory)
-}
-
-// writeWhole writes memory and disk as they were.
-func (m *machine) writeWhole(dir string, t *taken) error {
-	err := hostfile.WriteOnce(filepath.Join(dir, memoryFile), func(f *os.File) error { return hostfile.CopySparse(f, t.whole) })
-	if err != nil || t.scratch == nil {
-		return err
-	}
-	return hostfile.WriteOnce(filepath.Join(dir, checkpoint.ScratchFile), func(f *os.File) error { return hostfile.CopySparse(f, t.scratch) })
-}
-
-// writeDeltas writes what of memory and disk differs from base.
-func (m *machine) writeDeltas(dir string, base vmm.Template, t *taken, c *vmm.Checkpoint) (err error) {
-	if c.MemoryBytes, err = m.memoryDelta(dir, base, t); err != nil || t.scratch == nil {
-		return err
-	}
-	info, err := t.scratch.Stat()
-	if err != nil {
-		return err
-	}
-	c.ScratchBytes, err = delta(dir, checkpoint.ScratchFile, base.Boot.Scratch, info.Size(), func(d *checkpoint.Delta, _ *os.File) error {
-		return d.Compare(t.scratch, nil)
-	})
-	return err
-}
-
-// memoryDelta compares the machine's own pages with base. All others are its template's, which may be another than base: an earlier
-// checkpoint of the machine.
-func (m *machine) memoryDelta(dir string, base vmm.Template, t *taken) (int64, error) {
-	size := int64(m.boot.MemoryMiB) << 20
-	return delta(dir, memoryFile, filepath.Join(base.Dir, memoryFile), size, func(d *checkpoint.Delta, old *os.File) error {
-		info, err := old.Stat()
-		if err != nil {
-			return err
-		}
-		if info.Size() != size {
-			return fmt.Errorf("the base has %d bytes of memory, the machine %d", info.Size(), size)
-		}
-		if err := t.private.PutInto(d); err != nil {
-			return err
-		}
-		return d.Compare(t.template, t.private.Contains)
-	})
-}
-
-// delta makes one delta of a base file.
-func delta(dir, name, base string, size int64, fill func(d *checkpoint.Delta, old *os.File) error) (int64, error) {
-	old, err := os.Open(base)
-	if err != nil {
-		return 0, err
-	}
-	defer old.Close()
-	d, err := checkpoint.NewDelta(dir, name, old, size)
-	if err != nil {
-		return 0, err
-	}
-	defer d.Close() //nolint:errcheck // Finish tells of what could be lost
-	if err := fill(d, old); err != nil {
-		return 0, err
-	}
-	return d.Finish()
 }

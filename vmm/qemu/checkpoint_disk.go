@@ -76,6 +76,11 @@ func (b *backup) wait(ctx context.Context) error {
 	if err := b.hurry(ctx); err != nil {
 		return err
 	}
+	return b.finish(ctx)
+}
+
+// finish waits for a job that is about to end, and has QEMU forget it.
+func (b *backup) finish(ctx context.Context) error {
 	if err := b.concluded(ctx); err != nil {
 		return err
 	}
@@ -98,12 +103,12 @@ func (b *backup) wait(ctx context.Context) error {
 	return err
 }
 
-// hurry lets the job copy as fast as it can. One that is over already need not be told.
+// hurry lets the job copy as fast as it can. One that is over already refuses, and has told of its end before.
 func (b *backup) hurry(ctx context.Context) error {
 	ctx, cancel := b.m.d.step(ctx)
 	defer cancel()
 	err := b.m.qmp.execute(ctx, "block-job-set-speed", map[string]any{"device": backupName, "speed": 0}, nil)
-	if refused(err) {
+	if refused(err) && len(b.m.backedUp) > 0 {
 		return nil
 	}
 	return err
@@ -146,7 +151,7 @@ func (b *backup) end(ctx context.Context) error {
 	err := b.m.qmp.execute(ctx, "block-job-cancel", map[string]any{"device": backupName, "force": true}, nil)
 	switch {
 	case err == nil:
-		_ = b.wait(ctx) // its error is that it was cancelled
+		_ = b.finish(ctx) // its error is that it was cancelled
 		return context.Cause(ctx)
 	case refused(err):
 		_ = b.m.qmp.execute(ctx, "job-dismiss", map[string]string{"id": backupName}, nil) // it is over, or there is none

@@ -5,7 +5,7 @@
 // whatever is killed, Paddock included, leaves nothing behind. A template is a directory with the memory of a machine that was
 // stopped, sparse, and the state of its devices in QEMU's migration format; clones map the memory copy-on-write and load the state.
 //
-// Linux only. It may import vmm, vmm/checkpoint and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.
+// Linux only. It may import vmm and what drivers share (docs/design.md), and knows nothing of jobs, images or what is said to the agent.
 package qemu
 
 import (
@@ -50,13 +50,14 @@ type Config struct {
 	Launcher vmm.Launcher
 	// Accel is "kvm", "tcg", or "auto" (the default): kvm where a guest really runs with it.
 	Accel string
-	// ProbeTimeout is how long the probe's guest may run; 0 means 2 s. It needs milliseconds where the accelerator works.
+	// ProbeTimeout is how long the probe's guest may run with KVM; 0 means 2 s. It needs milliseconds where KVM works.
 	ProbeTimeout time.Duration
 	// StepTimeout is how long QEMU may take for one thing: to start, to answer a command, to save or load a machine's state.
 	// 0 means 30 s. Nested machines are 20 times slower than real ones.
 	StepTimeout time.Duration
-	// Channel is the way to the guest's agent: "vsock", "serial", or "auto" (the default): vsock where machines have KVM, and the host's
-	// kernel a vhost-vsock device that QEMU can use.
+	// Channel is the way to the guest's agent: "vsock", "serial", or "auto" (the default): vsock where machines have KVM, the host's kernel a
+	// vhost-vsock device that QEMU can use, and nobody listens on the host's vsock. Guests would reach him: while somebody does who came
+	// later, no machine is made. With "vsock" they are made all the same, and Caps.Degraded says "vsock".
 	Channel string
 	// CIDBase and CIDCount are the vsock addresses that machines of this host get, one each; 0 means 65536 from 1000000 on.
 	CIDBase, CIDCount int

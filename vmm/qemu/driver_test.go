@@ -84,6 +84,7 @@ type registry struct {
 	vmm.Launcher
 	mu    sync.Mutex
 	procs map[string]vmm.Process
+	space map[string]int64 // their address spaces
 	last  vmm.Process
 }
 
@@ -93,9 +94,9 @@ func (r *registry) Launch(ctx context.Context, c vmm.Command) (vmm.Process, erro
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.procs == nil {
-			r.procs = make(map[string]vmm.Process)
+			r.procs, r.space = make(map[string]vmm.Process), make(map[string]int64)
 		}
-		r.procs[c.Name], r.last = p, p
+		r.procs[c.Name], r.space[c.Name], r.last = p, c.AddressSpaceBytes, p
 	}
 	return p, err
 }

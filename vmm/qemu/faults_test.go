@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -249,6 +250,7 @@ func TestFaults(t *testing.T) {
 	if err := prepare(t).Close(); err != nil { // what a driver keeps is no leak
 		t.Fatal(err)
 	}
+	var running vmm.Machine // for the phases that want one
 	phases := []struct {
 		name     string
 		commands []string
@@ -294,12 +296,15 @@ func TestFaults(t *testing.T) {
 			}
 			return err
 		}},
-		{"pause", []string{"stop"}, func(t *testing.T, ctx context.Context) error {
-			m, err := prepare(t).Restore(within(t))
-			if err != nil {
-				t.Fatal(err)
+		{"pause", []string{"stop"}, func(_ *testing.T, ctx context.Context) error { return running.Pause(ctx) }},
+		{"checkpoint", []string{
+			"blockdev-add", "stop", "xen-save-devices-state", "blockdev-backup", "cont", "block-job-set-speed", "query-jobs",
+		}, func(t *testing.T, ctx context.Context) error {
+			_, err := running.(vmm.Checkpointer).Checkpoint(ctx, t.TempDir(), template)
+			if err != nil && s.fault == killBefore && !strings.Contains(err.Error(), "qemu ended by itself: signal: killed") {
+				t.Errorf("error does not say that QEMU is gone: %v", err)
 			}
-			return errors.Join(m.Pause(ctx), m.Close())
+			return err
 		}},
 		{"probe", []string{"qmp_capabilities", "query-version", "qom-get", "cont"}, func(t *testing.T, ctx context.Context) error {
 			_, err := newDriver(t, qemu.Config{RunDir: runDir, Launcher: s, Accel: "tcg"}).Probe(ctx)
@@ -312,6 +317,9 @@ func TestFaults(t *testing.T) {
 			if command == "migrate" || command == "migrate-incoming" {
 				faults = append(faults, migFailed)
 			}
+			if phase.name == "checkpoint" && command == "cont" { // the machine shall run on, whoever gives up
+				faults = slices.DeleteFunc(faults, func(f fault) bool { return f == silent })
+			}
 			for _, f := range faults {
 				t.Run(phase.name+"/"+command+"/"+string(f), func(t *testing.T) {
 					vmmtest.NoLeaks(t, runDir)
@@ -320,6 +328,13 @@ func TestFaults(t *testing.T) {
 					onHit := func() {}
 					if f == silent {
 						onHit = cancel // nothing else would end the wait
+					}
+					if phase.name == "pause" || phase.name == "checkpoint" {
+						var err error
+						if running, err = prepare(t).Restore(within(t)); err != nil {
+							t.Fatal(err)
+						}
+						defer running.Close()
 					}
 					s.next(command, f, onHit)
 					defer s.next("", "", nil)

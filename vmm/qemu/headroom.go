@@ -49,8 +49,3 @@ func memorySize(b vmm.Boot) string {
 	}
 	return fmt.Sprintf("size=%dM,slots=%d,maxmem=%dM", b.MemoryMiB, (b.MaxMemoryMiB-b.MemoryMiB)/dimmMiB(b), b.MaxMemoryMiB)
 }
-
-// addressSpace is what QEMU may map: the most memory that the machine can have, and its own.
-func addressSpace(b vmm.Boot) int64 {
-	return int64(max(b.MemoryMiB, b.MaxMemoryMiB))<<20 + vmmOverhead
-}

@@ -13,10 +13,6 @@ import (
 	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
-// vmmOverhead is the address space that QEMU may take beside the guest's memory: 450 MiB of its own as measured, and a stack and a
-// malloc arena for each thread that does I/O. What it really uses is 21 MiB, and up to 64 MiB more for translated code.
-const vmmOverhead = 1 << 30
-
 // machine is a QEMU with a guest in it, or ready for one.
 type machine struct {
 	*process
@@ -85,7 +81,7 @@ func (d *Driver) cold(ctx context.Context, b vmm.Boot, platform manifest, memory
 		}
 		c.add("-initrd", procFDNumber(c.file(initrd)))
 	}
-	theirs, err := duplicate(memory)
+	theirs, err := hostfile.Duplicate(memory)
 	if err != nil {
 		return nil, err
 	}
@@ -164,13 +160,16 @@ func (d *Driver) machine(ctx context.Context, c *commandLine, b vmm.Boot, platfo
 		}
 	}
 	c.devices(b, platform, d.cfg.Disk, f)
-	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{MemoryBytes: addressSpace(b), Share: share(b, d.cfg.Disk)})
+	m.process, err = d.start(ctx, id, platform, c, output, vmm.Command{AddressSpaceBytes: addressSpace(b), FileBytes: most(b), Share: share(b, d.cfg.Disk)})
 	return m, err
 }
 
 // channel makes the way to the guest's agent, and QEMU's part of it.
 func (d *Driver) channel(id string, platform manifest, f *machineFiles) (*channel, error) {
 	if platform.Channel == channelVsock {
+		if err := d.unreached(platform); err != nil {
+			return nil, err
+		}
 		l, err := d.cids.take()
 		if err != nil {
 			return nil, err
@@ -225,6 +224,9 @@ func (p *prepared) Restore(ctx context.Context) (vmm.Machine, error) {
 }
 
 func (m *machine) restore(ctx context.Context) error {
+	if err := m.d.unreached(m.platform); err != nil { // it may have waited for long
+		return err
+	}
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
 	if err := m.qmp.execute(ctx, "migrate-incoming", map[string]string{"uri": "fd:state"}, nil); err != nil {

@@ -2,7 +2,6 @@ package qemu_test
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -33,7 +32,7 @@ func newLab(t testing.TB, launcher vmm.Launcher) *lab {
 	l := &lab{registry: &registry{Launcher: launcher}, runDir: t.TempDir()}
 	l.driver = newDriver(t, qemu.Config{RunDir: l.runDir, Launcher: l.registry})
 	boot := linux(t)
-	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest)}
+	l.Fixture = vmmtest.Fixture{Driver: l.driver, Boot: boot, Template: vmmtest.Build(t, l.driver, boot, l.TestGuest), Dirs: []string{l.runDir}}
 	return l
 }
 
@@ -46,33 +45,16 @@ func (l *lab) ask(t testing.TB, m vmm.Machine, line string) string {
 	return answer
 }
 
-// exit waits for the machine's end.
-func exit(t testing.TB, m vmm.Machine) vmm.Exit {
-	t.Helper()
-	select {
-	case <-m.Done():
-	case <-within(t).Done():
-		t.Fatalf("the machine is not over; console:\n%s", m.Console())
-	}
-	return m.Exit()
-}
-
 func TestMachine(t *testing.T) {
 	l := newLab(t, vmm.Direct{})
-	must(t, l.Machine(t).Close())
+	vmmtest.RunMachines(t, vmmtest.MachineFixture{
+		Fixture: l.Fixture, Last: func() vmm.Process { return l.last }, Release: l.driver.Release,
+		Broken: map[string]func(string) error{"a manifest of nothing": vmmtest.Overwrite("qemu.json", func([]byte) []byte { return []byte("{}") })},
+	})
 	for name, test := range map[string]func(*testing.T, *lab){
-		"guest reboots":              testReboot,
-		"guest panics":               testPanic,
-		"console flood":              testFlood,
-		"console is kept":            testConsole,
-		"disks":                      testDisks,
 		"template cannot be changed": testImmutable,
-		"killed before the restore":  testKilledPrepared,
 		"a stopped qemu":             testStopped,
-		"broken templates":           testBrokenTemplates,
-		"missing files":              testMissingFiles,
 		"release":                    testRelease,
-		"clone has no snapshot":      testNoSnapshotOfClone,
 		"nothing has a name":         testNoNames,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,88 +71,11 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func testReboot(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Reboot(within(t), m))
-	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "reset"}, exit(t, m)); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func testPanic(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Panic(within(t), m))
-	if diff := cmp.Diff(vmm.Exit{Guest: true, Reason: "panic"}, exit(t, m)); diff != "" {
-		t.Error(diff)
-	}
-	if !strings.Contains(m.Console(), "Kernel panic") {
-		t.Errorf("the console does not tell of the panic:\n%s", m.Console())
-	}
-}
-
-func testConsole(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Do(within(t), m, "print \x1b[31mred\x1b[0m\xff and done"))
-	must(t, m.Close())
-	if got := m.Console(); !strings.Contains(got, "[31mred[0m? and done\n") || strings.Contains(got, "\x1b") {
-		t.Errorf("console: %q", got)
-	}
-}
-
-// A guest that prints without end is answered and takes no memory of ours.
-func testFlood(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	must(t, l.Do(within(t), m, "flood"))
-	for range 50 {
-		if got, err := l.Echo(within(t), m, []byte("still there")); err != nil || string(got) != "still there" {
-			t.Fatalf("echo: %q, %v", got, err)
-		}
-	}
-	for !strings.Contains(m.Console(), "flood flood") {
-		l.ask(t, m, "get")
-	}
-	if n := len(m.Console()); n > 16<<10 {
-		t.Errorf("the console kept %d bytes", n)
-	}
-}
-
-func testDisks(t *testing.T, l *lab) {
-	before := hashes(t, l.Boot.Root, l.Boot.Scratch)
-	a, b := l.Machine(t), l.Machine(t)
-	if got, want := l.ask(t, a, "sum /dev/vda"), before[l.Boot.Root]; got != want {
-		t.Errorf("root disk: %s, want %s", got, want)
-	}
-	if got, want := l.ask(t, b, "sum /dev/vdb"), before[l.Boot.Scratch]; got != want {
-		t.Errorf("scratch disk: %s, want %s", got, want)
-	}
-	must(t, l.Do(within(t), a, "disk-put of a"))
-	if got := l.ask(t, a, "disk-get"); got != "of a" {
-		t.Errorf("scratch of a: %q", got)
-	}
-	if got := l.ask(t, b, "disk-get"); got != "" {
-		t.Errorf("scratch of b: %q", got)
-	}
-	if diff := cmp.Diff(before, hashes(t, l.Boot.Root, l.Boot.Scratch)); diff != "" {
-		t.Errorf("images have changed: %s", diff)
-	}
-}
-
-func hashes(t testing.TB, paths ...string) map[string]string {
-	t.Helper()
-	all := make(map[string]string)
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		must(t, err)
-		all[p] = fmt.Sprintf("%x", sha256.Sum256(b))
-	}
-	return all
-}
-
 // Clones write to all of their memory that they can, a VMM that is taken over tries to write to the template's, and nothing happens to it.
 func testImmutable(t *testing.T, l *lab) {
 	files, err := filepath.Glob(filepath.Join(l.Template.Dir, "*"))
 	must(t, err)
-	before := hashes(t, files...)
+	before := vmmtest.Hashes(t, files...)
 	if len(before) != 3 {
 		t.Errorf("template: %v", files)
 	}
@@ -222,28 +127,8 @@ func testImmutable(t *testing.T, l *lab) {
 	if got := l.ask(t, l.Machine(t), "get"); got != "" {
 		t.Errorf("a new clone has %q", got)
 	}
-	if diff := cmp.Diff(before, hashes(t, files...)); diff != "" {
+	if diff := cmp.Diff(before, vmmtest.Hashes(t, files...)); diff != "" {
 		t.Errorf("the template has changed: %s", diff)
-	}
-}
-
-func testKilledPrepared(t *testing.T, l *lab) {
-	for _, restore := range []bool{true, false} {
-		before := len(l.procs)
-		p, err := l.Driver.Prepare(within(t), l.Template, vmm.Attach{})
-		must(t, err)
-		if len(l.procs) != before+1 {
-			t.Fatal("no new process")
-		}
-		must(t, syscall.Kill(l.last.PID(), syscall.SIGKILL))
-		<-l.last.Done()
-		if restore {
-			if m, err := p.Restore(within(t)); err == nil {
-				m.Close()
-				t.Error("restored a dead QEMU")
-			}
-		}
-		must(t, p.Close())
 	}
 }
 
@@ -272,96 +157,6 @@ func testStopped(t *testing.T, l *lab) {
 	}
 }
 
-func testBrokenTemplates(t *testing.T, l *lab) {
-	overwrite := func(name string, change func([]byte) []byte) func(string) error {
-		return func(dir string) error {
-			path := filepath.Join(dir, name)
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			return errors.Join(os.Remove(path), os.WriteFile(path, change(b), 0o444))
-		}
-	}
-	memory := func(size int64) func(string) error {
-		return func(dir string) error {
-			path := filepath.Join(dir, "memory")
-			return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o644), os.Truncate(path, size))
-		}
-	}
-	remove := func(name string) func(string) error {
-		return func(dir string) error { return os.Remove(filepath.Join(dir, name)) }
-	}
-	half := func(b []byte) []byte { return b[:len(b)/2] }
-	empty := func([]byte) []byte { return nil }
-	noise := func(b []byte) []byte { return []byte(strings.Repeat("noise", len(b)/5)) }
-	for name, breakIt := range map[string]func(string) error{
-		"half the state": overwrite("state", half), "no state": overwrite("state", empty), "noise for a state": overwrite("state", noise),
-		"half the memory": memory(128 << 20), "no memory": memory(0), "other memory": memory(256<<20 + 1),
-		"noise for a manifest": overwrite("qemu.json", noise), "an empty manifest": overwrite("qemu.json", func([]byte) []byte { return []byte("{}") }),
-		"missing state": remove("state"), "missing memory": remove("memory"), "missing manifest": remove("qemu.json"),
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			for _, name := range []string{"state", "memory", "qemu.json"} {
-				must(t, os.Link(filepath.Join(l.Template.Dir, name), filepath.Join(dir, name)))
-			}
-			must(t, breakIt(dir))
-			template := l.Template
-			template.Dir = dir
-			defer l.driver.Release(dir)
-			p, err := l.Driver.Prepare(within(t), template, vmm.Attach{})
-			if err == nil {
-				var m vmm.Machine
-				if m, err = p.Restore(within(t)); err == nil {
-					m.Close()
-					t.Fatal("a machine came out of it")
-				}
-			}
-			t.Log(err)
-		})
-	}
-}
-
-func testMissingFiles(t *testing.T, l *lab) {
-	for name, change := range map[string]func(*vmm.Boot){
-		"kernel":  func(b *vmm.Boot) { b.Kernel += ".none" },
-		"initrd":  func(b *vmm.Boot) { b.Initrd += ".none" },
-		"root":    func(b *vmm.Boot) { b.Root += ".none" },
-		"scratch": func(b *vmm.Boot) { b.Scratch += ".none" },
-	} {
-		boot := l.Boot
-		change(&boot)
-		if m, err := l.Driver.Boot(within(t), boot, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("boot without a %s: %v", name, err)
-			if err == nil {
-				m.Close()
-			}
-		}
-		if name == "kernel" || name == "initrd" {
-			continue
-		}
-		template := l.Template
-		template.Boot = boot
-		if p, err := l.Driver.Prepare(within(t), template, vmm.Attach{}); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("prepare without a %s: %v", name, err)
-			if err == nil {
-				p.Close()
-			}
-		}
-	}
-}
-
-func testNoSnapshotOfClone(t *testing.T, l *lab) {
-	m := l.Machine(t)
-	if _, err := m.Snapshot(within(t), t.TempDir()); !errors.Is(err, vmm.ErrUnsupported) {
-		t.Errorf("err = %v", err)
-	}
-	if got := l.ask(t, m, "get"); got != "" {
-		t.Errorf("value: %q", got)
-	}
-}
-
 // So there is nothing to clear up, whoever is killed.
 func testNoNames(t *testing.T, l *lab) {
 	m := l.Machine(t)
@@ -385,7 +180,7 @@ func TestUnprivileged(t *testing.T) {
 	must(t, os.Chmod(l.Template.Dir, 0o700))
 	must(t, os.Chmod(filepath.Join(l.Template.Dir, "memory"), 0o400))
 	m := l.Machine(t)
-	if got := l.ask(t, m, "sum /dev/vdb"); got != hashes(t, l.Boot.Scratch)[l.Boot.Scratch] {
+	if got := l.ask(t, m, "sum /dev/vdb"); got != vmmtest.Hashes(t, l.Boot.Scratch)[l.Boot.Scratch] {
 		t.Errorf("scratch disk: %s", got)
 	}
 	must(t, l.Do(within(t), m, "disk-put x"))
@@ -419,7 +214,11 @@ func TestNoQEMU(t *testing.T) {
 			vmmtest.NoLeaks(t, dir)
 			binary := filepath.Join(t.TempDir(), "qemu")
 			must(t, os.WriteFile(binary, []byte("#!/bin/sh\n"+script+"\n"), 0o755))
-			d, err := qemu.New(qemu.Config{Binary: binary, RunDir: dir, Launcher: vmm.Direct{}, Accel: "tcg", StepTimeout: 200 * time.Millisecond})
+			step := time.Minute // the others are noticed by what they do
+			if name == "says nothing" {
+				step = 200 * time.Millisecond
+			}
+			d, err := qemu.New(qemu.Config{Binary: binary, RunDir: dir, Launcher: vmm.Direct{}, Accel: "tcg", StepTimeout: step})
 			must(t, err)
 			_, err = d.Probe(within(t))
 			if err == nil {

@@ -75,7 +75,7 @@ func (ms *memories) duplicate(dir string, m *memory, sealed *os.File) (*os.File,
 	if ms.byDir[dir] != m {
 		return nil, nil
 	}
-	f, err := duplicate(sealed)
+	f, err := hostfile.Duplicate(sealed)
 	if err != nil {
 		return nil, fmt.Errorf("load memory: %w", err)
 	}
@@ -89,15 +89,6 @@ func (ms *memories) forget(dir string, m *memory) {
 	if ms.byDir[dir] == m {
 		delete(ms.byDir, dir)
 	}
-}
-
-// duplicate is dup(2).
-func duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (ms *memories) entry(dir, path string, modified time.Time) (stale, m *memory) {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // tapOf gives a descriptor of its own of the tap that a machine's network card leads to; nil where it has no card. A template and its clones
@@ -32,7 +33,7 @@ func tapOf(b vmm.Boot, a vmm.Attach) (*os.File, error) {
 	if flags := ifr.Uint16(); flags&(want|unix.IFF_MULTI_QUEUE) != want {
 		return nil, fmt.Errorf("the attached tap was made with %#x, want IFF_TAP, IFF_NO_PI and IFF_VNET_HDR (%#x)", flags, want)
 	}
-	return duplicate(a.Tap)
+	return hostfile.Duplicate(a.Tap)
 }
 
 // nic is the machine's card. The descriptor is attached to its interface already, so that QEMU needs no right to the host's network, nor a

@@ -8,9 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostvsock"
 )
 
-// probeChannel finds the way to guests' agents: vsock where that is wanted and works. vsockErr tells why it is not taken.
+// NoVsockWall is what Caps.Degraded names where machines have vsock whoever listens on the host's.
+const NoVsockWall = "vsock"
+
+// probeChannel finds the way to guests' agents: vsock where that is wanted and works, and where nobody is whom guests would reach by it, for
+// nothing else keeps them off. vsockErr tells why it is not taken.
 func (d *Driver) probeChannel(ctx context.Context, caps *vmm.Caps) (vsockErr, err error) {
 	caps.Channel = channelSerial
 	switch {
@@ -20,9 +25,17 @@ func (d *Driver) probeChannel(ctx context.Context, caps *vmm.Caps) (vsockErr, er
 		return errors.New("vsock: with an emulated processor it is used only when it is asked for"), nil
 	}
 	vsockErr = d.tryVsock(ctx, manifestOf(*caps))
+	if vsockErr == nil && d.cfg.Channel == channelAuto {
+		if err := hostvsock.StrangersEverywhere(); err != nil {
+			vsockErr = fmt.Errorf("vsock: %w", err)
+		}
+	}
 	switch {
 	case vsockErr == nil:
 		caps.Channel = channelVsock
+		if d.cfg.Channel == channelVsock {
+			caps.Degraded = append(caps.Degraded, NoVsockWall)
+		}
 		return nil, nil
 	case ctx.Err() != nil || d.cfg.Channel == channelVsock:
 		return nil, vsockErr
@@ -45,11 +58,23 @@ func (d *Driver) tryVsock(ctx context.Context, platform manifest) error {
 	c := &commandLine{}
 	c.add("-machine", platform.Machine, "-m", "16M")
 	c.vsock(l)
-	p, err := d.start(ctx, "probe-vsock", platform, c, nil, vmm.Command{MemoryBytes: vmmOverhead})
+	p, err := d.start(ctx, "probe-vsock", platform, c, nil, vmm.Command{AddressSpaceBytes: vmmSpace, FileBytes: vmmSpace})
 	if err != nil {
 		return fmt.Errorf("vsock: %w", err)
 	}
 	return p.close()
+}
+
+// unreached refuses a machine with vsock while somebody is there whom it would reach, unless vsock was asked for by name. It looks in this
+// process's network namespace: the probe has looked in all.
+func (d *Driver) unreached(platform manifest) error {
+	if platform.Channel != channelVsock || d.cfg.Channel == channelVsock {
+		return nil
+	}
+	if err := hostvsock.Strangers(); err != nil {
+		return fmt.Errorf("vsock: %w; end that, or start this anew: machines then have no vsock", err)
+	}
+	return nil
 }
 
 // vsock is the device that leads to the guest's agent, with a CID that is this machine's.

@@ -87,7 +87,12 @@ func (d *Driver) start(ctx context.Context, id string, platform manifest, c *com
 	c.closeFiles()
 	p.qmp = newQMP(conn, p.event)
 	closeOnError = nil
-	go p.run()
+	var readers sync.WaitGroup
+	readers.Go(func() { p.stderr.Drain(p.errors) })
+	if p.output != nil {
+		readers.Go(func() { p.console.Drain(p.output) })
+	}
+	go p.run(&readers)
 
 	ctx, cancel := d.step(ctx)
 	defer cancel()
@@ -97,14 +102,9 @@ func (d *Driver) start(ctx context.Context, id string, platform manifest, c *com
 	return p, nil
 }
 
-// run waits for the end of the process, by whatever cause, and clears up behind it.
-func (p *process) run() {
+// run waits for the end of the process, by whatever cause, and clears up behind it and those who read what it says.
+func (p *process) run(readers *sync.WaitGroup) {
 	defer close(p.done)
-	var readers sync.WaitGroup
-	readers.Go(func() { p.stderr.Drain(p.errors) })
-	if p.output != nil {
-		readers.Go(func() { p.console.Drain(p.output) })
-	}
 	stopped := false
 	select {
 	case <-p.proc.Done():
@@ -176,6 +176,23 @@ func (p *process) close() error {
 func (p *process) fail(what string, err error) error {
 	closeErr := p.close()
 	return fmt.Errorf("%s %s: %w", what, p.id, errors.Join(p.said(err), closeErr))
+}
+
+// explained adds to a command's error how QEMU ended, where it did not survive the command.
+func (p *process) explained(err error) error {
+	select {
+	case <-p.qmp.ended:
+	default:
+		return err
+	}
+	select {
+	case <-p.done:
+		if p.exit.Err != nil {
+			return fmt.Errorf("%w; %w", err, p.exit.Err)
+		}
+	case <-time.After(time.Second): // it has only closed the connection
+	}
+	return err
 }
 
 // said adds what QEMU wrote to its stderr. It is for when QEMU is gone.

@@ -156,32 +156,37 @@ func (q *qmp) write(ctx context.Context, line []byte, files []*os.File) error {
 		defer close(interrupted)
 		_ = q.conn.SetWriteDeadline(time.Unix(1, 0))
 	})
-	err := q.send(line, files)
+	sent, err := q.send(line, files)
 	if !stop() {
 		<-interrupted
-		if err == nil {
-			return q.conn.SetWriteDeadline(time.Time{})
+		switch {
+		case sent == len(line): // in time
+			err = nil
+		case sent > 0:
+			_ = q.conn.Close()
+			return context.Cause(ctx)
+		default:
+			err = context.Cause(ctx)
 		}
-		_ = q.conn.Close()
-		return context.Cause(ctx)
+		return errors.Join(err, q.conn.SetWriteDeadline(time.Time{}))
 	}
 	return err
 }
 
-func (q *qmp) send(line []byte, files []*os.File) error {
+// send writes a line, and tells how much of it it has.
+func (q *qmp) send(line []byte, files []*os.File) (sent int, err error) {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
 			fds[i] = int(f.Fd())
 		}
-		n, _, err := q.conn.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
-		if err != nil {
-			return err
+		sent, _, err = q.conn.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
+		if err != nil || sent == len(line) {
+			return sent, err
 		}
-		line = line[n:]
 	}
-	_, err := q.conn.Write(line)
-	return err
+	n, err := q.conn.Write(line[sent:])
+	return sent + n, err
 }
 
 func (q *qmp) read() {

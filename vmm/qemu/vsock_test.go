@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -141,12 +143,59 @@ func TestCIDs(t *testing.T) {
 	}
 }
 
-// TestVsockReaches shows what a guest reaches by vsock: nothing, neither of the host's nor of its neighbour, nor its own agent.
+// stranger is a process that listens on this host's vsock, on a port of the kernel's choice, until it is ended.
+type stranger struct {
+	cmd  *exec.Cmd
+	in   io.Closer
+	port string
+}
+
+// newStranger starts one; apart from us it is in a network namespace of its own, as in a container.
+func newStranger(t testing.TB, apart bool) *stranger {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "python3", "-c", `import socket, sys
+s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+s.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+s.listen(16)
+print(s.getsockname()[1], flush=True)
+sys.stdin.read()`)
+	if apart {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
+	}
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	cmd.Stderr = os.Stderr
+	must(t, cmd.Start())
+	s := &stranger{cmd: cmd, in: in}
+	t.Cleanup(s.end)
+	if _, err := fmt.Fscan(out, &s.port); err != nil {
+		t.Fatalf("who is to listen on vsock does not: %v", err)
+	}
+	return s
+}
+
+// end returns when nobody listens any more. It may be called again.
+func (s *stranger) end() {
+	_ = s.in.Close()
+	_ = s.cmd.Wait()
+}
+
+// TestVsockReaches shows what a guest with a vsock reaches: nothing of its neighbour, nor its own agent, but who listens on the host. Nothing
+// keeps it from him, so who asks for vsock by its name is told of a wall that is missing.
 func TestVsockReaches(t *testing.T) {
 	needVsock(t)
 	guest := vmmtest.TestGuest{}
 	d := newDriver(t, qemu.Config{Channel: "vsock"})
-	template := vmmtest.Build(t, d, linux(t), guest)
+	caps, err := d.Probe(within(t))
+	must(t, err)
+	if !slices.Contains(caps.Degraded, qemu.NoVsockWall) {
+		t.Errorf("with vsock whoever listens, degraded: %q", caps.Degraded)
+	}
+	boot := linux(t)
+	boot.VCPUs = 2
+	template := vmmtest.Build(t, d, boot, guest)
 	clone := func() vmm.Machine {
 		p, err := d.Prepare(within(t), template, vmm.Attach{})
 		must(t, err)
@@ -156,24 +205,84 @@ func TestVsockReaches(t *testing.T) {
 		return m
 	}
 	a, b := clone(), clone()
-	ask := func(m vmm.Machine, cid string) string {
+	ports := " 22 1024" // what nobody refuses takes two seconds each
+	ask := func(m vmm.Machine, cid, ports string) string {
 		t.Helper()
-		ports := " 22 1024" // what nobody refuses takes two seconds each
-		if cid == "2" {
-			ports = " 1 22 80 1023 1024 1025 4222 6443 65535"
-		}
 		answer, err := guest.Ask(within(t), m, "vsock-dial "+cid+ports)
 		must(t, err)
 		return answer
 	}
 	var ownA, ownB string
-	_, err := fmt.Sscanf(strings.NewReplacer(":", " ").Replace(ask(a, "2")+" "+ask(b, "2")), "own %s own %s", &ownA, &ownB)
+	_, err = fmt.Sscanf(strings.NewReplacer(":", " ").Replace(ask(a, "2", "")+" "+ask(b, "2", "")), "own %s own %s", &ownA, &ownB)
 	must(t, err)
-	for to, answer := range map[string]string{"the host": ask(a, "2"), "its neighbour": ask(a, ownB), "itself": ask(a, ownA), "the hypervisor": ask(a, "0")} {
+	listening := newStranger(t, true).port
+	host := ask(a, "2", " 1 1023 1024 1025 4222 6443 65535 "+listening)
+	if want := "own " + ownA + ": " + listening; host != want {
+		t.Errorf("a machine reaches of the host: %s, want %s", host, want)
+	}
+	for to, answer := range map[string]string{"its neighbour": ask(a, ownB, ports), "itself": ask(a, ownA, ports), "the hypervisor": ask(a, "0", ports)} {
 		if answer != "own "+ownA+":" {
 			t.Errorf("a machine reaches of %s: %s", to, answer)
 		}
 	}
+}
+
+// TestVsockGivesWay: where somebody listens on the host's vsock, machines have none, unless it is asked for by name.
+func TestVsockGivesWay(t *testing.T) {
+	needVsock(t)
+	guest := vmmtest.TestGuest{}
+	for where, apart := range map[string]bool{"beside us": false, "in another network namespace": true} {
+		t.Run(where, func(t *testing.T) {
+			s := newStranger(t, apart)
+			d := newDriver(t, qemu.Config{})
+			caps, err := d.Probe(within(t))
+			must(t, err)
+			if why := d.VsockError(within(t)); caps.Channel != "serial" || slices.Contains(caps.Degraded, qemu.NoVsockWall) || why == nil || !strings.Contains(why.Error(), "port "+s.port+" of") {
+				t.Fatalf("somebody listens on port %s, and machines have %+v; %v", s.port, caps, why)
+			}
+			if apart {
+				return // the same machine
+			}
+			p, err := d.Prepare(within(t), vmmtest.Build(t, d, linux(t), guest), vmm.Attach{})
+			must(t, err)
+			m, err := p.Restore(within(t))
+			must(t, err)
+			defer func() { must(t, m.Close()) }()
+			if got, err := guest.Ask(within(t), m, "vsock-dial 2 "+s.port); err != nil || strings.HasSuffix(got, " "+s.port) {
+				t.Errorf("a machine reaches who listens: %q, %v", got, err)
+			} else {
+				t.Logf("the machine says: %s", got)
+			}
+		})
+	}
+}
+
+// TestVsockLate: while somebody listens who was not there at first, machines with vsock are neither made nor woken.
+func TestVsockLate(t *testing.T) {
+	needVsock(t)
+	d := newDriver(t, qemu.Config{})
+	template := vmmtest.Build(t, d, linux(t), vmmtest.TestGuest{})
+	waiting, err := d.Prepare(within(t), template, vmm.Attach{})
+	must(t, err)
+	s := newStranger(t, false)
+	if p, err := d.Prepare(within(t), template, vmm.Attach{}); err == nil {
+		t.Errorf("port %s is listened on, and a machine was prepared", s.port)
+		must(t, p.Close())
+	} else if !strings.Contains(err.Error(), "port "+s.port+" of") {
+		t.Error(err)
+	}
+	if m, err := waiting.Restore(within(t)); err == nil {
+		t.Errorf("port %s is listened on, and a machine was restored", s.port)
+		must(t, m.Close())
+	} else if !strings.Contains(err.Error(), "port "+s.port+" of") {
+		t.Error(err)
+	}
+	s.end()
+	p, err := d.Prepare(within(t), template, vmm.Attach{})
+	must(t, err)
+	m, err := p.Restore(within(t))
+	must(t, err)
+	must(t, m.Close())
 }
 
 // TestVsockRestores has machines dialled as soon as they are restored, many times: the guest's kernel breaks connections off that are made

@@ -144,9 +144,14 @@ func (g TestGuest) order(ctx context.Context, m vmm.Machine, line string) error 
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(s.Conn, line+"\n")
-	// Hanging up at once could overtake the line.
-	<-m.Done()
-	s.Close()
-	return err
+	defer s.Close()
+	if _, err := io.WriteString(s.Conn, line+"\n"); err != nil {
+		return err
+	}
+	select { // hanging up at once could overtake the line
+	case <-m.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the machine is not over: %w; console:\n%s", context.Cause(ctx), m.Console())
+	}
 }

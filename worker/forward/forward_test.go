@@ -77,9 +77,13 @@ func newPorts(t *testing.T, r *forward.Range, g *guest) *forward.Ports {
 	return p
 }
 
+// ours is an address of this host's loopback that nobody else listens on: those at 127.0.0.1 may be given to another test at any moment.
+const ours = "127.28.0.1"
+
+// loopback gives ports of this host. They are none that the kernel gives to connections that go out (ip_local_port_range, from 32768 on).
 func loopback(t *testing.T, ports string) *forward.Range {
 	t.Helper()
-	r, err := forward.ParseRange("127.0.0.1:" + ports)
+	r, err := forward.ParseRange(ours + ":" + ports)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +106,7 @@ func connect(t *testing.T, at netip.AddrPort) *net.TCPConn {
 func TestBytesGoBothWays(t *testing.T) {
 	g := newGuest(t)
 	g.echo(t)
-	p := newPorts(t, loopback(t, "38200-38299"), g)
+	p := newPorts(t, loopback(t, "28200-28299"), g)
 	at, err := p.Open(80)
 	if err != nil {
 		t.Fatal(err)
@@ -144,9 +148,11 @@ func TestBytesGoBothWays(t *testing.T) {
 }
 
 func TestNothingListens(t *testing.T) {
-	g := newGuest(t)
-	g.Close()
-	at, err := newPorts(t, loopback(t, "38200-38299"), g).Open(80)
+	p := forward.New(loopback(t, "28200-28299").Listen, func(context.Context, uint16) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+	})
+	defer p.Close()
+	at, err := p.Open(80)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +170,7 @@ func TestNothingListens(t *testing.T) {
 func TestClose(t *testing.T) {
 	g := newGuest(t)
 	stuck := make(chan struct{})
-	p := forward.New(loopback(t, "38200-38299").Listen, func(ctx context.Context, port uint16) (net.Conn, error) {
+	p := forward.New(loopback(t, "28200-28299").Listen, func(ctx context.Context, port uint16) (net.Conn, error) {
 		if port == 1 {
 			close(stuck)
 			<-ctx.Done()
@@ -210,8 +216,8 @@ func TestClose(t *testing.T) {
 }
 
 func TestPortsRunOut(t *testing.T) {
-	r, g := loopback(t, "38300-38302"), newGuest(t)
-	taken, err := net.Listen("tcp", "127.0.0.1:38301") // somebody else's
+	r, g := loopback(t, "28300-28302"), newGuest(t)
+	taken, err := net.Listen("tcp", ours+":28301") // somebody else's
 	if err != nil {
 		t.Fatal(err)
 	}

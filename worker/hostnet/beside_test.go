@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,9 @@ func TestBesideFirewalls(t *testing.T) {
 			s := take(t, h)
 			g := newGuest(t, s)
 			allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
+			if p, err := hostnet.Examine(l.config(t)); err != nil || len(p) > 0 {
+				t.Errorf("a look from outside finds %q, %v", p, err)
+			}
 			kept := func() {
 				t.Helper()
 				isRefused(t, "somebody else, whom the firewall should keep out,", by, every(web))
@@ -139,6 +143,21 @@ func TestNoFirewall(t *testing.T) {
 	}
 }
 
+// A look at a host changes nothing of it, and finds that no way leads out.
+func TestExamine(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	cfg := l.config(t)
+	cfg.Uplink = "nowhere"
+	p, err := hostnet.Examine(cfg)
+	if err != nil || len(p) != 1 || !strings.Contains(p[0].What, "find uplink nowhere") || !strings.Contains(p[0].Remedy, "--network-uplink") {
+		t.Errorf("%q, %v", p, err)
+	}
+	if tables, err := l.nft(t).ListTables(); err != nil || len(tables) > 0 {
+		t.Errorf("it has made %d tables, %v", len(tables), err)
+	}
+}
+
 // TestOwnedTable has a firewalld that lets nobody change its table: what to do about it is said.
 func TestOwnedTable(t *testing.T) {
 	t.Parallel()
@@ -170,8 +189,12 @@ add rule inet firewalld filter_FORWARD drop
 		}
 	}
 	h := run(t, l.config(t))
-	if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0], "firewall-cmd --permanent --zone=trusted --add-interface=pdk+") {
+	if p := h.Problems(); len(p) != 1 || !strings.Contains(p[0].Remedy, "firewall-cmd --permanent --zone=trusted --add-interface=pdk+") {
 		t.Errorf("problems: %q", p)
+	}
+	found, err := hostnet.Examine(l.config(t))
+	if must(t, err); !slices.Equal(found, h.Problems()) {
+		t.Errorf("a look from outside finds %q", found)
 	}
 	s := take(t, h)
 	g := newGuest(t, s)

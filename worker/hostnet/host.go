@@ -39,7 +39,7 @@ type Host struct {
 	mu       sync.Mutex
 	slots    map[*Slot]bool
 	gone     chan struct{} // closed, once set, when slots is empty
-	problems []string
+	problems []Problem
 	never    []netip.Prefix // what no machine reaches, whatever anybody allows: the host's own addresses, other machines
 }
 
@@ -181,7 +181,7 @@ func (h *Host) uplink() error {
 }
 
 func defaultRoute(nl *netlink.Handle) (string, error) {
-	routes, err := nl.RouteList(nil, unix.AF_INET)
+	routes, err := whole(func() ([]netlink.Route, error) { return nl.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return "", fmt.Errorf("list the host's routes: %w", err)
 	}
@@ -210,7 +210,7 @@ func (h *Host) refreshNever() (bool, error) {
 		return false, err
 	}
 	defer nl.Close()
-	addrs, err := nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false, fmt.Errorf("list the host's addresses: %w", err)
 	}
@@ -356,8 +356,8 @@ func (h *Host) Take(ctx context.Context) (*Slot, error) {
 // Ready is how many slots Take gives at once.
 func (h *Host) Ready() int { return int(h.waiting.Load()) }
 
-// Problems says, in sentences for an operator, what on this host keeps machines from being reached or from reaching what they may.
-func (h *Host) Problems() []string {
+// Problems gives what on this host keeps machines from being reached or from reaching what they may.
+func (h *Host) Problems() []Problem {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.problems)

@@ -137,7 +137,7 @@ func ours(conn *nftables.Conn, c *nftables.Chain) ([]*nftables.Rule, error) {
 // passForeign lets the slots' packets through others' chains that drop what nobody named: at their end, so that what their rules drop
 // stays dropped, and at the head of firewalld's, whose last rule rejects. The rules are such as iptables writes itself, so that it still
 // reads its table. Their owners may throw them out again (firewalld does when it reloads): Run looks after them.
-func (h *Host) passForeign(ctx context.Context) (problems []string, err error) {
+func (h *Host) passForeign(ctx context.Context) (problems []Problem, err error) {
 	conn, err := h.nft(h.ns)
 	if err != nil {
 		return nil, err
@@ -171,28 +171,37 @@ func (h *Host) passForeign(ctx context.Context) (problems []string, err error) {
 		case err == nil:
 			zerolog.Ctx(ctx).Info().Str("table", c.Table.Name).Str("chain", c.Name).Msg("machines' packets let through a chain that drops by default")
 		case errors.Is(err, unix.EPERM) && isFirewalld(c):
-			problems = append(problems, "firewalld drops machines' packets and lets nobody change its table: firewall-cmd --permanent --zone=trusted --add-interface="+linkPrefix+"+ && firewall-cmd --reload")
+			problems = append(problems, ownedTable)
 		default:
-			problems = append(problems, fmt.Sprintf("chain %s of table %s drops machines' packets and could not be told to let them through: %v", c.Name, c.Table.Name, err))
+			problems = append(problems, Problem{
+				fmt.Sprintf("chain %s of table %s drops machines' packets and could not be told to let them through: %v", c.Name, c.Table.Name, err),
+				"let what comes from and goes to interfaces " + linkPrefix + "* through it",
+			})
 		}
 	}
 	return problems, nil
 }
 
 // legacy finds what other firewalls there may be that we cannot see into.
-func (h *Host) legacy(dropped bool) (problems []string) {
+func (h *Host) legacy(dropped bool) (problems []Problem) {
 	err := within(int(h.ns.Fd()), func() error {
 		names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names") // absent where no legacy iptables is in use
 		if err == nil && slices.Contains(strings.Fields(string(names)), "filter") {
-			problems = append(problems, "legacy iptables is in use, and its rules cannot be seen from here: where its FORWARD drops, iptables-legacy -I FORWARD -i "+linkPrefix+"+ -j ACCEPT; iptables-legacy -I FORWARD -o "+linkPrefix+"+ -j ACCEPT")
+			problems = append(problems, Problem{
+				"legacy iptables is in use, and its rules cannot be seen from here",
+				"where its FORWARD drops, iptables-legacy -I FORWARD -i " + linkPrefix + "+ -j ACCEPT; iptables-legacy -I FORWARD -o " + linkPrefix + "+ -j ACCEPT",
+			})
 		}
 		if bridged, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-iptables"); h.cfg.Bridge != nil && dropped && err == nil && strings.TrimSpace(string(bridged)) == "1" {
-			problems = append(problems, "net.bridge.bridge-nf-call-iptables is 1 and a firewall drops what is forwarded, so also what is bridged between machines and the LAN: sysctl net.bridge.bridge-nf-call-iptables=0, or let "+h.cfg.Bridge.Name+" through")
+			problems = append(problems, Problem{
+				"net.bridge.bridge-nf-call-iptables is 1 and a firewall drops what is forwarded, so also what is bridged between machines and the LAN",
+				"sysctl net.bridge.bridge-nf-call-iptables=0, or let " + h.cfg.Bridge.Name + " through",
+			})
 		}
 		return nil
 	})
 	if err != nil {
-		problems = append(problems, "the host's network namespace could not be entered: "+err.Error())
+		problems = append(problems, Problem{"the host's network namespace could not be entered: " + err.Error(), "run as root"})
 	}
 	return problems
 }
@@ -219,13 +228,13 @@ func (h *Host) look(ctx context.Context) error {
 	}
 	problems = append(problems, h.legacy(len(foreign) > 0)...)
 	if err := h.uplink(); err != nil {
-		problems = append(problems, err.Error())
+		problems = append(problems, noUplink(err))
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range problems {
 		if !slices.Contains(h.problems, p) {
-			zerolog.Ctx(ctx).Error().Str("problem", p).Msg("machines' networks may not work")
+			zerolog.Ctx(ctx).Error().Stringer("problem", p).Msg("machines' networks may not work")
 		}
 	}
 	h.problems = problems

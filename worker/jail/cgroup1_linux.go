@@ -61,9 +61,11 @@ func openLegacy(parent string) (*cgroups, error) {
 		return nil, fmt.Errorf("no controller of cgroup v1 can be used: %s", c.lacks[0].Why)
 	}
 	c.parents = l.parents
-	if err := l.ensure(); err != nil {
+	held, err := c.lockParent() // until all that is looked at has been
+	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = held.Close() }() // only locked
 	if l.have[cgroup1.Blkio] {
 		c.lacks = append(c.lacks, Lack{NoCgroup + ".io", "cgroup v1 does not bound what is written by way of the page cache"})
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,6 +48,11 @@ func openUnified(parent string) (*cgroups, error) {
 	if err := errors.Join(u.makeRoom(), os.MkdirAll(c.parents[0], 0o755)); err != nil {
 		return nil, err
 	}
+	held, err := c.lockParent() // until all that is looked at has been
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = held.Close() }() // only locked
 	for _, name := range controllers {
 		if err := u.enable(name); err != nil {
 			c.lacks = append(c.lacks, Lack{NoCgroup + "." + name, err.Error()})
@@ -147,7 +153,7 @@ func (u *unified) enable(controller string) error {
 
 func (u *unified) ensure() error {
 	dir := filepath.Join(cgroupMount, u.path)
-	if _, err := os.Stat(dir); err == nil {
+	if u.divides(dir) {
 		return nil
 	}
 	if err := errors.Join(u.makeRoom(), os.MkdirAll(dir, 0o755)); err != nil {
@@ -167,6 +173,18 @@ func (u *unified) weigh() error {
 		return nil
 	}
 	return set(filepath.Join(cgroupMount, u.path, "cpu.weight"), strconv.FormatUint(weight(float64(runtime.NumCPU())), 10))
+}
+
+// divides tells whether the parent is there, and bounds what is below it: another launcher may have made it this moment, and be at that.
+func (u *unified) divides(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	on := strings.Fields(string(b))
+	for name := range u.have {
+		if !slices.Contains(on, name) {
+			return false
+		}
+	}
+	return err == nil
 }
 
 func (u *unified) create(name string, s vmm.Share, disks []device) error {

@@ -69,10 +69,17 @@ func (c *cgroups) make(name string, s vmm.Share, disks []device) (_ *cgroup, err
 	return g, nil
 }
 
+// remakings is how often the parent is made anew because other launchers have removed it meanwhile. That takes them microseconds.
+const remakings = 100
+
 // lockParent keeps whoever looks for leftovers, or would remove the parent, off it; and makes it anew where that was done before.
 func (c *cgroups) lockParent() (*os.File, error) {
-	for {
-		if err := c.ensure(); err != nil {
+	for left := remakings; ; left-- {
+		err := c.ensure()
+		if left > 0 && removedMeanwhile(err) {
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("cgroup: %w", err)
 		}
 		f, err := lockDir(c.parents[0], unix.LOCK_SH)
@@ -86,7 +93,9 @@ func (c *cgroups) lockParent() (*os.File, error) {
 		if err == nil {
 			var named os.FileInfo
 			if named, err = os.Stat(c.parents[0]); err == nil && os.SameFile(opened, named) {
-				return f, nil
+				if err = c.ensure(); err == nil { // all of it: now nobody removes any
+					return f, nil
+				}
 			}
 		}
 		_ = f.Close()
@@ -94,6 +103,11 @@ func (c *cgroups) lockParent() (*os.File, error) {
 			return nil, fmt.Errorf("cgroup: %w", err)
 		}
 	}
+}
+
+// removedMeanwhile tells an error of who makes the parent, or opens or writes a file in it, while another launcher removes it.
+func removedMeanwhile(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENODEV)
 }
 
 func lockDir(dir string, how int) (*os.File, error) {

@@ -119,7 +119,7 @@ func run(t *testing.T, l *jail.Launcher, c vmm.Command, line string) (string, vm
 
 func TestDescriptorsAndMemory(t *testing.T) {
 	l := newLauncher(t, jail.Config{})
-	got, _ := run(t, l, vmm.Command{MemoryBytes: 512 << 20}, "for n in 0 1 2 3 4 5 6 7 8 9; do test -e /proc/$$/fd/$n && echo $n; done; ulimit -v; ulimit -c; ulimit -n")
+	got, _ := run(t, l, vmm.Command{AddressSpaceBytes: 512 << 20}, "for n in 0 1 2 3 4 5 6 7 8 9; do test -e /proc/$$/fd/$n && echo $n; done; ulimit -v; ulimit -c; ulimit -n")
 	if want := "0\n1\n2\n3\n524288\n0\n1024"; got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}

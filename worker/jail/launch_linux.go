@@ -159,7 +159,7 @@ func (m *process) await(ctx context.Context, failed io.Reader) error {
 // setup is what the stub is told of c. largest is the size of the largest file that the VMM may write by its name.
 func (m *process) setup(c vmm.Command, largest int64) stub.Setup {
 	s := stub.Setup{
-		Path: c.Path, Args: c.Args, UID: m.uid, Userns: !m.taken, Files: len(c.Files), Memory: uint64(max(c.MemoryBytes, 0)),
+		Path: c.Path, Args: c.Args, UID: m.uid, Userns: !m.taken, Files: len(c.Files), AddressSpace: uint64(max(c.AddressSpaceBytes, 0)),
 		FileSize: unix.RLIM_INFINITY, System: system, ReadOnly: c.ReadOnly, Writable: c.Writable,
 		Devices: append([]string{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"}, c.Devices...), Hostname: c.Name,
 	}
@@ -167,16 +167,16 @@ func (m *process) setup(c vmm.Command, largest int64) stub.Setup {
 	if m.group != nil && !m.group.unified {
 		s.Doors = len(m.group.dirs)
 	}
-	if c.MemoryBytes <= 0 {
+	if c.FileBytes <= 0 {
 		return s
 	}
-	// Its disks are as large as they are, and its memory is a file too.
+	largest = max(largest, c.FileBytes)
 	for _, f := range c.Files {
 		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
 			largest = max(largest, st.Size())
 		}
 	}
-	s.FileSize = uint64(max(c.MemoryBytes, largest))
+	s.FileSize = uint64(largest)
 	return s
 }
 

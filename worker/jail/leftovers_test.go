@@ -123,6 +123,39 @@ func TestLaunchersTogether(t *testing.T) {
 	}
 }
 
+// The last launcher of a host removes what all have in common. Whoever comes at that moment has all walls that there are.
+func TestLaunchersComeAndGo(t *testing.T) {
+	needRoot(t)
+	atOnce := 2
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		atOnce = 1 // of two of one process the first has made room for the parent (cgroup2_linux.go), and takes it back only where it ends last
+	}
+	lock := filepath.Join(t.TempDir(), "uids")
+	comeAndGo := func() []string {
+		l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "stub"}, UIDLock: lock})
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		return l.Degraded()
+	}
+	want := comeAndGo()
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for range 100 {
+				if got := comeAndGo(); !slices.Equal(got, want) {
+					t.Errorf("it lacks %q, want %q", got, want)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // Nothing is left of machines that are killed at whatever moment, by whomever: their launcher, its context, the kernel.
 func TestNothingIsLeft(t *testing.T) {
 	rounds := 200

@@ -132,7 +132,7 @@ func TestFailingSteps(t *testing.T) {
 		{name: "no such program", cmd: vmm.Command{Path: "/no/such"}, says: "execute /no/such: no such file"},
 		{name: "a program of the host", cmd: vmm.Command{Path: file}, says: "execute " + file + ": no such file"},
 		{name: "no program", cmd: vmm.Command{Path: file, ReadOnly: []string{file}}, says: "execute " + file + ": exec format error"},
-		{name: "no program, and no memory", cmd: vmm.Command{Path: "/no/such", MemoryBytes: 1 << 20}, says: "execute /no/such: no such file"},
+		{name: "no program, and no memory", cmd: vmm.Command{Path: "/no/such", AddressSpaceBytes: 1 << 20}, says: "execute /no/such: no such file"},
 		{name: "no stub", cfg: jail.Config{Self: []string{"/no/such"}}, says: "launch m-0: fork/exec /no/such"},
 		{name: "a stub that is none", cfg: jail.Config{Self: []string{"/bin/true"}}, says: "the stub ended: with status 0"},
 		{name: "a stub that crashes", cfg: jail.Config{Self: []string{"/bin/sh", "-c", "kill -9 $$"}}, says: "the stub ended: "},
@@ -210,6 +210,27 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// filteredTwice waits until each of a VMM's threads is held by filters of system calls, the jail's and one of its own.
+func filteredTwice(t *testing.T, p vmm.Process) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(time.Minute)
+	for {
+		list := vmmtest.Threads(t, p.PID())
+		if len(list) > 0 && !slices.ContainsFunc(list, func(th vmmtest.Thread) bool { return th.Seccomp != 2 || th.Filters < 2 }) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-p.Done(): // the driver says why
+			return
+		case <-late:
+			t.Errorf("not held by two filters: %+v", list)
+			return
+		}
+	}
+}
+
 // The walls let a real VMM live: the probe boots a guest.
 func TestQEMU(t *testing.T) {
 	l := newLauncher(t, jail.Config{})
@@ -219,7 +240,7 @@ func TestQEMU(t *testing.T) {
 		}
 		t.Skipf("SKIPPED: %v: no VMM is tried in the jail (apt-get install qemu-system-x86)", err)
 	}
-	d, err := qemu.New(qemu.Config{Launcher: l, RunDir: t.TempDir()})
+	d, err := qemu.New(qemu.Config{Launcher: vmmtest.Onlooker{Launcher: l, Look: func(p vmm.Process) { filteredTwice(t, p) }}, RunDir: t.TempDir()})
 	must(t, err)
 	defer d.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

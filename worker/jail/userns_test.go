@@ -63,7 +63,7 @@ func (r *account) run(dir string) error {
 	}
 	m, err := l.Launch(context.Background(), vmm.Command{
 		Name: "m-0123456789abcdef", Path: self, Args: []string{"hostile", string(arg)}, Files: []*os.File{w}, Stderr: os.Stderr,
-		ReadOnly: []string{self, p.ReadOnly}, Writable: []string{p.Writable}, MemoryBytes: 64 << 30,
+		ReadOnly: []string{self, p.ReadOnly}, Writable: []string{p.Writable}, AddressSpaceBytes: 64 << 30, FileBytes: 64 << 30,
 	})
 	w.Close()
 	if err != nil {

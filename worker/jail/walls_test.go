@@ -28,7 +28,8 @@ import (
 func TestHostile(t *testing.T) {
 	needRoot(t)
 	vmmtest.NoLeaks(t)
-	l := newLauncher(t, jail.Config{})
+	// No uids of workers beside this test: what it starts as one of them counts against all processes of that uid (RLIMIT_NPROC).
+	l := newLauncher(t, jail.Config{UIDBase: 400_000})
 	t.Logf("degraded: %v", l.Lacks())
 	got, uid := findings(t, l)
 	none := "0000000000000000"
@@ -109,7 +110,7 @@ func findings(t *testing.T, l *jail.Launcher) (got map[string]string, uid int) {
 	other := launch(t, l, vmm.Command{Name: "m-other", Path: "/bin/sleep", Args: []string{"1000"}, Writable: []string{p.Other}})
 
 	errs, errsW := pipe(t)
-	r, m := start(t, l, vmm.Command{ReadOnly: []string{p.ReadOnly}, Writable: []string{p.Writable}, Stderr: errsW, MemoryBytes: 64 << 30}, p)
+	r, m := start(t, l, vmm.Command{ReadOnly: []string{p.ReadOnly}, Writable: []string{p.Writable}, Stderr: errsW, AddressSpaceBytes: 64 << 30, FileBytes: 64 << 30}, p)
 	errsW.Close()
 	said, err := io.ReadAll(r)
 	must(t, err)
@@ -230,7 +231,7 @@ func testFill(t *testing.T, l *jail.Launcher) {
 	rw := filepath.Join(dir, "rw")
 	r, w := pipe(t)
 	m := launch(t, l, vmm.Command{
-		Name: "m-0123456789abcdef", Path: "/bin/sh", Files: []*os.File{w, disk}, Writable: []string{rw}, MemoryBytes: 32 << 20,
+		Name: "m-0123456789abcdef", Path: "/bin/sh", Files: []*os.File{w, disk}, Writable: []string{rw}, FileBytes: 32 << 20,
 		Args: []string{"-c", `exec >&3 2>&3; cd "$0"; trap '' XFSZ
 			dd if=/dev/zero of=written bs=1M count=64; truncate -s 1G sparse; dd if=/dev/zero of=/proc/self/fd/4 bs=1M count=64
 			for d in / /tmp /dev /dev/shm /run /var/tmp /usr /etc /proc; do echo x >$d/x; done; true`, rw},

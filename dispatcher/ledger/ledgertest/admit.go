@@ -15,7 +15,8 @@ func admit(s *suite) {
 	s.same("outbox", 0, len(s.told()))
 
 	b := s.admission("t")
-	b.Job.Labels, b.Job.Spec.Labels, b.Entry.Resources, b.Entry.InfraLeft = nil, nil, jobs.Resources{}, 0
+	b.Job.Labels, b.Job.Spec.Labels, b.Job.RunAt = nil, nil, time.Time{}
+	b.Entry = ledger.Entry{ID: b.Entry.ID, Tenant: "t", Image: b.Entry.Image, State: jobs.StateQueued, AcceptedAt: b.Entry.AcceptedAt, ExpiresAt: b.Entry.ExpiresAt}
 	s.same("taken", (*ledger.Taken)(nil), s.admit(b))
 	s.same("job with little in it", b.Job, s.job("t", b.Job.ID))
 	s.same("open", []ledger.Entry{a.Entry, b.Entry}, s.entries())
@@ -69,6 +70,42 @@ func admitTakenKey(s *suite) {
 	other := s.admission("other")
 	other.Key = "key"
 	s.same("taken: another tenant's key", (*ledger.Taken)(nil), s.admit(other))
+}
+
+// admitKeyBefore: a key may have another form than a dispatcher of before has stored, which holds for the same body alone.
+func admitKeyBefore(s *suite) {
+	a := s.admission("t")
+	a.Key = "old"
+	s.admit(a)
+	want := &ledger.Taken{Job: unspecced(a.Job), Hash: a.Hash}
+	again := func() ledger.Admission {
+		b := s.admission("t")
+		b.Hash, b.Key, b.KeyBefore = a.Hash, "new", "old"
+		return b
+	}
+	s.same("taken", want, s.admit(again()))
+	batch := s.batch("t", 2)
+	batch.Key = "batch"
+	one := again()
+	batch.Jobs[0].Hash, batch.Jobs[0].Key, batch.Jobs[0].KeyBefore = one.Hash, one.Key, one.KeyBefore
+	got := s.admitBatch(batch)
+	s.same("taken: in a batch", []*ledger.Taken{want, nil}, got.Each)
+	s.same("jobs of the batch", 1, got.Batch.Total)
+	got = s.admitBatch(batch)
+	s.same("taken: in a batch again", []*ledger.Taken{want, {Job: unspecced(batch.Jobs[1].Job), Hash: batch.Jobs[1].Hash}}, got.Each)
+
+	other := again()
+	other.Hash = "another"
+	s.same("taken: another body", (*ledger.Taken)(nil), s.admit(other))
+	s.same("taken: the new form is found first by whoever has it", &ledger.Taken{Job: unspecced(other.Job), Hash: other.Hash}, s.admit(func() ledger.Admission {
+		b := again()
+		b.Hash = other.Hash
+		return b
+	}()))
+	s.now = a.KeyUntil.Add(time.Second)
+	late := again()
+	late.Key = "late"
+	s.same("taken: after the key's end", (*ledger.Taken)(nil), s.admit(late))
 }
 
 func admitKeyExpiry(s *suite) {

@@ -90,41 +90,36 @@ func forget(s *suite) {
 	s.same("job", again.Job, s.job("t", again.Job.ID))
 }
 
-// forgetWorkers: whoever has a job keeps the session, and the next is larger than all that ever were.
+// forgetWorkers: whoever was seen later, or has a job, stays, and the next session is larger than all that ever were.
 func forgetWorkers(s *suite) {
 	register := func(worker string) int64 {
 		s.Helper()
-		session, err := s.Register(s.ctx(), worker)
+		session, err := s.Register(s.ctx(), worker, s.tick())
 		if err != nil {
 			s.Fatal("register:", err)
 		}
 		return session
 	}
-	sessions := func() map[string]int64 {
-		s.Helper()
-		m, err := s.Sessions(s.ctx())
-		if err != nil {
-			s.Fatal("sessions:", err)
-		}
-		return m
-	}
 	a := register("a")
 	_, h := s.leased("t") // by "a"
-	for _, worker := range []string{"b", "c", "d", "last"} {
+	for _, worker := range []string{"b", "c", "d"} {
 		register(worker)
 	}
-	last := sessions()["last"]
-	s.forget(s.now, 2, 0)
-	if n := len(sessions()); n != 3 {
+	before := s.tick()
+	late := register("late")
+	s.forget(before, 2, 0)
+	if n := len(s.sessions()); n != 3 {
 		s.Errorf("%d workers are left, want 3", n)
 	}
-	s.forget(s.now, 2, 0)
-	s.same("sessions", map[string]int64{"a": a, "last": last}, sessions())
+	s.forget(before, 2, 0)
+	s.same("sessions", map[string]int64{"a": a, "late": late}, s.sessions())
 	s.reopen()
 	s.finish(h, true)
-	s.forget(s.now, 2, 0)
-	s.same("sessions", map[string]int64{"last": last}, sessions())
-	if next := register("a"); next <= last {
-		s.Errorf("session %d after %d", next, last)
+	s.forget(before, 2, 0)
+	s.same("sessions", map[string]int64{"late": late}, s.sessions())
+	s.forget(s.tick(), 2, 1) // the job, and the last worker
+	s.same("sessions", map[string]int64{}, s.sessions())
+	if next := register("a"); next <= late {
+		s.Errorf("session %d after %d", next, late)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"admit taken id":   admitTakenID,
 		"admit taken key":  admitTakenKey,
 		"admit key expiry": admitKeyExpiry,
+		"admit key before": admitKeyBefore,
 		"open":             openJobs,
 		"get":              get,
 		"list":             list,
@@ -42,6 +44,25 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"outbox":           outbox,
 		"forget":           forget,
 		"forget workers":   forgetWorkers,
+		"forget needed":    forgetNeeded,
+		"batches":          batches,
+		"batch keys":       batchKeys,
+		"batch jobs":       batchJobs,
+		"batch taken":      batchTaken,
+		"batch list":       batchList,
+		"batch cancel":     batchCancel,
+		"batch large":      batchLarge,
+		"schedules":        schedules,
+		"schedules due":    schedulesDue,
+		"redrive":          redrive,
+		"drop":             drop,
+		"outcomes":         outcomes,
+		"fleet":            fleet,
+		"hooks":            hooks,
+		"leader":           leader,
+		"named objects":    namedObjects,
+		"export":           export,
+		"import refuses":   importRefuses,
 		"reopen":           reopen,
 		"race admit":       raceAdmit,
 		"race lease":       raceLease,
@@ -50,11 +71,19 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"race register":    raceRegister,
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &suite{T: t, open: open, Store: open(t), now: time.Date(2030, 1, 2, 3, 4, 5, 678901000, time.UTC)}
-			t.Cleanup(s.close)
-			test(s)
+			t.Parallel()
+			test(newSuite(t, open))
 		})
 	}
+}
+
+// newSuite is a test that leads, until its end.
+func newSuite(t *testing.T, open func(t *testing.T) ledger.Store) *suite {
+	t.Helper()
+	s := &suite{T: t, open: open, now: time.Date(2030, 1, 2, 3, 4, 5, 678901000, time.UTC)}
+	s.begin()
+	t.Cleanup(s.close)
+	return s
 }
 
 // suite is one test and its ledger.
@@ -65,7 +94,19 @@ type suite struct {
 	now  time.Time
 }
 
+// begin opens the ledger and leads.
+func (s *suite) begin() {
+	s.Helper()
+	s.Store = s.open(s.T)
+	if _, err := s.Lead(s.ctx(), "the test", time.Hour); err != nil {
+		s.Fatal("lead:", err)
+	}
+}
+
 func (s *suite) close() {
+	if err := s.Resign(s.ctx()); err != nil {
+		s.Error("resign:", err)
+	}
 	if err := s.Store.Close(); err != nil {
 		s.Error("close:", err)
 	}
@@ -74,7 +115,7 @@ func (s *suite) close() {
 func (s *suite) reopen() {
 	s.Helper()
 	s.close()
-	s.Store = s.open(s.T)
+	s.begin()
 }
 
 // ctx ends when the test does, not before its clean-up.
@@ -84,6 +125,12 @@ func (s *suite) ctx() context.Context { return context.WithoutCancel(s.Context()
 func (s *suite) tick() time.Time {
 	s.now = s.now.Add(1500 * time.Microsecond)
 	return s.now
+}
+
+// sameSet compares lists whose order says nothing.
+func (s *suite) sameSet(what string, want, got []string) {
+	s.Helper()
+	s.same(what, slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(got)))
 }
 
 func (s *suite) same(what string, want, got any, opts ...gocmp.Option) {
@@ -99,9 +146,16 @@ func (s *suite) id() string {
 	return fmt.Sprintf("%08x-%04x-7000-8000-000000000000", n>>16, n&0xffff)
 }
 
+// raceID is an id that needs no clock.
+func raceID(n int64) string { return fmt.Sprintf("%08x-0000-7000-8000-%012x", n, n) }
+
 // admission is a new job that sets every field that a ledger must keep.
 func (s *suite) admission(tenant string) ledger.Admission {
-	id, at := s.id(), s.now
+	id := s.id()
+	return s.admissionOf(tenant, id, s.now)
+}
+
+func (s *suite) admissionOf(tenant, id string, at time.Time) ledger.Admission {
 	priority := 7
 	spec := &jobs.Spec{
 		ID: id, Image: "python", Steps: []jobs.Step{{Cmd: "true", Env: map[string]string{"A": "b\x01'\"ü"}}}, Priority: &priority,
@@ -109,21 +163,31 @@ func (s *suite) admission(tenant string) ledger.Admission {
 	}
 	return ledger.Admission{
 		Job: jobs.Job{
-			ID: id, Tenant: tenant, State: jobs.StateQueued, Image: spec.Image, Labels: spec.Labels, AcceptedAt: at, Spec: spec,
+			ID: id, Tenant: tenant, State: jobs.StateQueued, Image: spec.Image, Labels: spec.Labels, AcceptedAt: at, RunAt: at.Add(time.Second), Spec: spec,
 		},
 		Hash: "hash of " + id, KeyUntil: at.Add(24 * time.Hour), ExpiresAt: at.Add(time.Hour),
 		Entry: ledger.Entry{
 			ID: id, Tenant: tenant, Image: spec.Image, State: jobs.StateQueued, Priority: 7, Resources: spec.Resources, Network: jobs.NetworkInternet, AcceptedAt: at,
-			ExpiresAt: at.Add(time.Hour), InfraLeft: 3,
+			ExpiresAt: at.Add(time.Hour), NotBefore: at.Add(time.Second), InfraLeft: 3, UserLeft: 4, Pool: "gpu", Requires: "arch=arm64,os=linux", Key: "key\x01ü", KeyLimit: 2,
+			DependsOn: []string{"0190a0b0-0000-7000-8000-000000000000", "0190a0b0-0000-7000-8000-000000000001"}, Bytes: 123, Rules: true,
 		},
 	}
 }
 
 func (s *suite) admit(a ledger.Admission) *ledger.Taken {
 	s.Helper()
+	before, err := s.Taken(s.ctx(), a)
+	if err != nil {
+		s.Fatal("taken:", err)
+	}
 	taken, err := s.Admit(s.ctx(), a)
 	if err != nil {
 		s.Fatal("admit:", err)
+	}
+	if taken == nil || taken.Job.ID != "" { // else it is another tenant's
+		s.same("taken, before it is admitted", taken, before)
+	} else if before != nil {
+		s.Errorf("another tenant's job is shown: %+v", before)
 	}
 	return taken
 }
@@ -151,12 +215,21 @@ func (s *suite) leased(tenant string) (ledger.Admission, jobs.Held) {
 func (s *suite) lease(h jobs.Held, want bool) time.Time {
 	s.Helper()
 	at := s.tick()
-	ok, err := s.Lease(s.ctx(), []ledger.Lease{{Held: h, Worker: "a", Session: 4, At: at}})
+	specs, err := s.Lease(s.ctx(), []ledger.Lease{{Held: h, Worker: "a", Session: 4, At: at}})
 	if err != nil {
 		s.Fatal("lease:", err)
 	}
-	s.same(fmt.Sprintf("lease of %+v", h), []bool{want}, ok)
+	s.same(fmt.Sprintf("lease of %+v", h), []bool{want}, begun(specs))
 	return at
+}
+
+// begun tells of each of Lease's leases whether the attempt was begun.
+func begun(specs [][]byte) []bool {
+	ok := make([]bool, len(specs))
+	for i, spec := range specs {
+		ok[i] = spec != nil
+	}
+	return ok
 }
 
 func (s *suite) finish(h jobs.Held, want bool) jobs.Result {
@@ -173,14 +246,22 @@ func (s *suite) finishAs(h jobs.Held, state jobs.State, r jobs.Result, want bool
 	return r
 }
 
-func (s *suite) requeue(h jobs.Held, want bool) time.Time {
+func (s *suite) requeue(h jobs.Held, want bool) ledger.Retry {
 	s.Helper()
-	notBefore := s.now.Add(time.Minute)
-	ok, err := s.Requeue(s.ctx(), h, notBefore, again(h.Job, h.Attempt))
+	r := retry(h, s.now)
+	ok, err := s.Requeue(s.ctx(), h, r, again(h.Job, h.Attempt))
 	if err != nil || ok != want {
 		s.Errorf("requeue of %+v: %v, %v, want %v", h, ok, err, want)
 	}
-	return notBefore
+	return r
+}
+
+// retry is what a job gets that goes back to the queue after an attempt.
+func retry(h jobs.Held, now time.Time) ledger.Retry {
+	return ledger.Retry{
+		NotBefore: now.Add(time.Minute), InfraLeft: 3 - h.Attempt, UserLeft: 4 - h.Attempt, FailedOn: []string{"a", fmt.Sprint("ü", h.Attempt)},
+		Attempt: jobs.Attempt{Attempt: h.Attempt, Worker: "a", Ending: jobs.AgentLost, Class: jobs.ClassInfra, Reason: "a\x00b", LeasedAt: now, EndedAt: now.Add(time.Second)},
+	}
 }
 
 func (s *suite) endQueued(id string, attempt int, want bool) jobs.Result {
@@ -233,7 +314,7 @@ func (s *suite) entries() []ledger.Entry {
 
 func (s *suite) outgoing(limit int) []ledger.Outgoing {
 	s.Helper()
-	list, err := s.Outbox(s.ctx(), limit)
+	list, err := s.Outbox(s.ctx(), 0, limit)
 	if err != nil {
 		s.Fatal("outbox:", err)
 	}
@@ -269,7 +350,7 @@ func again(id string, attempt int) jobs.Event {
 
 // unspecced is a job as lists and Taken show it.
 func unspecced(j jobs.Job) jobs.Job {
-	j.Spec = nil
+	j.Spec, j.Attempts = nil, nil
 	return j
 }
 

@@ -99,11 +99,11 @@ func raceLease(s *suite) {
 			job := (i + n) % contend // not all in one order
 			leases[i] = ledger.Lease{Held: jobs.Held{Job: ids[job], Attempt: 1, Epoch: int64(100*n + job + 1)}, Worker: fmt.Sprint("w", n), Session: int64(n), At: s.now}
 		}
-		ok, err := s.Lease(s.ctx(), leases)
-		for i := range ok {
+		specs, err := s.Lease(s.ctx(), leases)
+		for i, ok := range begun(specs) {
 			job := (i + n) % contend
-			s.count(&leased, job, ok[i], err)
-			if ok[i] {
+			s.count(&leased, job, ok, err)
+			if ok {
 				winner[job].Store(leases[i].Epoch)
 			}
 		}
@@ -132,7 +132,7 @@ func raceEnd(s *suite) {
 				s.count(&ended, job, ok, err)
 				s.count(&finished, job, ok, nil)
 			} else {
-				ok, err := s.Requeue(s.ctx(), h, s.now, again(id, 1))
+				ok, err := s.Requeue(s.ctx(), h, retry(h, s.now), again(id, 1))
 				s.count(&ended, job, ok, err)
 			}
 		}
@@ -165,8 +165,8 @@ func raceQueued(s *suite) {
 		for job, id := range ids {
 			switch (n + job) % 3 {
 			case 0:
-				ok, err := s.Lease(s.ctx(), []ledger.Lease{{Held: jobs.Held{Job: id, Attempt: 1, Epoch: int64(n + 1)}, Worker: "a", At: s.now}})
-				got := len(ok) == 1 && ok[0]
+				specs, err := s.Lease(s.ctx(), []ledger.Lease{{Held: jobs.Held{Job: id, Attempt: 1, Epoch: int64(n + 1)}, Worker: "a", At: s.now}})
+				got := len(specs) == 1 && specs[0] != nil
 				s.count(&won, job, got, err)
 				s.count(&leased, job, got, nil)
 			case 1:
@@ -201,7 +201,7 @@ func raceRegister(s *suite) {
 		last := int64(0)
 		for range 3 {
 			worker := fmt.Sprint("w", n%4)
-			session, err := s.Register(s.ctx(), worker)
+			session, err := s.Register(s.ctx(), worker, s.now)
 			if err != nil || session <= last {
 				s.Errorf("session %d after %d, %v", session, last, err)
 			}
@@ -215,9 +215,5 @@ func raceRegister(s *suite) {
 			mu.Unlock()
 		}
 	})
-	got, err := s.Sessions(s.ctx())
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.same("sessions", latest, got)
+	s.same("sessions", latest, s.sessions())
 }

@@ -95,7 +95,7 @@ func listStates(s *suite) {
 		a := s.queued("t")
 		_, l := s.leased("t")
 		_, r := s.leased("t")
-		if err := s.Running(s.ctx(), []jobs.Held{r}); err != nil {
+		if err := s.Running(s.ctx(), []jobs.Held{r}, s.now); err != nil {
 			s.Fatal(err)
 		}
 		_, e := s.leased("t")
@@ -129,25 +129,19 @@ func listStates(s *suite) {
 
 // sessions are larger than all before, whoever's they are, and whatever happened between.
 func sessions(s *suite) {
-	if m, err := s.Sessions(s.ctx()); err != nil || len(m) != 0 {
-		s.Errorf("sessions of an empty ledger: %v, %v", m, err)
-	}
+	s.same("sessions of an empty ledger", map[string]int64{}, s.sessions())
 	want, last := map[string]int64{}, int64(0)
 	for n, worker := range []string{"a", "b", "a", "a", "c", "b"} {
 		if n == 3 {
 			s.reopen()
 		}
-		got, err := s.Register(s.ctx(), worker)
+		got, err := s.Register(s.ctx(), worker, s.now)
 		if err != nil || got <= last {
 			s.Errorf("session %d of %s after %d, %v", got, worker, last, err)
 		}
 		want[worker], last = got, got
 	}
-	m, err := s.Sessions(s.ctx())
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.same("sessions", want, m)
+	s.same("sessions", want, s.sessions())
 }
 
 func outbox(s *suite) {
@@ -170,6 +164,13 @@ func outbox(s *suite) {
 		}
 	}
 	s.same("the first two", all[:2], s.outgoing(2))
+	for n, o := range all {
+		after, err := s.Outbox(s.ctx(), o.ID, 2)
+		if err != nil {
+			s.Fatal("outbox:", err)
+		}
+		s.same("the next two", all[n+1:min(n+3, len(all))], after)
+	}
 	s.published(all[1].ID, all[2].ID)
 	s.same("without what was published", []ledger.Outgoing{all[0], all[3], all[4]}, s.outgoing(100))
 	s.published(all[2].ID, all[4].ID+1000) // twice, and never there
@@ -201,7 +202,7 @@ func reopen(s *suite) {
 	s.queued("other")
 	s.leased("t")
 	_, running := s.leased("t")
-	if err := s.Running(s.ctx(), []jobs.Held{running}); err != nil {
+	if err := s.Running(s.ctx(), []jobs.Held{running}, s.now); err != nil {
 		s.Fatal(err)
 	}
 	_, again := s.leased("t")
@@ -213,7 +214,7 @@ func reopen(s *suite) {
 	s.finishAs(dead, jobs.StateDead, s.success(1), true)
 	canceled := s.queued("t")
 	s.cancel("t", canceled.Job.ID)
-	if _, err := s.Register(s.ctx(), "a"); err != nil {
+	if _, err := s.Register(s.ctx(), "a", s.now); err != nil {
 		s.Fatal(err)
 	}
 
@@ -231,10 +232,12 @@ func reopen(s *suite) {
 
 // everything is all that a ledger shows.
 type everything struct {
-	Open     []ledger.Entry
-	Jobs     map[string]jobs.Job
-	Outbox   []ledger.Outgoing
-	Sessions map[string]int64
+	Open    []ledger.Entry
+	Jobs    map[string]jobs.Job
+	Outbox  []ledger.Outgoing
+	Batches []jobs.Batch
+	Hooks   []ledger.Hook
+	Workers []ledger.Worker
 }
 
 func (s *suite) everything() (e everything) {
@@ -247,8 +250,12 @@ func (s *suite) everything() (e everything) {
 		}
 	}
 	var err error
-	if e.Sessions, err = s.Sessions(s.ctx()); err != nil {
-		s.Fatal("sessions:", err)
+	if e.Batches, err = s.Batches(s.ctx(), "t", "", 1000); err != nil {
+		s.Fatal("batches:", err)
 	}
+	if e.Hooks, err = s.Hooks(s.ctx(), 1000); err != nil {
+		s.Fatal("hooks:", err)
+	}
+	e.Workers = s.workers()
 	return e
 }

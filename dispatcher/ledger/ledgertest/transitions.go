@@ -1,6 +1,7 @@
 package ledgertest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -12,7 +13,7 @@ func lease(s *suite) {
 	a, b := s.queued("t"), s.queued("t")
 	first := jobs.Held{Job: a.Job.ID, Attempt: 1, Epoch: 10}
 	at := s.tick()
-	ok, err := s.Lease(s.ctx(), []ledger.Lease{
+	specs, err := s.Lease(s.ctx(), []ledger.Lease{
 		{Held: first, Worker: "a", Session: 4, At: at},
 		{Held: jobs.Held{Job: a.Job.ID, Attempt: 1, Epoch: 11}, Worker: "b", Session: 5, At: at},
 		{Held: jobs.Held{Job: a.Job.ID, Attempt: 2, Epoch: 12}, Worker: "b", Session: 5, At: at},
@@ -22,15 +23,22 @@ func lease(s *suite) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.same("leased", []bool{true, false, false, false, true}, ok)
+	s.same("leased", []bool{true, false, false, false, true}, begun(specs))
+	for i, a := range map[int]ledger.Admission{0: a, 4: b} {
+		var spec jobs.Spec
+		if err := json.Unmarshal(specs[i], &spec); err != nil {
+			s.Error(err)
+		}
+		s.same("spec", a.Job.Spec, &spec)
+	}
 	j, e := a.Job, a.Entry
 	j.State, j.Attempt, j.Worker, j.LeasedAt = jobs.StateLeased, 1, "a", at
 	s.same("job", j, s.job("t", j.ID))
 	e.State, e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = jobs.StateLeased, 1, 10, "a", 4, at
 	s.same("entry", &e, s.entry(e.ID))
 	s.same("outbox", 0, len(s.told()))
-	if ok, err := s.Lease(s.ctx(), nil); err != nil || len(ok) != 0 {
-		s.Errorf("lease of nothing: %v, %v", ok, err)
+	if specs, err := s.Lease(s.ctx(), nil); err != nil || len(specs) != 0 {
+		s.Errorf("lease of nothing: %q, %v", specs, err)
 	}
 
 	s.requeue(first, true)
@@ -70,7 +78,7 @@ func running(s *suite) {
 	e := *s.entry(h.Job)
 	run := func(list ...jobs.Held) {
 		s.Helper()
-		if err := s.Running(s.ctx(), list); err != nil {
+		if err := s.Running(s.ctx(), list, s.now); err != nil {
 			s.Error("running:", err)
 		}
 	}
@@ -104,7 +112,7 @@ func finish(s *suite) {
 		a, h := s.leased("t")
 		s.published(idsOf(s.outgoing(100))...)
 		if state == jobs.StateDead {
-			if err := s.Running(s.ctx(), []jobs.Held{h}); err != nil {
+			if err := s.Running(s.ctx(), []jobs.Held{h}, s.now); err != nil {
 				s.Fatal(err)
 			}
 		}
@@ -148,10 +156,12 @@ func finishCanceled(s *suite) {
 func requeue(s *suite) {
 	a, h := s.leased("t")
 	want := *s.entry(h.Job)
+	var attempts []jobs.Attempt
 	for range 3 {
-		want.NotBefore = s.requeue(h, true)
-		want.State = jobs.StateQueued
-		want.InfraLeft--
+		r := s.requeue(h, true)
+		want.State, want.NotBefore, want.InfraLeft, want.UserLeft, want.FailedOn = jobs.StateQueued, r.NotBefore, r.InfraLeft, r.UserLeft, r.FailedOn
+		attempts = append(attempts, r.Attempt)
+		s.same("attempts", attempts, s.job("t", h.Job).Attempts)
 		s.same("entry", &want, s.entry(h.Job))
 		s.requeue(h, false)
 		s.same("entry: as before", &want, s.entry(h.Job))
@@ -162,14 +172,13 @@ func requeue(s *suite) {
 		h.Epoch += 5
 		want.LeasedAt = s.lease(h, true)
 		want.State, want.Attempt, want.Epoch = jobs.StateLeased, h.Attempt, h.Epoch
-		if err := s.Running(s.ctx(), []jobs.Held{h}); err != nil {
+		if err := s.Running(s.ctx(), []jobs.Held{h}, s.now); err != nil {
 			s.Fatal(err)
 		}
 	}
-	if want.InfraLeft != 0 {
-		s.Errorf("%d retries left, want none", want.InfraLeft)
-	}
-	s.same("outbox", []jobs.Event{again(a.Job.ID, 1), again(a.Job.ID, 2), again(a.Job.ID, 3)}, s.told())
+	s.finish(h, true)
+	s.same("attempts of a job that has ended", attempts, s.job("t", h.Job).Attempts)
+	s.same("outbox", []jobs.Event{again(a.Job.ID, 1), again(a.Job.ID, 2), again(a.Job.ID, 3)}, s.told()[:3])
 }
 
 func endQueued(s *suite) {
@@ -271,7 +280,7 @@ func (s *suite) stale(h jobs.Held, before everything) {
 	s.Helper()
 	s.finish(h, false)
 	s.requeue(h, false)
-	if err := s.Running(s.ctx(), []jobs.Held{h}); err != nil {
+	if err := s.Running(s.ctx(), []jobs.Held{h}, s.now); err != nil {
 		s.Error("running:", err)
 	}
 	s.same(fmt.Sprintf("everything after stale %+v", h), before, s.everything())

@@ -124,9 +124,13 @@ func checkLedger(t *testing.T, file string, acks acknowledged) {
 			}
 		}
 	}
-	sessions, err := s.Sessions(ctx)
+	workers, err := s.Workers(ctx)
 	if err != nil {
 		t.Fatal(err)
+	}
+	sessions := map[string]int64{}
+	for _, w := range workers {
+		sessions[w.Name] = w.Session
 	}
 	for worker, n := range acks["register"] {
 		if sessions[worker] < n {
@@ -157,7 +161,7 @@ func everyJob(ctx context.Context, t *testing.T, s ledger.Store) map[string]jobs
 // checkWhole: no transition was done by half. A job that has ended has its result and one final event, an open one has neither.
 func checkWhole(ctx context.Context, t *testing.T, s ledger.Store, all map[string]jobs.Job, acks acknowledged) {
 	t.Helper()
-	out, err := s.Outbox(ctx, 1<<30)
+	out, err := s.Outbox(ctx, 0, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +240,7 @@ func oneJob(ctx context.Context, s ledger.Store, path int, worker string) error 
 	}
 	switch path {
 	case 0:
-		session, err := s.Register(ctx, worker)
+		session, err := s.Register(ctx, worker, now)
 		if err != nil {
 			return err
 		}
@@ -250,11 +254,13 @@ func oneJob(ctx context.Context, s ledger.Store, path int, worker string) error 
 		for attempt := 1; attempt <= path-1; attempt++ {
 			h := jobs.Held{Job: id, Attempt: attempt, Epoch: int64(attempt)}
 			_ = step("lease", int64(attempt), func() (bool, error) {
-				ok, err := s.Lease(ctx, []ledger.Lease{{Held: h, Worker: worker, At: now}})
-				return len(ok) == 1 && ok[0], err
+				specs, err := s.Lease(ctx, []ledger.Lease{{Held: h, Worker: worker, At: now}})
+				return len(specs) == 1 && specs[0] != nil, err
 			})
 			if attempt < path-1 {
-				_ = step("requeue", int64(attempt), func() (bool, error) { return s.Requeue(ctx, h, now, event) })
+				_ = step("requeue", int64(attempt), func() (bool, error) {
+					return s.Requeue(ctx, h, ledger.Retry{NotBefore: now, Attempt: jobs.Attempt{Attempt: attempt}}, event)
+				})
 				continue
 			}
 			return step("finish", 0, func() (bool, error) { return s.Finish(ctx, h, jobs.StateEnded, r, final) })

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
 )
@@ -150,7 +151,7 @@ func TestOpenMakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Register(t.Context(), "a"); err != nil {
+	if _, err := s.Register(t.Context(), "a", time.Now()); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ledger?x=1.db")); err != nil {
@@ -170,10 +171,10 @@ func TestClosed(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Register(t.Context(), "a"); err == nil {
+	if _, err := s.Register(t.Context(), "a", time.Now()); err == nil {
 		t.Error("registered")
 	}
-	if _, err := s.Sessions(t.Context()); err == nil {
+	if _, err := s.Workers(t.Context()); err == nil {
 		t.Error("read")
 	}
 }

@@ -45,6 +45,7 @@ var system = []mount{
 	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 	{"/dev/vdb", dir, "ext4", 0, ""},
 	{dir + "/tmp", "/tmp", "", unix.MS_BIND, ""},
+	{"/run/netns", "/run/netns", "", unix.MS_BIND, ""}, // as the first `ip netns add` leaves it for good
 	{"", "/", "", unix.MS_REC | unix.MS_SHARED, ""},
 }
 

@@ -18,20 +18,20 @@ import (
 
 // Setup is what the stub is told.
 type Setup struct {
-	Path     string
-	Args     []string
-	UID      int
-	Files    int // descriptors from 3 on that the VMM gets
-	Doors    int // descriptors after those and our two, by which it enters its cgroups
-	Userns   bool
-	Memory   uint64
-	FileSize uint64
-	System   []string // read-only too, where they exist
-	ReadOnly []string
-	Writable []string
-	Devices  []string
-	Groups   []uint32 // by which it may open its devices
-	Hostname string
+	Path         string
+	Args         []string
+	UID          int
+	Files        int // descriptors from 3 on that the VMM gets
+	Doors        int // descriptors after those and our two, by which it enters its cgroups
+	Userns       bool
+	AddressSpace uint64
+	FileSize     uint64
+	System       []string // read-only too, where they exist
+	ReadOnly     []string
+	Writable     []string
+	Devices      []string
+	Groups       []uint32 // by which it may open its devices
+	Hostname     string
 }
 
 // Command starts the stub in whatever program has this package: its first argument, the second being Child's.
@@ -121,9 +121,9 @@ func (s *Setup) execute(parent int) error {
 	if _, err := unix.Write(parent, []byte(Executing)); err != nil {
 		return err
 	}
-	limit := unix.Rlimit{Cur: s.Memory, Max: s.Memory}
+	limit := unix.Rlimit{Cur: s.AddressSpace, Max: s.AddressSpace}
 	errno := syscall.Errno(0)
-	if s.Memory > 0 {
+	if s.AddressSpace > 0 {
 		_, _, errno = unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
 	}
 	if errno == 0 {

@@ -1,0 +1,116 @@
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/paddockvm/paddock/bus/access"
+	"github.com/paddockvm/paddock/bus/bustest"
+	"github.com/paddockvm/paddock/client"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// On a cluster a tenant's bucket has three replicas, any of which may answer who reads: what was put is there for who asks at once, also
+// while a server is lost and comes back.
+func TestClusterObjects(t *testing.T) {
+	c := bustest.StartCluster(t, 3)
+	c.Callout()
+	js := operator(t, c)
+	bustest.Serve(t, dispatcher(c), &bustest.Brain{})
+	seed := c.Let(access.Tenant, "acme")
+	var cl *client.Client
+	bustest.Eventually(t, "the tenant is let in", func() (in bool) {
+		var err error
+		cl, err = client.Connect(c.URL(), client.Tenant("acme"), client.Credentials(seed), client.NATS(nats.RootCAs(c.CA.File("ca.pem"))))
+		return err == nil
+	})
+	defer cl.Close()
+	ctx, cancel := context.WithDeadline(t.Context(), bustest.Patience(t))
+	defer cancel()
+	again := func(do func() error) {
+		t.Helper()
+		for {
+			err := do()
+			if err == nil {
+				return
+			}
+			if code(err) != jobs.CodeUnavailable || ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	for i := range 12 {
+		switch i {
+		case 4:
+			c.Stop(2)
+		case 8:
+			c.Restart(2)
+			c.Healthy()
+		}
+		content := bytes.Repeat([]byte(strings.Repeat(string(rune('a'+i)), 100)), 20_000)
+		name := filepath.Join(t.TempDir(), "f")
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range 2 { // the second makes it as new
+			var ref jobs.ObjectRef
+			again(func() (err error) {
+				ref, err = cl.PutObject(ctx, f)
+				return err
+			})
+			again(func() error {
+				r, err := cl.GetObject(ctx, ref)
+				if err != nil {
+					return err
+				}
+				defer r.Close()
+				got, err := io.ReadAll(r)
+				if err == nil && !bytes.Equal(got, content) {
+					t.Errorf("%d bytes came back as %d others", len(content), len(got))
+				}
+				return err
+			})
+		}
+	}
+	st, err := js.Stream(ctx, "OBJ_"+jobs.ObjectBucket("acme"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := st.CachedInfo().Config.Replicas; n != 3 {
+		t.Errorf("the bucket has %d replicas, want 3", n)
+	}
+	o, err := js.ObjectStore(ctx, jobs.ObjectBucket("acme"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := o.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, i := range l {
+		switch {
+		case jobs.IsDigest(i.Name):
+			n++
+		case !strings.HasPrefix(i.Name, "tmp-"): // of a put that was cut off, which was made again
+			t.Errorf("there is %q", i.Name)
+		}
+	}
+	if n != 12 || len(l) > 14 {
+		t.Errorf("there are %d objects, and %d by their digest, want 12", len(l), n)
+	}
+}

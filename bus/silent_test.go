@@ -1,0 +1,175 @@
+package bus_test
+
+import (
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/bus/bustest"
+	"github.com/paddockvm/paddock/jobs"
+)
+
+// relay passes on what comes to it, until it is silent: connections stay open, and nothing comes through any more, as when a host has lost
+// its power.
+type relay struct {
+	l    net.Listener
+	wg   sync.WaitGroup
+	gate sync.RWMutex // held for writing while it is silent
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{l: l}
+	r.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns = append(r.conns, c, s)
+			r.mu.Unlock()
+			r.wg.Go(func() { r.pass(s, c) })
+			r.wg.Go(func() { r.pass(c, s) })
+		}
+	})
+	return r
+}
+
+func (r *relay) pass(to, from net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		r.gate.RLock()
+		r.gate.RUnlock() //nolint:staticcheck // to wait is all that it is for
+		if _, werr := to.Write(buf[:n]); werr != nil || err != nil {
+			_ = to.Close()
+			return
+		}
+	}
+}
+
+// used tells whether somebody is connected through it.
+func (r *relay) used() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.conns) > 0
+}
+
+// cut ends all connections. There may be others.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		_ = c.Close()
+	}
+}
+
+func (r *relay) close() {
+	_ = r.l.Close()
+	r.cut()
+	r.wg.Wait()
+}
+
+// TestSilentServer: a server that says nothing any more, on a connection that seems to live, is left for another within a lease's length.
+func TestSilentServer(t *testing.T) {
+	s := bustest.Start(t)
+	addr := strings.TrimPrefix(s.URL(), "nats://")
+	relays := []*relay{newRelay(t, addr), newRelay(t, addr)}
+	for _, r := range relays {
+		defer r.close()
+	}
+	b, err := bus.Connect(t.Context(), bus.Config{URL: "nats://" + relays[0].l.Addr().String() + ",nats://" + relays[1].l.Addr().String(), Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	used, other := relays[0], relays[1]
+	if !used.used() {
+		used, other = other, used
+	}
+	used.gate.Lock()
+	defer used.gate.Unlock()
+	const within = 15 * time.Second // a lease, where nobody has said otherwise
+	for start := time.Now(); !other.used(); time.Sleep(50 * time.Millisecond) {
+		if time.Since(start) > within {
+			t.Fatalf("after %v it still waits for a server that says nothing", within)
+		}
+	}
+	bustest.Eventually(t, "connected to the other", b.Connected)
+	bustest.Publish(t, b, bustest.Event(jobs.NewID(), 1, 1, "x"))
+}
+
+// TestSilentDispatcher: requests do not go for long to a dispatcher that says nothing any more, on a connection that seems to live, when another
+// answers them.
+func TestSilentDispatcher(t *testing.T) {
+	s := bustest.Start(t)
+	r := newRelay(t, strings.TrimPrefix(s.URL(), "nats://"))
+	t.Cleanup(r.close)
+	silent, err := bus.Connect(t.Context(), bus.Config{URL: "nats://" + r.l.Addr().String(), Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(silent.Close)
+	bustest.Serve(t, silent, &bustest.Brain{})
+	bustest.Serve(t, s.Connect(), &bustest.Brain{})
+	r.gate.Lock()
+	defer r.gate.Unlock()
+	answered(t, s)
+}
+
+// answered waits until no request is lost any more.
+func answered(t *testing.T, s *bustest.Server) {
+	t.Helper()
+	nc := s.Plain()
+	const within, inARow = 30 * time.Second, 20 // by chance one of a million times
+	for start, n := time.Now(), 0; n < inARow; {
+		if _, err := nc.Request(jobs.GetSubject("acme"), []byte(`{"id":"none"}`), time.Second); err == nil {
+			n++
+			continue
+		}
+		n = 0
+		if time.Since(start) > within {
+			t.Fatalf("after %v requests are still lost", within)
+		}
+	}
+}
+
+// TestEndsWhileItConnectsAgain: requests do not go for good to a dispatcher that has ended its serving just when its connection came back. The
+// server may hear a moment later that the connection has ended on which it was still served.
+func TestEndsWhileItConnectsAgain(t *testing.T) {
+	s := bustest.Start(t)
+	r := newRelay(t, strings.TrimPrefix(s.URL(), "nats://"))
+	t.Cleanup(r.close)
+	ends, err := bus.Connect(t.Context(), bus.Config{URL: "nats://" + r.l.Addr().String(), Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ends.Close)
+	stop := bustest.Serve(t, ends, &bustest.Brain{})
+	bustest.Serve(t, s.Connect(), &bustest.Brain{})
+	r.gate.Lock() // it is not back before that was seen
+	r.cut()
+	bustest.Eventually(t, "the connection is lost", func() bool { return !ends.Connected() })
+	r.gate.Unlock()
+	stop()
+	bustest.Eventually(t, "the connection is back", ends.Connected)
+	answered(t, s)
+}

@@ -1,0 +1,337 @@
+package asynqin_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/paddockvm/paddock/dispatcher/asynqin"
+	"github.com/paddockvm/paddock/test/harness"
+)
+
+// works shows that everything that touches Redis works: a result, one beside the task, an archived task, a retry, a cancel, a handed back task.
+func (r *rig) works() {
+	r.Helper()
+	stop := r.bridge()
+	retain := asynq.Retention(time.Hour)
+	r.untilState(r.run("print a", retain), asynq.TaskStateCompleted)
+	gone := r.run("print b", asynq.Unique(time.Minute), asynq.Queue("paddock:low"))
+	r.untilGone(gone)
+	if out := r.kept(gone).Steps[0].Stdout.Text; out != "b\n" {
+		r.Errorf("kept %q", out)
+	}
+	r.untilState(r.run("infra"), asynq.TaskStateRetry)
+	held := r.run("hold")
+	r.untilState(held, asynq.TaskStateActive)
+	r.until("the job", func() bool { return len(r.brain.all()) == 4 })
+	r.until("the cancel", func() bool { // the subscription may just be being made
+		if err := r.inspect.CancelProcessing(held.ID); err != nil {
+			r.Fatal(err)
+		}
+		return r.brain.all()[3].CancelRequested
+	})
+	r.untilState(held, asynq.TaskStateArchived)
+	back := r.run("hold", asynq.Queue("paddock:critical"), retain)
+	r.until("the job", func() bool { return len(r.brain.all()) == 5 })
+	stop()
+	r.untilState(back, asynq.TaskStatePending)
+	r.bridge()
+	r.untilState(back, asynq.TaskStateActive)
+	r.brain.letGo()
+	r.untilState(back, asynq.TaskStateCompleted)
+	r.wantJobs(5)
+}
+
+func TestTLS(t *testing.T) {
+	for _, binary := range harness.NeedRedis(t) {
+		t.Run(binary, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			pair, roots := certificate(t, dir)
+			s := harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{
+				"--tls-port", fmt.Sprint(harness.FreePort(t)), "--port", "0", "--tls-cert-file", filepath.Join(dir, "cert.pem"), "--tls-key-file", filepath.Join(dir, "key.pem"),
+				"--tls-ca-cert-file", filepath.Join(dir, "cert.pem"), "--tls-auth-clients", "yes", "--requirepass", "sesame",
+			}})
+			url := "rediss://127.0.0.1:" + s.Setting("--tls-port")
+			newRig(t, url, asynqin.Access{Password: "sesame", TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}}).works()
+			for what, a := range map[string]asynqin.Access{
+				"no authority":   {Password: "sesame"},
+				"no certificate": {Password: "sesame", TLS: &tls.Config{RootCAs: roots}},
+				"no password":    {TLS: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}},
+			} {
+				if err := open(t, url, a).Set(t.Context(), "k", "v", 0).Err(); err == nil {
+					t.Errorf("with %s it is let in", what)
+				}
+			}
+		})
+	}
+}
+
+// certificate makes one of 127.0.0.1 that is its own authority, as cert.pem and key.pem.
+func certificate(t *testing.T, dir string) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, keyPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	for name, b := range map[string][]byte{"cert.pem": cert, "key.pem": keyPEM} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair, err := tls.X509KeyPair(cert, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(cert)
+	return pair, pool
+}
+
+func TestCluster(t *testing.T) {
+	for _, binary := range harness.NeedRedis(t) {
+		t.Run(binary, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, cluster(t, binary), asynqin.Access{})
+			slots := map[int64]bool{}
+			for _, q := range []string{"critical", "default", "low"} {
+				slot, err := r.inspect.ClusterKeySlot("paddock:" + q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				slots[slot/5462] = true
+			}
+			if len(slots) < 2 {
+				t.Errorf("all queues are on one node: %v", slots)
+			}
+			r.works()
+		})
+	}
+}
+
+// cluster starts one of three nodes, and gives its URL.
+func cluster(t *testing.T, binary string) string {
+	t.Helper()
+	var nodes []*harness.Redis
+	for range 3 {
+		nodes = append(nodes, harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{
+			"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(harness.FreePort(t)), "--cluster-node-timeout", "2000",
+		}}))
+	}
+	var clients []redis.UniversalClient
+	for i, n := range nodes {
+		c := open(t, n.URL(), asynqin.Access{})
+		clients = append(clients, c)
+		if err := c.ClusterAddSlotsRange(t.Context(), i*5462, min(i*5462+5461, 16383)).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Do(t.Context(), "cluster", "set-config-epoch", i+1).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range nodes[1:] {
+		if err := clients[0].Do(t.Context(), "cluster", "meet", "127.0.0.1", n.Port, n.Setting("--cluster-port")).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range clients {
+		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+			info := c.ClusterInfo(t.Context()).Val()
+			if strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:3") {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("no cluster:\n%s", info)
+			}
+		}
+	}
+	return fmt.Sprintf("%s?addr=%s&addr=%s", nodes[0].URL(), nodes[1].Addr(), nodes[2].Addr())
+}
+
+// The server dies, and the Sentinels make the replica the server.
+func TestSentinel(t *testing.T) {
+	for _, binary := range harness.NeedRedis(t) {
+		t.Run(binary, func(t *testing.T) {
+			t.Parallel()
+			main := harness.StartRedis(t, harness.RedisOptions{Binary: binary})
+			harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{"--replicaof", fmt.Sprintf("127.0.0.1 %d", main.Port)}})
+			r := newRig(t, sentinels(t, binary, main), asynqin.Access{})
+			r.works()
+			held := r.run("hold", asynq.Retention(time.Hour))
+			r.until("the job", func() bool { return len(r.brain.all()) == 6 })
+			if n, err := r.plain.Do(t.Context(), "wait", 1, 5000).Int(); err != nil || n < 1 {
+				t.Fatalf("%d replicas, %v", n, err)
+			}
+			main.Kill()
+			r.brain.letGo()
+			r.stateWithin(90*time.Second, held, asynq.TaskStateCompleted)
+			r.wantJobs(6)
+		})
+	}
+}
+
+// sentinels starts two, and gives the URL.
+func sentinels(t *testing.T, binary string, of *harness.Redis) string {
+	t.Helper()
+	var addrs []string
+	for range 2 {
+		port := harness.FreePort(t)
+		file := filepath.Join(t.TempDir(), "sentinel.conf")
+		conf := fmt.Sprintf("port %d\nsentinel monitor main 127.0.0.1 %d 2\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n", port, of.Port)
+		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := harness.StartRedis(t, harness.RedisOptions{Binary: binary, Port: port, Args: []string{file, "--sentinel"}})
+		addrs = append(addrs, s.Addr())
+		c := open(t, s.URL(), asynqin.Access{})
+		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+			m, err := c.Do(t.Context(), "sentinel", "master", "main").Result()
+			if err == nil && strings.Contains(fmt.Sprint(m), "num-slaves:1") {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("the Sentinel knows no replica: %v %v", m, err)
+			}
+		}
+	}
+	return fmt.Sprintf("redis://%s?addr=%s&master_name=main", addrs[0], addrs[1])
+}
+
+var acl = regexp.MustCompile("(?s)```acl\n(.*?)```")
+
+// The rights of docs/redis.md are enough for producers and for the bridge, and keep tenants apart.
+func TestTenants(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/redis.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights := acl.FindSubmatch(doc)
+	if rights == nil {
+		t.Fatal("docs/redis.md has no rights")
+	}
+	each(t, func(r *rig) {
+		for line := range strings.Lines(string(rights[1]) + strings.ReplaceAll(strings.SplitAfter(string(rights[1]), "\n")[0], "acme", "zeta")) {
+			words := strings.Fields(line)
+			for i, w := range words { // a selector is one argument
+				if strings.HasPrefix(w, "(") {
+					words = append(words[:i], strings.Join(words[i:], " "))
+					break
+				}
+			}
+			var args []any
+			for _, w := range words {
+				args = append(args, w)
+			}
+			if err := r.plain.Do(r.Context(), args...).Err(); err != nil {
+				r.Fatalf("%q: %v", words, err)
+			}
+		}
+		as := func(user string) string { return strings.Replace(r.at, "redis://", "redis://"+user+"@", 1) }
+		own := newRig(r.T, as("acme:secret"), asynqin.Access{})
+		r.redis = open(r.T, as("paddock:wrong"), asynqin.Access{Password: "other-secret"})
+		r.tenants = map[string]string{"paddock": "default", "acme": "acme", "zeta": "zeta-corp"}
+		r.bridge()
+
+		retain, id := asynq.Retention(time.Hour), asynq.TaskID("one")
+		task := own.run("print acme", asynq.Queue("acme:default"), retain, id)
+		info := own.untilState(task, asynq.TaskStateCompleted) // it may look at its own
+		other := r.run("print zeta", asynq.Queue("zeta:default"), retain, id)
+		r.untilState(other, asynq.TaskStateCompleted)
+		for t, tenant := range map[*asynq.TaskInfo]string{task: "acme", other: "zeta-corp"} {
+			if _, err := r.brain.Await(r.Context(), tenant, r.kept(t).Job); err != nil {
+				r.Errorf("%s: %v", tenant, err)
+			}
+		}
+		if d := own.kept(task); d.Job != own.decode(info.Result).Job {
+			r.Errorf("kept %+v", d)
+		}
+		for what, err := range map[string]error{
+			"enqueue as another":  second(own.client.Enqueue(asynq.NewTask("sandbox:python", []byte("1")), asynq.Queue("zeta:default"))),
+			"enqueue as default":  second(own.client.Enqueue(asynq.NewTask("sandbox:python", []byte("1")), asynq.Queue("paddock:default"))),
+			"read another's task": own.plain.HGetAll(r.Context(), "asynq:{zeta:default}:t:one").Err(),
+			"read its result":     own.plain.Get(r.Context(), "paddock:result:{zeta:default}:one").Err(),
+			"forge a result":      own.plain.Set(r.Context(), "paddock:result:{acme:default}:one", "{}", 0).Err(),
+			"forget queues":       own.plain.Del(r.Context(), "asynq:queues").Err(),
+			"cancel":              own.inspect.CancelProcessing("one"),
+			"empty Redis":         own.plain.FlushAll(r.Context()).Err(),
+		} {
+			if err == nil || !strings.Contains(err.Error(), "NOPERM") {
+				r.Errorf("%s: %v", what, err)
+			}
+		}
+		// What the bridge does besides: cancels, hands back, takes up again.
+		held := r.run("hold", asynq.Queue("zeta:low"))
+		r.until("the job", func() bool { return len(r.brain.all()) == 3 })
+		r.until("the cancel", func() bool { return r.inspect.CancelProcessing(held.ID) == nil && r.brain.all()[2].CancelRequested })
+		r.untilState(held, asynq.TaskStateArchived)
+	})
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestOpen(t *testing.T) {
+	for _, tt := range []struct{ url, want string }{
+		{"redis://u:p@h:1/2", "*redis.Client"}, {"rediss://h", "*redis.Client"}, {"unix:///run/redis.sock", "*redis.Client"},
+		{"redis://h:1?addr=i:2", "*redis.ClusterClient"}, {"rediss://h:1?addr=h:1", "*redis.ClusterClient"},
+		{"redis://h:1?addr=i:2&master_name=m", "*redis.Client"},
+		{"http://h", ""}, {"redis://h:1?nonsense=1", ""}, {"redis://h:1?addr=i:2&nonsense=1", ""}, {"redis://u:p%zz@h", ""},
+	} {
+		c, err := asynqin.Open(tt.url, asynqin.Access{})
+		if err != nil {
+			if tt.want != "" || strings.Contains(err.Error(), "p%zz") {
+				t.Errorf("%s: %v", tt.url, err)
+			}
+			continue
+		}
+		if got := fmt.Sprintf("%T", c); got != tt.want {
+			t.Errorf("%s is a %s, want %q", tt.url, got, tt.want)
+		}
+		_ = c.Close()
+	}
+}
+
+func TestCheckTenants(t *testing.T) {
+	for _, tt := range []struct {
+		tenants map[string]string
+		ok      bool
+	}{
+		{map[string]string{"paddock": "default", "acme": "acme"}, true},
+		{map[string]string{"acme": "a", "acme2": "b", "x:y": "c"}, true},
+		{map[string]string{"acme": "a", "acme:eu": "b"}, false},
+		{map[string]string{"a*": "a"}, false}, {map[string]string{"a}": "a"}, false}, {map[string]string{"": "a"}, false}, {map[string]string{"a": "no tenant"}, false},
+	} {
+		if err := asynqin.CheckTenants(tt.tenants); (err == nil) != tt.ok {
+			t.Errorf("%v: %v", tt.tenants, err)
+		}
+	}
+}

@@ -1,0 +1,163 @@
+package dispatcher_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/paddockvm/paddock/dispatcher"
+	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/dispatcher/ledger/postgres"
+	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/pgtest"
+)
+
+// candidate is a process that may lead, over a PostgreSQL that others share. Its clock is the real one.
+type candidate struct {
+	name  string
+	lost  *lossy
+	end   func() // an orderly end
+	leads chan *dispatcher.Dispatcher
+}
+
+// lossy is a ledger that can be cut off: what is asked of it fails.
+type lossy struct {
+	ledger.Store
+	cut atomic.Bool
+}
+
+var errCutOff = errors.New("cut off")
+
+func (l *lossy) Lead(ctx context.Context, holder string, ttl time.Duration) (int64, error) {
+	if l.cut.Load() {
+		return 0, errCutOff
+	}
+	return l.Store.Lead(ctx, holder, ttl)
+}
+
+// ether carries announcements between candidates.
+type ether struct {
+	mu    sync.Mutex
+	heard []func(int64)
+}
+
+func (e *ether) Announce(_ context.Context, term int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, h := range e.heard {
+		h(term)
+	}
+	return nil
+}
+
+func (e *ether) Announced(ctx context.Context, heard func(int64)) error {
+	e.mu.Lock()
+	e.heard = append(e.heard, heard)
+	e.mu.Unlock()
+	<-ctx.Done()
+	return nil
+}
+
+func stand(t *testing.T, name, url string, peers dispatcher.Peers) *candidate {
+	t.Helper()
+	store, err := postgres.Open(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &candidate{name: name, lost: &lossy{Store: store}, leads: make(chan *dispatcher.Dispatcher, 10)}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() {
+		done <- dispatcher.Lead(ctx, dispatcher.Config{Store: c.lost, Events: newBoard(t), Peers: peers}, name, func(ctx context.Context, d *dispatcher.Dispatcher) error {
+			c.leads <- d
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	c.end = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(name, err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(name, err)
+		}
+	})
+	t.Cleanup(c.end)
+	return c
+}
+
+// leading waits until a candidate leads.
+func (c *candidate) leading(t *testing.T, within time.Duration) *dispatcher.Dispatcher {
+	t.Helper()
+	select {
+	case d := <-c.leads:
+		return d
+	case <-time.After(within):
+		t.Fatalf("%s does not lead after %v", c.name, within)
+		return nil
+	}
+}
+
+// deposes checks that who leads meanwhile has put an end to another's term: a machine that stands still for longer than a term hands it on.
+func (c *candidate) deposes(t *testing.T, d *dispatcher.Dispatcher) {
+	t.Helper()
+	if len(c.leads) == 0 {
+		return
+	}
+	if j, _, err := d.Admit(t.Context(), "t", spec()); err == nil {
+		t.Fatalf("two lead: %s, and who has accepted %s", c.name, j.ID)
+	}
+	t.Logf("%s has taken over: this machine stood still", c.name)
+}
+
+// One of two leads; the other takes over, with all that was accepted, when it ends; and when it is cut off from the ledger. Whoever is deposed
+// accepts nothing any more.
+func TestLead(t *testing.T) {
+	server := pgtest.Start(t)
+	url, air := server.Database(t), &ether{}
+	a := stand(t, "a", url, air)
+	first := a.leading(t, time.Minute)
+	b := stand(t, "b", url, air)
+	j, _, err := first.Admit(t.Context(), "t", spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * time.Second)
+	b.deposes(t, first)
+	a.end()
+	second := b.leading(t, 30*time.Second)
+	if got, err := second.Get(t.Context(), "t", j.ID); err != nil || got.State != jobs.StateQueued {
+		t.Errorf("the job is %+v, %v", got, err)
+	}
+	if state, err := second.Cancel(t.Context(), "t", j.ID); err != nil || state != jobs.StateQueued {
+		t.Errorf("canceled: %s, %v", state, err)
+	}
+
+	c := stand(t, "c", url, air)
+	b.lost.cut.Store(true) // it cannot renew, and could still write
+	third := c.leading(t, time.Minute)
+	k, _, err := third.Admit(t.Context(), "t", spec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = second.Admit(t.Context(), "t", spec())
+	if e, ok := errors.AsType[*jobs.Error](err); !ok || e.Code != jobs.CodeUnavailable {
+		t.Errorf("who was deposed answers %v", err)
+	}
+	if ok, err := b.lost.EndQueued(t.Context(), k.ID, 0, jobs.StateEnded, jobs.Result{Ending: jobs.Expired}, jobs.Event{}); ok || !errors.Is(err, ledger.ErrNotLeader) {
+		t.Errorf("who was deposed writes: %v, %v", ok, err)
+	}
+	b.lost.cut.Store(false)
+	time.Sleep(2 * time.Second)
+	if got, err := third.Get(t.Context(), "t", k.ID); err != nil || got.State != jobs.StateQueued {
+		t.Errorf("the job is %+v, %v", got, err)
+	}
+	b.deposes(t, third)
+	if len(c.leads) > 0 {
+		t.Error("c leads anew")
+	}
+}

@@ -1,0 +1,6 @@
+-- +goose Up
+-- what a worker offers, by its last heartbeat; empty where nobody has written it
+ALTER TABLE workers ADD COLUMN offer BYTEA NOT NULL DEFAULT '';
+
+-- +goose Down
+ALTER TABLE workers DROP COLUMN offer;

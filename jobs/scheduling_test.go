@@ -1,0 +1,144 @@
+package jobs_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/paddockvm/paddock/jobs"
+)
+
+func faultsOf(err error) (list []string) {
+	if e, ok := errors.AsType[*jobs.Error](err); ok {
+		for _, f := range e.Faults {
+			list = append(list, f.Path)
+		}
+	}
+	return list
+}
+
+func TestSchedulingFaults(t *testing.T) {
+	id := jobs.NewID()
+	far := time.Now().AddDate(2, 0, 0).UTC().Format(time.RFC3339)
+	for body, want := range map[string]string{
+		`"run_at":"tomorrow"`:                                           "run_at",
+		`"run_at":"` + far + `"`:                                        "run_at",
+		`"depends_on":["x"]`:                                            "depends_on[0]",
+		`"depends_on":["` + id + `","` + id + `"]`:                      "depends_on[1]",
+		`"id":"` + id + `","depends_on":["` + id + `"]`:                 "depends_on[0]",
+		`"concurrency":{"limit":2}`:                                     "concurrency.key",
+		`"concurrency":{"key":"k","limit":10001}`:                       "concurrency.limit",
+		`"pool":"a.b"`:                                                  "pool",
+		`"requires":{"a=b":"c"}`:                                        "requires.a=b",
+		`"requires":{"a":"b,c"}`:                                        "requires.a",
+		`"retry":{"attempts":11}`:                                       "retry.attempts",
+		`"retry":{"rules":[{"action":"stop"}]}`:                         "retry.rules[0].action",
+		`"retry":{"rules":[{"action":"retry","endings":["canceled"]}]}`: "retry.rules[0].endings[0]",
+		`"callbacks":[{"url":"https://a.example","events":["result"]}]`: "callbacks[0].events[0]",
+	} {
+		_, _, err := jobs.Decode([]byte(`{"image":"base","steps":[{"shell":"true"}],`+body+`}`), jobs.Strict)
+		if got := faultsOf(err); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: faults at %v (%v), want %s", body, got, err, want)
+		}
+	}
+}
+
+func TestRetries(t *testing.T) {
+	exit := func(code int) *jobs.Result { return &jobs.Result{Ending: jobs.Exited, ExitCode: &code} }
+	ended := func(e jobs.Ending) *jobs.Result { return &jobs.Result{Ending: e} }
+	rules := func(l ...jobs.RetryRule) *jobs.Retry { return &jobs.Retry{Rules: l} }
+	all := jobs.RetryRule{Action: jobs.ActionRetry}
+	for _, c := range []struct {
+		name   string
+		retry  *jobs.Retry
+		result *jobs.Result
+		want   bool
+	}{
+		{"no rules, ours", nil, ended(jobs.VMFailed), true},
+		{"no rules, the user's", nil, exit(1), false},
+		{"no rule matches, ours", rules(jobs.RetryRule{ExitCodes: []int{1}, Action: jobs.ActionFail}), ended(jobs.VMFailed), true},
+		{"an exit code", rules(jobs.RetryRule{ExitCodes: []int{75, 76}, Action: jobs.ActionRetry}), exit(76), true},
+		{"another exit code", rules(jobs.RetryRule{ExitCodes: []int{75}, Action: jobs.ActionRetry}), exit(76), false},
+		{"ending and code", rules(jobs.RetryRule{Endings: []jobs.Ending{jobs.TimeLimit}, ExitCodes: []int{1}, Action: jobs.ActionRetry}), exit(1), false},
+		{"the first decides", rules(jobs.RetryRule{ExitCodes: []int{1}, Action: jobs.ActionFail}, all), exit(1), false},
+		{"the first that matches", rules(jobs.RetryRule{ExitCodes: []int{2}, Action: jobs.ActionFail}, all), exit(1), true},
+		{"ours, and unwanted", rules(jobs.RetryRule{Endings: []jobs.Ending{jobs.WorkerLost}, Action: jobs.ActionFail}), ended(jobs.WorkerLost), false},
+		{"a policy's", rules(all), ended(jobs.Canceled), false},
+		{"a signal and codes", rules(jobs.RetryRule{ExitCodes: []int{0}, Action: jobs.ActionRetry}), ended(jobs.Signaled), false},
+	} {
+		if got := c.retry.Retries(c.result); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func TestRequired(t *testing.T) {
+	if got := jobs.Required(map[string]string{"os": "linux", "arch": "amd64"}); got != "arch=amd64,os=linux" {
+		t.Error(got)
+	}
+	if got := jobs.Required(nil); got != "" {
+		t.Error(got)
+	}
+}
+
+func TestBatchSpecs(t *testing.T) {
+	id := jobs.NewID()
+	r := jobs.BatchRequest{
+		Defaults: json.RawMessage(`{"language":"python","labels":{"from":"defaults"},"priority":3}`),
+		Jobs: []json.RawMessage{
+			[]byte(`{"source":"1"}`), []byte(`{"source":"2","priority":7,"labels":{}}`), []byte(`{}`), []byte(`[]`), []byte(`{"source":"3","sorce":"4"}`),
+			[]byte(`{"source":"5","id":"` + id + `"}`), []byte(`{"source":"6","id":"` + id + `"}`),
+		},
+	}
+	specs, errs, warnings, err := r.Specs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if specs[0].Language != "python" || *specs[0].Priority != 3 || specs[0].Labels["from"] != "defaults" || *specs[1].Priority != 7 || len(specs[1].Labels) != 0 {
+		t.Errorf("specs %+v, %+v", specs[0], specs[1])
+	}
+	var bad []string
+	for i, err := range errs {
+		if err != nil {
+			bad = append(bad, fmt.Sprint(i, faultsOf(err)))
+		}
+	}
+	if diff := cmp.Diff([]string{"2 [source]", "3 []", "6 [id]"}, bad); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
+	}
+	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "jobs[4].sorce") {
+		t.Errorf("warnings %q", warnings)
+	}
+}
+
+func TestBatchFaults(t *testing.T) {
+	one := []json.RawMessage{[]byte(`{}`)}
+	for want, r := range map[string]jobs.BatchRequest{
+		"jobs":            {},
+		"id":              {ID: "x", Jobs: one},
+		"idempotency_key": {IdempotencyKey: strings.Repeat("k", 181), Jobs: one},
+		"defaults":        {Defaults: json.RawMessage(`7`), Jobs: one},
+	} {
+		_, _, _, err := r.Specs()
+		if got := faultsOf(err); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+// The body counts in a batch's hash, and what names it does not.
+func TestBatchHash(t *testing.T) {
+	r := jobs.BatchRequest{Jobs: []json.RawMessage{[]byte(`{"source":"1"}`)}}
+	same := r
+	same.ID, same.IdempotencyKey = jobs.NewID(), "k"
+	other := r
+	other.Atomic = true
+	if r.Hash() != same.Hash() || r.Hash() == other.Hash() {
+		t.Error("the hash is of something else")
+	}
+}
