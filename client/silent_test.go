@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // silent dials a server of NATS that is there, and on which nobody answers.
@@ -40,7 +40,7 @@ func (silent) Dial(string, string) (net.Conn, error) {
 
 // A request that nobody answers is "unavailable" where the time was the client's own, and the context's end where it was the caller's.
 func TestNoAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, err := client.Connect("nats://127.0.0.1:4222", client.NATS(nats.SetCustomDialer(silent{})))
 		if err != nil {
 			t.Fatal(err)

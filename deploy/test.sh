@@ -19,7 +19,7 @@ cache=${PADDOCK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/paddock}
 bin/paddock image build --image-dir "$cache/images" base python
 
 # those that take longest first
-raced=$(go list ./bus/... ./worker ./dispatcher/... ./client/... ./objects/... ./jobs/... ./guestagent/wire/... ./guestagent/client/... ./vmm/inproc/...)
+raced=$(go list ./bus/... ./worker ./dispatcher/... ./client/... ./objects/... ./jobs/... ./guestagent/wire/... ./guestagent/client/... ./vmm/inproc/... ./test/bubble)
 step "packages without machines, with the race detector"
 # SQLite is C in Go's words, with locks of its own, and four times as slow when each of its loads and stores is looked at.
 # shellcheck disable=SC2086 # a list

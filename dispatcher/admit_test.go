@@ -4,13 +4,13 @@ import (
 	"errors"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 var errDisk = errors.New("no space left on device")
@@ -62,7 +62,7 @@ func TestAdmitRefuses(t *testing.T) {
 		{"memory of its own", "t", with(func(s *jobs.Spec) { s.Resources.MemoryMiB, s.Limits.MemoryBytes = 1024, 960<<20 }), "", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				r.worker("a")
 				_, _, err := r.Admit(r.Context(), c.tenant, c.spec)
 				r.wantCode("admit", c.code, err)
@@ -79,7 +79,7 @@ func TestAdmitRefuses(t *testing.T) {
 
 // An image may keep jobs from running as root.
 func TestAdmitRoot(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a", "base", "rootless")
 		for image, want := range map[string]jobs.Code{"base": "", "rootless": jobs.CodeInvalid} {
 			_, _, err := r.Admit(r.Context(), "t", &jobs.Spec{Image: image, Steps: []jobs.Step{{Cmd: "true"}, {Cmd: "true", User: "root"}}})
@@ -97,7 +97,7 @@ func TestAdmitRoot(t *testing.T) {
 // While no worker was ever seen nothing is known of what there is, and a job may wait for it. A worker that is away for a while still
 // counts; one that is gone for good does not.
 func TestAdmitWithoutWorkers(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		s := spec()
 		s.Image, s.Resources.VCPUs = "later", 64
 		r.admit(s)
@@ -145,7 +145,7 @@ func TestAdmitTwice(t *testing.T) {
 		{name: "neither", first: with("", "", "true"), second: with("", "", "true"), tenant: "t"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				first := r.admit(c.first)
 				time.Sleep(c.after)
 				job, duplicate, err := r.Admit(r.Context(), c.tenant, c.second)
@@ -167,7 +167,7 @@ func TestAdmitTwice(t *testing.T) {
 
 // A client that never heard that its job was accepted asks again, and gets the job as it stands, ended or not.
 func TestAdmitAgainAfterTheEnd(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := spec()
 		s.IdempotencyKey = "k"
@@ -210,7 +210,7 @@ func TestAdmitAgainWhatWouldBeRefused(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, c.cfg, func(r *rig) {
+			rigged(t, c.cfg, func(r *rig) {
 				r.worker("a")
 				r.worker("b", "rare")
 				with := func(id, key, cmd string) *jobs.Spec {
@@ -246,7 +246,7 @@ func TestAdmitAgainWhatWouldBeRefused(t *testing.T) {
 }
 
 func TestAdmitQueueFull(t *testing.T) {
-	bubble(t, dispatcher.Config{MaxQueued: 2}, func(r *rig) {
+	rigged(t, dispatcher.Config{MaxQueued: 2}, func(r *rig) {
 		a := r.worker("a")
 		r.admit(spec())
 		r.admit(spec())
@@ -264,7 +264,7 @@ func TestAdmitQueueFull(t *testing.T) {
 
 // The bound holds for jobs that are on their way into the ledger, however many come at once.
 func TestAdmitQueueFullAtOnce(t *testing.T) {
-	bubble(t, dispatcher.Config{MaxQueued: 5}, func(r *rig) {
+	rigged(t, dispatcher.Config{MaxQueued: 5}, func(r *rig) {
 		r.store.before(func(op string) error {
 			if op == "admit" {
 				time.Sleep(time.Second)
@@ -291,7 +291,7 @@ func TestAdmitQueueFullAtOnce(t *testing.T) {
 
 // One key is one job, and it runs once, however many bring it at once.
 func TestAdmitOneKeyAtOnce(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		var mu sync.Mutex
 		ids, fresh := map[string]bool{}, 0
@@ -322,7 +322,7 @@ func TestAdmitOneKeyAtOnce(t *testing.T) {
 }
 
 func TestAdmitLedgerFails(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		r.store.before(func(string) error { return errDisk })
 		for what, call := range map[string]func() error{
@@ -349,7 +349,7 @@ func TestAdmitLedgerFails(t *testing.T) {
 
 // The ledger took the job and its answer was lost; the client tries again, and the job runs, once.
 func TestAdmitAnswerOfLedgerLost(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := spec()
 		s.IdempotencyKey = "k"
@@ -367,7 +367,7 @@ func TestAdmitAnswerOfLedgerLost(t *testing.T) {
 
 // What comes before the ledger has been read waits for that, or hears that it should come again.
 func TestAdmitBeforeLoaded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := &rig{T: t, disk: newDisk(t), board: newBoard(t)}
 		r.store = &memory{disk: r.disk}
 		r.store.before(func(op string) error {

@@ -11,7 +11,7 @@ import (
 )
 
 func TestAwait(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		_, err := r.Await(r.Context(), "u", j.ID)

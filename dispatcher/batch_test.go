@@ -44,7 +44,7 @@ func (r *rig) counted(id string, ended, ok int) {
 
 // Each job of a batch has its own outcome, and the batch counts them to the last, once.
 func TestBatch(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		q := jobs.BatchRequest{
 			IdempotencyKey: "k", Defaults: common,
@@ -92,7 +92,7 @@ func TestBatch(t *testing.T) {
 
 // Whoever asks again gets the batch with all its jobs, whatever would be said of a new one by now.
 func TestBatchAgainWhatWouldBeRefused(t *testing.T) {
-	bubble(t, dispatcher.Config{MaxQueued: 3}, func(r *rig) {
+	rigged(t, dispatcher.Config{MaxQueued: 3}, func(r *rig) {
 		r.worker("a")
 		r.worker("b", "rare")
 		for _, q := range []jobs.BatchRequest{
@@ -119,7 +119,7 @@ func TestBatchAgainWhatWouldBeRefused(t *testing.T) {
 
 // However long the broker takes for how far a batch is, its end is told last.
 func TestBatchEndComesLast(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		b := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(`{}`, `{}`)}).Batch
 		var told atomic.Int64
@@ -149,7 +149,7 @@ func codeOf(e *jobs.Error) jobs.Code {
 
 // An atomic batch is taken whole or not at all.
 func TestBatchAtomic(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		q := jobs.BatchRequest{Atomic: true, Defaults: common, Jobs: bodies(`{}`, `{"priority":12}`, `{"image":"cobol"}`)}
 		_, err := r.AdmitBatch(r.Context(), "t", &q)
@@ -168,7 +168,7 @@ func TestBatchAtomic(t *testing.T) {
 }
 
 func TestBatchBounds(t *testing.T) {
-	bubble(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{Queued: 100}}}, func(r *rig) {
+	rigged(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{Queued: 100}}}, func(r *rig) {
 		for what, n := range map[string]int{"nothing": 0, "too many": jobs.MaxBatch + 1} {
 			_, err := r.AdmitBatch(r.Context(), "t", &jobs.BatchRequest{Defaults: common, Jobs: bodies(make([]string, n)...)})
 			r.wantCode(what, jobs.CodeInvalid, err)
@@ -186,7 +186,7 @@ func TestBatchBounds(t *testing.T) {
 
 // Jobs of a batch may depend on each other.
 func TestBatchPipeline(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		one, two := jobs.NewID(), jobs.NewID()
 		reply := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(
@@ -207,7 +207,7 @@ func TestBatchPipeline(t *testing.T) {
 }
 
 func TestBatchCancel(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		reply := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(`{}`, `{}`, `{}`)})
 		other := r.admit(spec())
@@ -229,7 +229,7 @@ func TestBatchCancel(t *testing.T) {
 
 // Jobs of a batch that wait for each other in a circle never could run, and neither could who waits for them.
 func TestBatchCircle(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		one, two, three := jobs.NewID(), jobs.NewID(), jobs.NewID()
 		reply := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(
@@ -249,7 +249,7 @@ func TestBatchCircle(t *testing.T) {
 // A batch that comes again says of a job that was refused the first time that it was, though it could be taken now; and one of which nothing is new
 // ends at once.
 func TestBatchAgain(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		q := jobs.BatchRequest{IdempotencyKey: "k", Defaults: common, Jobs: bodies(`{}`, `{"image":"python"}`, `{}`)}
 		first := r.batch(q)
@@ -272,7 +272,7 @@ func TestBatchAgain(t *testing.T) {
 
 // A batch that is refused because workers have not been heard of yet, who may take it, may be sent again.
 func TestBatchTooSoon(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		r.worker("b", "other")
 		r.restartWithoutOffers()

@@ -14,7 +14,7 @@ import (
 )
 
 func TestCancelQueued(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		for what, id := range map[string]string{"an unknown job": jobs.NewID(), "nonsense": "x"} {
@@ -49,7 +49,7 @@ func TestCancelRunning(t *testing.T) {
 		{"failed by us", jobs.VMFailed, jobs.Canceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				j := r.admit(spec())
 				l := a.one()
@@ -77,7 +77,7 @@ func TestCancelRunning(t *testing.T) {
 
 // A canceled job whose worker is lost is not tried again.
 func TestCancelThenLost(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		a.one()
@@ -110,7 +110,7 @@ func TestCancelMeanwhile(t *testing.T) {
 	} {
 		for _, when := range []string{"before", "after"} {
 			t.Run(when+" it is "+c.name, func(t *testing.T) {
-				bubble(t, dispatcher.Config{}, func(r *rig) {
+				rigged(t, dispatcher.Config{}, func(r *rig) {
 					a := r.worker("a")
 					s := spec()
 					s.ID = jobs.NewID()
@@ -156,7 +156,7 @@ func TestCancelMeanwhile(t *testing.T) {
 func TestCancelFailsHalfway(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		t.Run(fmt.Sprint("restart ", restart), func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				j := r.admit(spec())
 				r.store.before(func(op string) error {
@@ -188,7 +188,7 @@ func TestCancelFailsHalfway(t *testing.T) {
 // number that it has.
 func TestCancelBetweenAttempts(t *testing.T) {
 	for _, restart := range []bool{false, true} {
-		bubble(t, dispatcher.Config{RetryBase: time.Minute}, func(r *rig) {
+		rigged(t, dispatcher.Config{RetryBase: time.Minute}, func(r *rig) {
 			a := r.worker("a")
 			j := r.admit(spec())
 			l := a.one()

@@ -32,7 +32,7 @@ func (d *disk) shift(ahead time.Duration) {
 func TestClockOfAnotherLife(t *testing.T) {
 	for _, ahead := range []time.Duration{48 * time.Hour, -48 * time.Hour} {
 		t.Run(fmt.Sprint(ahead), func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				ttl := spec()
 				ttl.QueueTTLMS = (72 * time.Hour).Milliseconds()
 				a := r.worker("a")
@@ -66,7 +66,7 @@ func TestClockOfAnotherLife(t *testing.T) {
 
 // A worker whose clock is ahead does not say when its jobs have ended.
 func TestReportOfTheFuture(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		now := time.Now()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // world is clients, workers and a dispatcher that dies now and then, all at once. Whatever happens in it, each accepted job ends once.
@@ -193,7 +194,7 @@ const (
 
 // live runs a world until all its jobs have ended, and checks them.
 func live(t *testing.T, seed uint64, f fate) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := &world{
 			rig: &rig{T: t, disk: newDisk(t), board: newBoard(t)}, fate: f, dice: rand.New(rand.NewPCG(seed, 0)), jobs: map[string]bool{}, counted: map[string]int{},
 		}

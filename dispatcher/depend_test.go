@@ -35,7 +35,7 @@ func (h *hand) idle(what string) {
 func TestDependsOn(t *testing.T) {
 	for name, between := range map[string]func(r *rig){"as it is": func(*rig) {}, "over restarts": func(r *rig) { r.restart() }} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				build := r.admit(spec())
 				test, lint := r.admit(after(build.ID)), r.admit(after(build.ID))
@@ -82,7 +82,7 @@ func TestDependencyFailed(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				first := r.admit(spec())
 				second := r.admit(after(first.ID))
@@ -99,7 +99,7 @@ func TestDependencyFailed(t *testing.T) {
 }
 
 func TestDependsOnWhatIsNotThere(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		j := r.admit(spec())
 		for what, s := range map[string]*jobs.Spec{"an unknown job": after(jobs.NewID()), "one of two": after(j.ID, jobs.NewID())} {
 			_, _, err := r.Admit(r.Context(), "t", s)
@@ -112,7 +112,7 @@ func TestDependsOnWhatIsNotThere(t *testing.T) {
 
 // The wait for others is no wait in the queue; a cancel ends it.
 func TestDependsOnForLong(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		first := r.admit(spec())
 		s := after(first.ID)
@@ -136,7 +136,7 @@ func TestDependsOnForLong(t *testing.T) {
 
 // A job with a time of its own is not given before it, and its queue TTL counts from then.
 func TestRunAt(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := spec()
 		s.RunAt, s.QueueTTLMS = time.Now().Add(time.Hour), 60_000
@@ -170,7 +170,7 @@ func TestRunAt(t *testing.T) {
 func TestDependencyEndFails(t *testing.T) {
 	for _, op := range []string{"end queued"} {
 		t.Run(op, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				first := r.admit(spec())
 				second := r.admit(after(first.ID))
@@ -198,7 +198,7 @@ func TestDependencyEndFails(t *testing.T) {
 func TestDependsOnMany(t *testing.T) {
 	for name, restart := range map[string]bool{"as it is": false, "over a restart": true} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				var ids []string
 				for range jobs.MaxDependsOn {

@@ -35,7 +35,7 @@ func (r *rig) state(name, want string) {
 
 // A cordoned worker gets nothing, over restarts, until it is uncordoned; what it has it ends.
 func TestCordon(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		first := r.admit(spec())
 		l := a.one()
@@ -73,7 +73,7 @@ func TestCordon(t *testing.T) {
 // What a drained worker has not ended in time is given to others, at no cost to its retries.
 // The ledger keeps workers that are heard of.
 func TestWorkersAreKept(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		begin := time.Now()
 		a.live(3 * time.Minute)
@@ -85,7 +85,7 @@ func TestWorkersAreKept(t *testing.T) {
 }
 
 func TestDrainWithin(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		j := r.admit(retries(0))
 		l := a.one()
@@ -115,7 +115,7 @@ func TestDrainWithin(t *testing.T) {
 }
 
 func TestRemoveWorker(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		a.one()
@@ -145,7 +145,7 @@ func TestRemoveWorker(t *testing.T) {
 
 // A job goes where it says, and is refused where nobody is.
 func TestPlaces(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		join := func(name, pool string, labels map[string]string) *hand {
 			h := &hand{rig: r, name: name, images: []string{"base"}}
 			b := h.heartbeat()
@@ -185,7 +185,7 @@ func TestPlaces(t *testing.T) {
 
 // What a worker offers counts for an hour after it was last heard of, whichever dispatcher leads.
 func TestOffersOutliveTheDispatcher(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		b := r.worker("b", "base", "python")
 		python := spec()
@@ -230,7 +230,7 @@ func TestOffersOutliveTheDispatcher(t *testing.T) {
 // Where the last dispatcher, of the version before, has not noted what workers offer, what only one of them could run that has not been
 // heard of yet is refused for now; for good when it could have been heard of.
 func TestRefusedForNow(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		r.worker("b", "base", "python")
 		python := spec()
@@ -269,7 +269,7 @@ func TestRefusedForNow(t *testing.T) {
 
 // What was said of a worker that is long gone can be taken back.
 func TestFlagOfOneThatIsGone(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		if _, err := r.Cordon(r.Context(), "a"); err != nil {
 			r.Fatal(err)

@@ -32,7 +32,7 @@ func (h *hand) refused(running ...jobs.Held) {
 
 // A second process of a worker's name does not take the first one's place, and its attempts, while that lives.
 func TestNameTaken(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.two()
 		j := r.admit(spec())
 		l := a.one()
@@ -50,7 +50,7 @@ func TestNameTaken(t *testing.T) {
 
 // One that was killed is soon succeeded; when it was only away, and comes back, it hears that its attempts are not its own any more.
 func TestNameOfOneThatIsSilent(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.two()
 		j := r.admit(spec())
 		l := a.one()
@@ -74,7 +74,7 @@ func TestNameOfOneThatIsSilent(t *testing.T) {
 
 // One that leaves, and has nothing left, is succeeded at once; as is one by itself, whose answer was lost.
 func TestNameOfOneThatLeaves(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.two()
 		a.session = 0
 		a.beat()

@@ -21,7 +21,7 @@ func keyed(key, cmd string) *jobs.Spec {
 func TestKeyOfASchedule(t *testing.T) {
 	for _, cmd := range []string{"true", "false"} {
 		t.Run(cmd, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				s := r.put(every("@hourly"))
 				mine := r.admit(keyed(fmt.Sprintf("schedule/s/%d", s.NextAt.Unix()), cmd))
 				time.Sleep(time.Until(s.NextAt) + 2*time.Second)
@@ -53,7 +53,7 @@ func TestKeyOfABatch(t *testing.T) {
 		}
 		return reply
 	}
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.admit(keyed("batch/nightly/0", "false"))
 		r.admit(keyed("batch/nightly/1", "true"))
 		batch(r, "", keyed("batch/nightly/2", "true"), keyed("\x01batch/nightly/2", "true"))
@@ -77,7 +77,7 @@ func TestKeyOfABatch(t *testing.T) {
 
 // Keys that look like the dispatcher's are as good as others to the client that has chosen them.
 func TestKeysThatLookMade(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		for _, key := range []string{"schedule/s/1", "batch/42/7", "\x01batch/42/7", "\x01\x01batch/42/7", "\x01", "batch/", "schedules"} {
 			first := r.admit(keyed(key, "true"))
 			if j, duplicate, err := r.Admit(r.Context(), "t", keyed(key, "true")); err != nil || !duplicate || j.ID != first.ID {
@@ -91,7 +91,7 @@ func TestKeysThatLookMade(t *testing.T) {
 
 // What an older dispatcher has stored of such keys is found, for as long as it is remembered.
 func TestKeysOfAnOlderDispatcher(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		old := r.admit(keyed("plain", "true"))
 		if _, err := r.disk.db.ExecContext(r.Context(), `UPDATE idempotency SET key = 'batch/42/7' WHERE key = 'plain'`); err != nil {
 			r.Fatal(err)

@@ -42,7 +42,7 @@ func (a *asked) leases(t *testing.T) []jobs.Lease {
 }
 
 func TestLeaseWaitsForAJob(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		start := time.Now()
 		poll := a.ask(r.Context(), a.request(4, 20*time.Second))
@@ -77,7 +77,7 @@ func TestLeaseWaitsForAJob(t *testing.T) {
 
 // No attempt is given that the ledger does not have, with its number and epoch.
 func TestLeaseIsCommittedFirst(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		r.store.before(func(op string) error {
@@ -98,7 +98,7 @@ func TestLeaseIsCommittedFirst(t *testing.T) {
 }
 
 func TestLeaseWithoutSession(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.admit(spec())
 		a := r.worker("a")
 		for name, request := range map[string]jobs.LeaseRequest{
@@ -123,7 +123,7 @@ func TestLeaseWithoutSession(t *testing.T) {
 
 // A request whose caller has gone takes no job with it.
 func TestLeaseWithdrawn(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		ctx, cancel := context.WithCancel(r.Context())
 		gone := a.ask(ctx, a.request(8, 20*time.Second))
@@ -148,7 +148,7 @@ func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
 		"draining":     func(a *hand) { a.drain() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				poll := a.ask(r.Context(), a.request(8, 20*time.Second))
 				start := time.Now()
@@ -168,7 +168,7 @@ func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
 
 // A worker that drains may ask, and gets nothing.
 func TestLeaseDraining(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		r.admit(spec())
 		a.drain()
@@ -184,7 +184,7 @@ func TestLeaseDraining(t *testing.T) {
 }
 
 func TestLeasePrefersWarm(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		cold, warm := r.worker("cold"), r.worker("warm")
 		large := cold.ask(r.Context(), cold.request(8, 10*time.Second))
 		request := warm.request(1, 10*time.Second)
@@ -203,7 +203,7 @@ func TestLeasePrefersWarm(t *testing.T) {
 
 // Jobs go by priority, then by age, as far as there is room.
 func TestLeaseOrder(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		low, high := 1, 9
 		var ids []string
@@ -226,7 +226,7 @@ func TestLeaseOrder(t *testing.T) {
 
 // The queue TTL is for jobs that no worker has had yet: one that waits for another attempt does not expire.
 func TestExpiresNotBetweenAttempts(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := spec()
 		s.QueueTTLMS = 60_000
@@ -244,7 +244,7 @@ func TestExpiresNotBetweenAttempts(t *testing.T) {
 }
 
 func TestExpires(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		s := spec()
 		s.QueueTTLMS = 60_000
 		short, long := r.admit(s), r.admit(spec())
@@ -277,7 +277,7 @@ func TestExpires(t *testing.T) {
 
 // The ledger's answer to a lease is lost: the attempt may be in it and is nobody's. Memory finds that out, and the job runs.
 func TestLeaseAnswerOfLedgerLost(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		r.loseAnswer("lease")
@@ -294,7 +294,7 @@ func TestLeaseAnswerOfLedgerLost(t *testing.T) {
 
 // What a worker is to be given cannot be read: another attempt follows, which costs the job nothing.
 func TestLeasedAndNotRead(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(0))
 		write := func(spec string) {
@@ -325,7 +325,7 @@ func TestLeasedAndNotRead(t *testing.T) {
 
 // Jobs wait out a failing ledger in their order.
 func TestLeaseLedgerFailsForAWhile(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		var ids []string
 		for range 3 {
@@ -351,7 +351,7 @@ func TestLeaseLedgerFailsForAWhile(t *testing.T) {
 
 // A worker that asks for leases is answered while it listens, however slow the broker is to take what goes before a job's next attempt.
 func TestLeaseBesideASlowBroker(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		again := r.admit(spec())
 		l := a.one()
@@ -382,7 +382,7 @@ func TestLeaseBesideASlowBroker(t *testing.T) {
 
 // A lease that is in the ledger only when its worker has stopped waiting for it is given to others, at no cost to the job's retries.
 func TestLeaseTooLate(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(0))
 		r.store.before(func(op string) error {

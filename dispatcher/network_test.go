@@ -16,7 +16,7 @@ func networked(policy string) *jobs.Spec {
 
 // TestNetworkedJobsGoToNetworks: also after a restart, when what is known of a job is what the ledger keeps.
 func TestNetworkedJobsGoToNetworks(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		without := r.worker("without")
 		with := &hand{rig: r, name: "with", images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
 		with.beat()
@@ -41,7 +41,7 @@ func TestNetworkedJobsGoToNetworks(t *testing.T) {
 // A machine with a network can act until its worker hears of the end, or its lease has run out: nobody else is given its job before, by a drain
 // or by who takes a silent worker away.
 func TestNetworkedJobsAreNotGivenAwayBefore(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		pair := map[string]*hand{}
 		for _, name := range []string{"a", "b"} {
 			pair[name] = &hand{rig: r, name: name, images: []string{"base"}, networks: []string{jobs.NetworkInternet}}

@@ -20,7 +20,7 @@ func TestOutboxAgainAfterLong(t *testing.T) {
 	for _, pause := range []time.Duration{time.Second, time.Hour} {
 		for _, restart := range []bool{false, true} {
 			t.Run(fmt.Sprintf("after %v, restart %v", pause, restart), func(t *testing.T) {
-				bubble(t, dispatcher.Config{}, func(r *rig) {
+				rigged(t, dispatcher.Config{}, func(r *rig) {
 					a := r.worker("a")
 					fail := func(op string) error {
 						if op == "published" {
@@ -66,7 +66,7 @@ func TestOutboxAgainAfterLong(t *testing.T) {
 
 // What was committed while the broker was away comes out when it is back, in order, however much it is.
 func TestOutboxOrder(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		r.board.before(func(string) error { return errDisk })
 		var want []string
@@ -89,7 +89,7 @@ func TestOutboxOrder(t *testing.T) {
 
 // Another attempt begins only when viewers can see that the last one has ended: they see the attempts in order.
 func TestOutboxBeforeTheNextAttempt(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()
@@ -125,7 +125,7 @@ func TestOutboxBeforeTheNextAttempt(t *testing.T) {
 
 // An event that no message can carry does not hold up the others'.
 func TestOutboxTooLarge(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		large, other := r.admit(spec()), r.admit(spec())
 		r.board.large = map[string]bool{large.ID: true}
@@ -166,7 +166,7 @@ func (r *rig) silenced(n int) (ids []string) {
 
 // However many events the broker does not take, all others go out, batches' ends too, and it is not asked in a busy loop.
 func TestOutboxBehindMany(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		mute := r.silenced(600)
 		var asked atomic.Int64
 		r.store.before(func(op string) error {
@@ -222,7 +222,7 @@ func TestOutboxBehindMany(t *testing.T) {
 
 // An attempt's end that the broker is slow to take holds up nobody: not other jobs' events, and not how far batches are.
 func TestOutboxBesideTheSlow(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.silenced(40)
 		a := r.worker("a")
 		reply := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(`{}`, `{}`)})
@@ -251,7 +251,7 @@ func TestOutboxBesideTheSlow(t *testing.T) {
 func TestOutboxBatchAfterItsJobs(t *testing.T) {
 	for name, restart := range map[string]bool{"as it is": false, "over a restart": true} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				reply := r.batch(jobs.BatchRequest{Defaults: common, Jobs: bodies(`{"infra_retries":0}`, `{"infra_retries":0}`)})
 				held := a.lease(2, 0)
@@ -281,7 +281,7 @@ func TestOutboxBatchAfterItsJobs(t *testing.T) {
 func TestOutboxBesideTheRefused(t *testing.T) {
 	for name, stop := range map[string]func(b *board, ids ...string){"refused": (*board).refuses, "silent": (*board).silence} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				r.store.before(func(op string) error { // so that nobody is sure of what was published
 					if op == "published" {

@@ -22,7 +22,7 @@ func (r *rig) quotaError(tenant string) *jobs.Error {
 
 func TestQuotaQueued(t *testing.T) {
 	quotas := dispatcher.Quotas{Default: dispatcher.Quota{Queued: 2}, Tenants: map[string]dispatcher.Quota{"large": {}}}
-	bubble(t, dispatcher.Config{Quotas: quotas}, func(r *rig) {
+	rigged(t, dispatcher.Config{Quotas: quotas}, func(r *rig) {
 		r.worker("a")
 		first, second := r.admit(spec()), r.admit(spec())
 		if e := r.quotaError("t"); e.RetryAfterMS <= 0 {
@@ -66,7 +66,7 @@ func (r *rig) admitted(tenant, id string) {
 }
 
 func TestQuotaBytes(t *testing.T) {
-	bubble(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{QueuedBytes: 1000}}}, func(r *rig) {
+	rigged(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{QueuedBytes: 1000}}}, func(r *rig) {
 		body, err := spec().Encode()
 		if err != nil {
 			r.Fatal(err)
@@ -79,7 +79,7 @@ func TestQuotaBytes(t *testing.T) {
 }
 
 func TestQuotaRate(t *testing.T) {
-	bubble(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 2, Burst: 4}}}, func(r *rig) {
+	rigged(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 2, Burst: 4}}}, func(r *rig) {
 		for range 4 {
 			r.admit(spec())
 		}
@@ -100,7 +100,7 @@ func TestQuotaRate(t *testing.T) {
 
 // A refusal takes nothing from what is left.
 func TestQuotaRefusalIsFree(t *testing.T) {
-	bubble(t, dispatcher.Config{MaxQueued: 1, Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 1, Burst: 2}}}, func(r *rig) {
+	rigged(t, dispatcher.Config{MaxQueued: 1, Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 1, Burst: 2}}}, func(r *rig) {
 		j := r.admit(spec())
 		for range 10 {
 			_, _, err := r.Admit(r.Context(), "t", spec())
@@ -115,7 +115,7 @@ func TestQuotaRefusalIsFree(t *testing.T) {
 
 // What is larger than a tenant may ever have is refused, and not for a while only. What runs never exceeds the quota.
 func TestQuotaRunning(t *testing.T) {
-	bubble(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{Running: 2, VCPUs: 3}}}, func(r *rig) {
+	rigged(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{Running: 2, VCPUs: 3}}}, func(r *rig) {
 		sized := func(vcpus int) *jobs.Spec {
 			s := spec()
 			s.Resources.VCPUs = vcpus
@@ -149,7 +149,7 @@ func TestQuotaRunning(t *testing.T) {
 
 // Of the jobs that share a key as many run as they say.
 func TestConcurrencyKey(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		keyed := func(key string) *jobs.Spec {
 			s := spec()

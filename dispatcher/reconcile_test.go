@@ -12,7 +12,7 @@ import (
 
 // However many jobs run out at once, and however slowly they are ended, a worker that is lost is noticed in time; and they all end.
 func TestLossIsNoticedWhileManyExpire(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		lost := r.admit(spec())
 		a.one()
@@ -46,7 +46,7 @@ func TestLossIsNoticedWhileManyExpire(t *testing.T) {
 
 // A job of which the broker does not take an attempt's end holds up no other one, and has no further attempt before viewers know of that end.
 func TestLossWithoutTheBrokersAnswer(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		mute, first, second := r.admit(spec()), r.admit(spec()), r.admit(spec())
 		r.board.silence(mute.ID)
@@ -76,7 +76,7 @@ func TestLossWithoutTheBrokersAnswer(t *testing.T) {
 
 // A job that is to be tried again does not wait for ever either, whatever its queue TTL was.
 func TestExpiresBetweenAttempts(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := spec()
 		s.QueueTTLMS = 60_000
@@ -93,7 +93,7 @@ func TestExpiresBetweenAttempts(t *testing.T) {
 
 // What ended long ago is deleted, however much it is; what has not ended stays.
 func TestForget(t *testing.T) {
-	bubble(t, dispatcher.Config{KeepEnded: 24 * time.Hour}, func(r *rig) {
+	rigged(t, dispatcher.Config{KeepEnded: 24 * time.Hour}, func(r *rig) {
 		a := r.worker("a")
 		week := spec()
 		week.QueueTTLMS = (7 * 24 * time.Hour).Milliseconds()
@@ -132,7 +132,7 @@ func TestNewKeepsEndedAsLongAsKeys(t *testing.T) {
 // While workers cannot be heard no lease runs out, however long that is; afterwards each has a whole one.
 func TestNotConnected(t *testing.T) {
 	var away atomic.Bool
-	bubble(t, dispatcher.Config{Connected: func() bool { return !away.Load() }}, func(r *rig) {
+	rigged(t, dispatcher.Config{Connected: func() bool { return !away.Load() }}, func(r *rig) {
 		a := r.worker("a")
 		j, k := r.admit(spec()), r.admit(spec())
 		l := a.one()

@@ -19,7 +19,7 @@ import (
 func TestReportEnds(t *testing.T) {
 	for _, ending := range []jobs.Ending{jobs.Exited, jobs.Signaled, jobs.TimeLimit, jobs.OutputLimit, jobs.VMExited, jobs.StartFailed, jobs.Canceled} {
 		t.Run(string(ending), func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				j := r.admit(spec())
 				l := a.one()
@@ -44,7 +44,7 @@ func TestReportEnds(t *testing.T) {
 
 // Only the current attempt's report counts, once; every other one is told so and changes nothing.
 func TestReportFenced(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		first := a.one()
@@ -87,7 +87,7 @@ func TestReportFenced(t *testing.T) {
 
 // Of many reports of one attempt at once, one counts.
 func TestReportAtOnce(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()
@@ -123,7 +123,7 @@ func TestReportAtOnce(t *testing.T) {
 
 // Our own failures are tried again, after pauses that double, until the retries are used up; then the job is dead and buried, once.
 func TestReportInfra(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(3))
 		for n := range 4 {
@@ -155,7 +155,7 @@ func TestReportInfra(t *testing.T) {
 
 // A retry that is due does not wait for one that is due later.
 func TestReportInfraManyWait(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		slow := r.admit(retries(10))
 		for range 5 { // its next pause is 16 s
@@ -181,7 +181,7 @@ func TestReportInfraManyWait(t *testing.T) {
 
 // A retry goes to another worker where there is one.
 func TestReportInfraElsewhere(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		j := r.admit(spec())
 		a.report(a.lease(1, 0)[0], jobs.VMFailed)
@@ -197,7 +197,7 @@ func TestReportInfraElsewhere(t *testing.T) {
 
 // Where the others do not ask for it, a retry comes back to its last worker, after a while: those may all be busy for hours.
 func TestReportInfraElsewhereForAWhile(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		j := r.admit(spec())
 		a.report(a.one(), jobs.VMFailed)
@@ -216,7 +216,7 @@ func TestReportInfraElsewhereForAWhile(t *testing.T) {
 
 // The ledger keeps jobs by when they ended: a worker whose clock is wrong does not have its results deleted.
 func TestReportOfAWrongClock(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		a.send(a.one(), jobs.Report{Result: jobs.Result{Ending: jobs.Exited, EndedAt: time.Unix(0, 0)}})
@@ -230,7 +230,7 @@ func TestReportOfAWrongClock(t *testing.T) {
 
 // A result in words that this dispatcher does not know ends the attempt all the same: the worker would send it for ever.
 func TestReportUnknownEnding(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(0))
 		if a.report(a.one(), "abducted").Fenced {
@@ -256,7 +256,7 @@ func TestReportAnswerLost(t *testing.T) {
 		{"another attempt", "requeue", jobs.VMFailed, jobs.StateQueued},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				a := r.worker("a")
 				j := r.admit(spec())
 				l := a.one()
@@ -287,7 +287,7 @@ func TestReportAnswerLost(t *testing.T) {
 
 // While the ledger cannot be written, no report is taken and none is lost.
 func TestReportLedgerFails(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()

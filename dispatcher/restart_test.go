@@ -10,11 +10,12 @@ import (
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // Running jobs are taken up by their workers' next heartbeats, queued ones go to whoever asks, ended ones stay as they are.
 func TestRestart(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		ended := r.admit(spec())
 		a.report(a.one(), jobs.Exited)
@@ -52,7 +53,7 @@ func TestRestart(t *testing.T) {
 
 // However long the dispatcher was away, a worker has a whole lease to be heard of again; then its attempts are given to others.
 func TestRestartGivesWorkersTime(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, gone := r.worker("a"), r.worker("gone")
 		mine, theirs := r.admit(spec()), r.admit(spec())
 		l := a.lease(1, 0)[0]
@@ -81,7 +82,7 @@ func TestRestartGivesWorkersTime(t *testing.T) {
 
 // A worker lives that the ledger has forgotten; what it leases then is its own all the same when the dispatcher restarts.
 func TestRestartOfAForgottenWorkersDispatcher(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		if ok, err := r.store.Remove(r.Context(), "a"); err != nil || !ok {
 			r.Fatal("remove:", ok, err)
@@ -104,7 +105,7 @@ func TestRestartOfAForgottenWorkersDispatcher(t *testing.T) {
 
 // A worker that lives on reports to a dispatcher that it has not beaten to yet: the attempt is its own all the same.
 func TestRestartThenReport(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()
@@ -122,7 +123,7 @@ func TestRestartThenReport(t *testing.T) {
 
 // The pause before a retry, and what is left of them, outlive the dispatcher.
 func TestRestartKeepsRetries(t *testing.T) {
-	bubble(t, dispatcher.Config{RetryBase: 20 * time.Second}, func(r *rig) {
+	rigged(t, dispatcher.Config{RetryBase: 20 * time.Second}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(1))
 		a.report(a.one(), jobs.VMFailed)
@@ -141,7 +142,7 @@ func TestRestartKeepsRetries(t *testing.T) {
 func TestRunLedgerFails(t *testing.T) {
 	for _, op := range []string{"open", "workers"} {
 		t.Run(op, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				store := &memory{disk: newDisk(t)}
 				defer store.Close()
 				store.before(func(o string) error {

@@ -14,7 +14,7 @@ import (
 // Of jobs that wait memory has what the matcher needs, and not their specs.
 func TestSpecsAreNotRetained(t *testing.T) {
 	const n, size = 40, 200_000
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		large := func() *jobs.Spec {
 			return &jobs.Spec{Language: "python", Source: "#" + strings.Repeat("x", size)}
 		}

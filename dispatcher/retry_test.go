@@ -23,7 +23,7 @@ func (h *hand) exits(l jobs.Lease, code int) {
 // The first rule that matches decides, within the budget.
 func TestRetryRules(t *testing.T) {
 	temporary := jobs.RetryRule{ExitCodes: []int{75}, Action: jobs.ActionRetry}
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(ruled(3, jobs.RetryRule{Endings: []jobs.Ending{jobs.Exited}, ExitCodes: []int{3}, Action: jobs.ActionFail}, temporary))
 		a.exits(a.one(), 75)
@@ -73,7 +73,7 @@ func TestRetryRules(t *testing.T) {
 
 // A job that ends machines on two workers is not given to a third.
 func TestPoison(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		retries := 10
 		s := spec()
@@ -98,7 +98,7 @@ func TestPoison(t *testing.T) {
 
 // One worker alone proves nothing: the job is tried as often as it may be.
 func TestPoisonWantsTwo(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(3))
 		for range 3 {
@@ -111,7 +111,7 @@ func TestPoisonWantsTwo(t *testing.T) {
 }
 
 func TestRedrive(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		s := retries(0)
 		s.IdempotencyKey, s.Labels = "key", map[string]string{"a": "b"}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -30,10 +31,10 @@ type rig struct {
 	kill  func() // the dispatcher dies: its ledger takes no more, and Run has returned
 }
 
-// bubble runs a test with a dispatcher in a synctest bubble.
-func bubble(t *testing.T, cfg dispatcher.Config, test func(r *rig)) {
+// rigged runs a test with a dispatcher in a synctest bubble.
+func rigged(t *testing.T, cfg dispatcher.Config, test func(r *rig)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := &rig{T: t, cfg: cfg, disk: newDisk(t), board: newBoard(t)}
 		r.start()
 		defer func() { r.kill() }()

@@ -41,7 +41,7 @@ func (r *rig) count() int {
 }
 
 func TestScheduleInvalid(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		with := func(change func(s *jobs.Schedule)) jobs.Schedule {
 			s := every("@daily")
 			change(&s)
@@ -69,7 +69,7 @@ func TestScheduleInvalid(t *testing.T) {
 
 // A schedule brings in one job for each of its times, whatever is started anew in between.
 func TestSchedule(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		s := r.put(every("*/10 * * * *")) // the bubble begins at midnight
 		if want := time.Date(2000, 1, 1, 0, 10, 0, 0, time.UTC); !s.NextAt.Equal(want) {
@@ -106,7 +106,7 @@ func TestSchedule(t *testing.T) {
 func TestScheduleOverlap(t *testing.T) {
 	for overlap, want := range map[string]int{"": 1, jobs.OverlapSkip: 1, jobs.OverlapAllow: 3} {
 		t.Run(overlap, func(t *testing.T) {
-			bubble(t, dispatcher.Config{}, func(r *rig) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
 				s := every("@hourly")
 				s.Overlap = overlap
 				r.put(s)
@@ -124,7 +124,7 @@ func TestScheduleOverlap(t *testing.T) {
 
 // Times that passed while nobody was there are made up for by one job.
 func TestScheduleMissed(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.put(every("@hourly"))
 		r.kill()
 		time.Sleep(5*time.Hour + 30*time.Minute)
@@ -141,7 +141,7 @@ func TestScheduleMissed(t *testing.T) {
 
 // What is refused for now comes in later; what can never run is told of.
 func TestScheduleRefused(t *testing.T) {
-	bubble(t, dispatcher.Config{MaxQueued: 1}, func(r *rig) {
+	rigged(t, dispatcher.Config{MaxQueued: 1}, func(r *rig) {
 		r.worker("a")
 		other := r.admit(spec())
 		r.put(every("@hourly"))
@@ -173,7 +173,7 @@ func TestScheduleRefused(t *testing.T) {
 
 // Who puts a schedule again and again, as a deployment does, does not push its next time away.
 func TestSchedulePutAgain(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		first := r.put(every("@every 1h"))
 		for range 5 {
 			time.Sleep(10 * time.Minute)
@@ -199,7 +199,7 @@ func TestSchedulePutAgain(t *testing.T) {
 }
 
 func TestSchedulesBounded(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		for n := range 1000 {
 			s := every("@daily")
 			s.Name = fmt.Sprint("s", n)
@@ -216,7 +216,7 @@ func TestSchedulesBounded(t *testing.T) {
 
 // A schedule that cannot be read, because a newer version has written it, holds up no other.
 func TestScheduleUnreadable(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		r.worker("a")
 		for _, name := range []string{"bad", "good"} {
 			s := every("@hourly")

@@ -13,7 +13,7 @@ import (
 )
 
 func TestBeat(t *testing.T) {
-	bubble(t, dispatcher.Config{LeaseTTL: 9 * time.Second}, func(r *rig) {
+	rigged(t, dispatcher.Config{LeaseTTL: 9 * time.Second}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		if a.session == b.session || a.session == 0 || b.session == 0 {
 			r.Errorf("sessions %d and %d", a.session, b.session)
@@ -35,7 +35,7 @@ func TestBeat(t *testing.T) {
 }
 
 func TestBeatRunning(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()
@@ -61,7 +61,7 @@ func TestBeatRunning(t *testing.T) {
 
 // What a worker names and does not have is to be dropped.
 func TestBeatDrops(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		r.admit(spec())
 		l := a.one()
@@ -79,7 +79,7 @@ func TestBeatDrops(t *testing.T) {
 
 // A worker that is silent for its lease and the grace has lost its attempts, and not before; its late report is fenced.
 func TestWorkerSilent(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")
 		j := r.admit(spec())
 		l := a.lease(1, 0)[0]
@@ -111,7 +111,7 @@ func TestWorkerSilent(t *testing.T) {
 
 // A report that comes while the worker counts as silent and its attempt is still its own, counts.
 func TestWorkerSilentReportsInTime(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(spec())
 		l := a.one()
@@ -125,7 +125,7 @@ func TestWorkerSilentReportsInTime(t *testing.T) {
 
 // All of a lost worker's attempts cost a retry, and one that has none left is dead.
 func TestWorkerLostForGood(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		j := r.admit(retries(1))
 		l := a.one()
@@ -146,7 +146,7 @@ func TestWorkerLostForGood(t *testing.T) {
 
 // A worker that is started anew under its name takes back what its earlier life had, at once.
 func TestWorkerStartedAnew(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		lost, kept := r.admit(spec()), r.admit(spec())
 		first := a.lease(1, 0)[0]
@@ -173,7 +173,7 @@ func TestWorkerStartedAnew(t *testing.T) {
 
 // Two registrations of one name that overtake each other: the later session stands, and what it leased stays its own.
 func TestWorkerRegistersTwiceAtOnce(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		hold := make(chan struct{})
 		var n atomic.Int64
 		r.store.after(func(op string) error {
@@ -207,7 +207,7 @@ func TestWorkerRegistersTwiceAtOnce(t *testing.T) {
 
 // A lease whose answer never reached its worker: the worker beats on and does not name it.
 func TestLeaseLostOnItsWay(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		lost, held := r.admit(spec()), r.admit(spec())
 		leases := a.lease(2, 0)
@@ -226,7 +226,7 @@ func TestLeaseLostOnItsWay(t *testing.T) {
 
 // A worker whose lease is on its way back does not hold its heartbeat up: while the broker does not answer, the worker lives.
 func TestBeatDoesNotWaitForTheBroker(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		r.admit(spec())
 		a.one()
@@ -246,7 +246,7 @@ func TestBeatDoesNotWaitForTheBroker(t *testing.T) {
 
 // While the ledger does not take a worker that is there, a job that only it could run may be sent again; not when that worker has gone.
 func TestAdmitBeforeItsWorkerIsTaken(t *testing.T) {
-	bubble(t, dispatcher.Config{}, func(r *rig) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a := r.worker("a")
 		r.worker("b", "other")
 		r.restartWithoutOffers()

@@ -10,13 +10,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 )
@@ -25,7 +25,7 @@ var caps = vmm.Caps{Version: "1", Accel: "tcg", Machine: "pc-1", CPU: "max"}
 
 // The key covers all that a template depends on, and the template stays as long as that does.
 func TestTemplateKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := open(t)
 		publish(t, s, "x", "1")
 		boots := 0
@@ -111,7 +111,7 @@ func TestCorruptTemplate(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s := open(t)
 				publish(t, s, "x", "1")
 				h := &images.Host{Store: s, Driver: newDriver()}
@@ -151,7 +151,7 @@ func edit(t *testing.T, name, old, replacement string) {
 
 // A store is a directory, and can be moved: nothing leads to where it was.
 func TestTemplateOfAMovedStore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := open(t)
 		publish(t, s, "x", "1")
 		_, key, err := (&images.Host{Store: s, Driver: newDriver()}).Template(t.Context(), "x", jobs.Shape{})
@@ -192,7 +192,7 @@ func TestFailingTemplate(t *testing.T) {
 		{"a blob is corrupt", func(_ *driver, h *images.Host, m *images.Manifest) { flip(t, h.Store.Blob(m.Initrd), 0) }, "building it anew mends it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				s := open(t)
 				d := newDriver()
 				h := &images.Host{Store: s, Driver: d}
@@ -218,7 +218,7 @@ func TestFailingTemplate(t *testing.T) {
 }
 
 func TestTemplatesOfOlderBuildsGo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := open(t)
 		publish(t, s, "x", "1")
 		publish(t, s, "y", "1")

@@ -4,18 +4,18 @@ import (
 	"os"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // A client can ask for machines of any size: what is kept of them on disk is bounded, and the image's own template stays.
 func TestTemplatesOfOddSizesGo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const kept = 16
 		s := open(t)
 		publish(t, s, "x", "1")
@@ -55,7 +55,7 @@ func TestTemplatesOfOddSizesGo(t *testing.T) {
 
 // One that another opens just now, who holds its lock, is not taken from under it.
 func TestTemplateInUseStays(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := open(t)
 		publish(t, s, "x", "1")
 		h := &images.Host{Store: s, Driver: newDriver()}

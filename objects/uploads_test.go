@@ -9,12 +9,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/objects"
 	"github.com/paddockvm/paddock/objects/objectstest"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // memory is a store that has nothing but what a map has, and fails as it is told.
@@ -246,7 +246,7 @@ func TestUploadsTogether(t *testing.T) {
 
 // While others are refused, who does not go on for a minute loses what it has, though it asks; who was refused does not.
 func TestUploadsHeldUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		u := objects.NewUploads(&memory{}, t.TempDir(), time.Minute)
 		u.SetRoom(8 << 20)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -286,7 +286,7 @@ func TestUploadsHeldUp(t *testing.T) {
 
 // What nobody goes on with is forgotten, and its file is gone, though somebody asks for it; what comes on slowly is not.
 func TestUploadAbandoned(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		u := objects.NewUploads(&memory{}, t.TempDir(), time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -321,7 +321,7 @@ func TestUploadAbandoned(t *testing.T) {
 // A store may take longer than who brings the last piece is let wait: who asks again hears what came of it, the store's no too, though nobody
 // waited when that came. What was refused and nobody asks about is forgotten.
 func TestUploadTakesLong(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		m := &memory{slow: time.Second}
 		u := objects.NewUploads(m, t.TempDir(), 100*time.Millisecond)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 	"github.com/paddockvm/paddock/vmm/inproc"
 )
 
@@ -44,7 +45,7 @@ func (l *lines) String() string {
 // earnest runs a test in a bubble, with a worker and a fleet whose times are those that they have in earnest.
 func earnest(t *testing.T, test func(t *testing.T, r *rig)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		r.ttl = 15 * time.Second
 		r.cfg.BeatEvery, r.cfg.CancelGrace, r.cfg.GuestSlack = 0, 0, 0

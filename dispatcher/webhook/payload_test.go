@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/paddockvm/paddock/dispatcher/webhook"
 	"github.com/paddockvm/paddock/dispatcher/webhook/webhooktest"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // TestPayloadBound: whatever a job has printed and is labelled with, a body has no more than jobs.MaxHookBytes, says what it is about, and
@@ -42,7 +42,7 @@ func TestPayloadBound(t *testing.T) {
 	} {
 		for _, format := range []string{jobs.FormatStandard, jobs.FormatCloudEvents} {
 			t.Run(tt.name+" "+format, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
+				bubble.Test(t, func(t *testing.T) {
 					b := &book{}
 					var store = webhooktest.NewStore()
 					s, stop := run(t, webhook.Config{Store: store, Transport: transport(b.trip)})

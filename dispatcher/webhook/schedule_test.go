@@ -14,6 +14,7 @@ import (
 	"github.com/paddockvm/paddock/dispatcher/webhook"
 	"github.com/paddockvm/paddock/dispatcher/webhook/webhooktest"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // told is a try as the server saw it.
@@ -62,7 +63,7 @@ func one(t *testing.T, b *book, pass time.Duration) (*webhook.Service, jobs.Endp
 
 // TestSchedule: a server that never takes it is tried ten times in about 75 hours, under one id, each time with its own time.
 func TestSchedule(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := &book{answer: func(int) *http.Response { return says(500) }}
 		s, _ := one(t, b, 100*time.Hour)
 		tries := b.all()
@@ -92,7 +93,7 @@ func TestSchedule(t *testing.T) {
 
 // TestClockSetBack: what was to be told first when the clock was ahead is told at once when it is right again, by this life and by the next.
 func TestClockSetBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := &book{}
 		store := webhooktest.NewStore()
 		ahead := time.Now().Add(48 * time.Hour)
@@ -135,7 +136,7 @@ func TestRetryAfter(t *testing.T) {
 		{"the past", "Sat, 01 Jan 1990 00:10:00 GMT", 503, 4 * time.Second, 6 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				b := &book{answer: func(n int) *http.Response {
 					if n == 1 {
 						return says(tt.status, "Retry-After", tt.header)
@@ -160,7 +161,7 @@ func TestRetryAfter(t *testing.T) {
 
 // TestThrottled: what else waits for a server that says when waits too.
 func TestThrottled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		began := time.Now()
 		b := &book{answer: func(n int) *http.Response {
 			if n == 1 {
@@ -190,7 +191,7 @@ func TestThrottled(t *testing.T) {
 
 // TestGone: 410 is the end, of the delivery and of the endpoint; what waits fails, and can be replayed when somebody has enabled it.
 func TestGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var back atomic.Bool
 		b := &book{takes: time.Second, answer: func(int) *http.Response { // longer than it takes to make deliveries of what happened
 			if !back.Load() {
@@ -253,7 +254,7 @@ func TestGone(t *testing.T) {
 
 // TestGoneCallback: a callback's 410 ends that delivery.
 func TestGoneCallback(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := &book{answer: func(int) *http.Response { return says(410) }}
 		store := webhooktest.NewStore()
 		s, stop := run(t, webhook.Config{Store: store, Transport: transport(b.trip)})
@@ -275,7 +276,7 @@ func TestFailsForDays(t *testing.T) {
 		disabled bool
 	}{{"told every hour", time.Hour, 150, true}, {"told every week", 7 * 24 * time.Hour, 3, false}} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				b := &book{answer: func(int) *http.Response { return says(502) }}
 				store := webhooktest.NewStore()
 				s, stop := run(t, webhook.Config{Store: store, Transport: transport(b.trip)})
@@ -306,7 +307,7 @@ func TestFailsForDays(t *testing.T) {
 
 // TestCircuit: after five failures nothing is sent but a probe now and then; what waits costs no tries, and is delivered when it is well again.
 func TestCircuit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var well atomic.Bool
 		b := &book{answer: func(int) *http.Response {
 			if well.Load() {
@@ -362,7 +363,7 @@ func TestCircuit(t *testing.T) {
 
 // TestForget: the log of what has ended goes after its time, what waits stays.
 func TestForget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := &book{answer: func(n int) *http.Response {
 			if n == 1 {
 				return says(200)

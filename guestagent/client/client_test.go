@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,6 +18,7 @@ import (
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // inProcess is a client of an honest agent.
@@ -183,7 +183,7 @@ func TestConnect(t *testing.T) {
 		{"its own error", frame(1, tReply, 0, `{"error":{"kind":"agent","message":"ill"}}`), nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				host, guest := net.Pipe()
 				defer host.Close()
 				defer guest.Close()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 func data(ch byte, s string) []byte { return frame(2, tData, ch, s) }
@@ -180,7 +181,7 @@ func TestNeverReplies(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := hostileGuest(t, func(_ uint32, request string) []byte {
 					if strings.Contains(request, `"file"`) {
 						return header("f", 5)
@@ -205,7 +206,7 @@ func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 // TestStopsReading is a guest that takes nothing any more in the middle of a job: who writes to it, and who gives it up, is held for some
 // seconds and not for ever.
 func TestStopsReading(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		host, guest := net.Pipe()
 		defer guest.Close()
 		go func() {

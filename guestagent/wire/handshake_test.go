@@ -8,10 +8,10 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // TestGuestFindsGreeting puts before a greeting what a broken conversation may have left.
@@ -158,7 +158,7 @@ func TestHostFindsAnswer(t *testing.T) {
 
 // TestHostGreetsAgain is with a guest that hears nothing for two seconds.
 func TestHostGreetsAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var heard bytes.Buffer
 		conn := fakeGuest(t, func(c net.Conn) {
 			_, _ = io.CopyN(&heard, c, 4*26+flush+3*26) // up to the seventh greeting
@@ -212,7 +212,7 @@ func TestHostGivesUp(t *testing.T) {
 		}, io.ErrUnexpectedEOF},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				if _, err := wire.Host(ctx, fakeGuest(t, tt.play)); !errors.Is(err, tt.want) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/bubble"
 )
 
 // pair is a host and a guest that serves.
@@ -49,7 +50,7 @@ func ping(t *testing.T, c *wire.Conversation) {
 
 // TestFlowControl shows both ways that a sender stops at the window until the receiver takes, and that nothing is lost over it.
 func TestFlowControl(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := pair(t, serve)
 		s, err := c.Open(wire.Request{Op: "cat"})
 		if err != nil {
@@ -95,7 +96,7 @@ func TestFlowControl(t *testing.T) {
 // TestMessagesAreWhole sends messages among so much data that credit is short for them time and again: the receiver takes only when the
 // sender cannot go on.
 func TestMessagesAreWhole(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const rounds = 1000
 		message := strings.Repeat("m", 300)
 		c := pair(t, func(c *wire.Conversation) {
@@ -281,7 +282,7 @@ func TestReset(t *testing.T) {
 
 // TestWaitersEnd shows that nothing waits beyond its context or the conversation.
 func TestWaitersEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := pair(t, serve)
 		s, err := c.Open(wire.Request{Op: "hold"})
 		if err != nil {
@@ -319,7 +320,7 @@ func TestWaitersEnd(t *testing.T) {
 
 // TestGuestThatDoesNotRead shows that whoever writes to it waits some seconds, and not for ever, even without a context.
 func TestGuestThatDoesNotRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		host, guest := net.Pipe()
 		defer guest.Close()
 		go func() {

@@ -70,6 +70,7 @@ var may = map[string][]string{
 	"test/harness":   {"*"},
 	"test/pgtest":    {"test/port"},
 	"test/port":      {},
+	"test/bubble":    {},
 	"test/humaneval": {"client", "jobs", "test/harness"},
 	"test/kvmhost":   {"*"},
 	"test/chaos":     {"client", "jobs", "test/pgtest"},
@@ -84,7 +85,7 @@ var may = map[string][]string{
 }
 
 // standard are the packages that use nothing but the standard library.
-var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward", "vmm/tail", "test/port"}
+var standard = []string{"jobs", "jobs/schema", "vmm", "guestagent/wire", "worker/demand", "worker/forward", "vmm/tail", "test/port", "test/bubble"}
 
 type listed struct {
 	ImportPath string

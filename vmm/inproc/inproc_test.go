@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/paddockvm/paddock/test/bubble"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/vmm/vmmtest"
@@ -87,7 +88,7 @@ func machine(t *testing.T, d *inproc.Driver) *inproc.Machine {
 }
 
 func TestCloseWaitsForTheGuest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		leave := make(chan struct{})
 		m := machine(t, inproc.New(func(ctx context.Context, _ net.Conn) {
 			<-ctx.Done() // it is told, and takes its time
