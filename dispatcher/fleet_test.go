@@ -70,7 +70,6 @@ func TestCordon(t *testing.T) {
 	})
 }
 
-// What a drained worker has not ended in time is given to others, at no cost to its retries.
 // The ledger keeps workers that are heard of.
 func TestWorkersAreKept(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
@@ -84,6 +83,7 @@ func TestWorkersAreKept(t *testing.T) {
 	})
 }
 
+// What a drained worker has not ended in time is given to others, at no cost to its retries.
 func TestDrainWithin(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
 		a, b := r.worker("a"), r.worker("b")

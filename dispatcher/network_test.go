@@ -70,3 +70,33 @@ func TestNetworkedJobsAreNotGivenAwayBefore(t *testing.T) {
 		r.wantCode("removed before its lease has run out", jobs.CodeConflict, err)
 	})
 }
+
+// One that is not to be tried again is nobody else's, also by a drain: its machine goes on where its worker hears of nobody.
+func TestNetworkedJobsThatAreNotTriedAgainAreNotGivenAway(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		pair := map[string]*hand{}
+		for _, name := range []string{"a", "b"} {
+			pair[name] = &hand{rig: r, name: name, images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
+			pair[name].beat()
+		}
+		a, b := pair["a"], pair["b"]
+		s := networked(jobs.NetworkInternet)
+		s.InfraRetries = new(int)
+		j := r.admit(s)
+		l := a.one()
+		if _, err := r.Drain(r.Context(), "a", 5*time.Second); err != nil {
+			r.Fatal(err)
+		}
+		a.live(4*time.Second, l.Held)
+		r.stands(j.ID, jobs.StateLeased)
+		a.live(4*time.Second, l.Held)
+		r.ended(j.ID, jobs.StateDead, jobs.WorkerLost)
+		if got := a.beat(l.Held).Drop; len(got) != 1 {
+			r.Errorf("the drained worker is told to drop %v", got)
+		}
+		b.live(time.Minute)
+		if got := b.lease(1, 0); len(got) != 0 {
+			r.Errorf("another is given %v", names(got))
+		}
+	})
+}

@@ -100,7 +100,7 @@ func (d *Dispatcher) due(now time.Time) []overdue {
 		if why := d.lostBy(e); why != "" {
 			lost = append(lost, overdue{*e, jobs.WorkerLost, why})
 		} else if d.overstays(e, now) {
-			lost = append(lost, overdue{Entry: *e, ending: evicted})
+			lost = append(lost, overstay(e))
 		}
 	}
 	if !d.endsFrom.IsZero() && now.After(d.endsFrom) {
@@ -155,6 +155,15 @@ func (d *Dispatcher) noteEnd(e *ledger.Entry, now time.Time) {
 	if d.endsFrom.IsZero() || at.Before(d.endsFrom) {
 		d.endsFrom = at
 	}
+}
+
+// overstay says what becomes of an attempt whose worker was drained and has had its time: others are given it, but for one that might act
+// there too and is not to be tried again, for its machine goes on where its worker hears of nobody.
+func overstay(e *ledger.Entry) overdue {
+	if e.Network != "" && e.InfraLeft == 0 {
+		return overdue{*e, jobs.WorkerLost, "its worker was drained"}
+	}
+	return overdue{Entry: *e, ending: evicted}
 }
 
 // lostBy says how an attempt's worker has lost it; empty where it has not. d.mu is held.

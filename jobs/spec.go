@@ -47,6 +47,7 @@ type Spec struct {
 	// QueueTTLMS is how long the job may wait for its first machine, in milliseconds; it then ends as "expired". 0 means 24 h.
 	QueueTTLMS int64 `json:"queue_ttl_ms,omitempty"`
 	// InfraRetries is how many further attempts follow one that Paddock, not the program, failed: 0 to 10; 3 where it is left out.
+	// With 0 a machine with a network or ports goes on where its worker hears of nobody: no other attempt could do the same.
 	InfraRetries *int `json:"infra_retries,omitempty"`
 	// RunAt is the earliest time for the first attempt, at most a year ahead; queue_ttl_ms counts from then. Empty means at once.
 	RunAt time.Time `json:"run_at,omitzero"`

@@ -16,7 +16,7 @@ type heldSet struct {
 
 type heldAttempt struct {
 	jobs.Held
-	acts         bool // its machine can do more than report: it has a network card, or ports of this host lead to it
+	acts         bool // its machine is there, and what it does could be done twice
 	cancel, drop context.CancelCauseFunc
 }
 
@@ -24,7 +24,7 @@ type heldAttempt struct {
 const abortGrace = 3 * time.Second
 
 // add notes the attempt. work ends when it is cancelled or dropped, and with ctx; lost when it is dropped, and a moment after ctx: until
-// then what the attempt has done is still to be told. end forgets it. acts is of one whose machine can do more than report.
+// then what the attempt has done is still to be told. end forgets it. acts is of one whose machine ends with the lease.
 func (s *heldSet) add(ctx context.Context, h jobs.Held, acts bool) (work, lost context.Context, end func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	lost, drop := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -93,7 +93,7 @@ func (s *heldSet) each(h jobs.Held, do func(*heldAttempt)) {
 // dropAll drops all and gives how many there were.
 func (s *heldSet) dropAll() int { return s.dropThose(func(*heldAttempt) bool { return true }) }
 
-// dropActing drops those that can do more than report, and gives how many there were.
+// dropActing drops those whose machines could do what another attempt does too, and gives how many there were.
 func (s *heldSet) dropActing() int { return s.dropThose(func(a *heldAttempt) bool { return a.acts }) }
 
 func (s *heldSet) dropThose(which func(*heldAttempt) bool) (n int) {

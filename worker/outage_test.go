@@ -132,7 +132,10 @@ func TestOutage(t *testing.T) {
 		ports := limited(steps([]string{"sleep", "50"}), time.Minute, 0)
 		ports.Network.Ports = []int{80}
 		acts := r.put(ports)
-		r.runs(t, 3)
+		once := limited(steps([]string{"sleep", "50"}, []string{"echo", "once"}), time.Minute, 0)
+		once.Network.Ports, once.InfraRetries = []int{80}, new(int)
+		last := r.put(once)
+		r.runs(t, 4)
 		r.outage(true)
 		before, began := log.count(), time.Now()
 		time.Sleep(14 * time.Second)
@@ -148,7 +151,7 @@ func TestOutage(t *testing.T) {
 			}
 		})
 		r.outage(false)
-		for _, l := range []jobs.Lease{quiet, short} {
+		for _, l := range []jobs.Lease{quiet, short, last} {
 			rep := r.report(t, l.Job)
 			if !rep.Result.Success() || rep.Attempt != 1 || rep.Events != int64(len(r.board.of(l.Job))) {
 				t.Errorf("ended %s: %s after %d of %d events", rep.Result.Ending, rep.Result.Reason, len(r.board.of(l.Job)), rep.Events)

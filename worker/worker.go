@@ -218,11 +218,17 @@ func (w *Worker) resume(ctx context.Context, drain <-chan struct{}, spooled []*d
 	}
 }
 
+// actsTwice tells whether what a job does could be done twice if its machine outlived its lease: it can do more than report, and another
+// attempt may follow one that was lost.
+func actsTwice(s *jobs.Spec) bool {
+	return len(s.Network.Needs()) > 0 && (s.InfraRetries == nil || *s.InfraRetries > 0)
+}
+
 // runLease is one attempt from lease to report.
 func (w *Worker) runLease(ctx context.Context, drain <-chan struct{}, l jobs.Lease) {
 	log := zerolog.Ctx(ctx).With().Str("job", l.Job).Int("attempt", l.Attempt).Str("tenant", l.Tenant).Logger()
 	ctx = log.WithContext(ctx)
-	work, lost, end := w.held.add(ctx, l.Held, len(l.Spec.Network.Needs()) > 0)
+	work, lost, end := w.held.add(ctx, l.Held, actsTwice(&l.Spec))
 	defer end()
 	defer w.cap.release(l.Spec.Resources)
 	a := w.attempt(ctx, l)
