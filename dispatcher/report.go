@@ -27,18 +27,25 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 	}
 	d.mu.Unlock()
 	if !current {
-		d.metrics.fenced.WithLabelValues("report").Inc()
-		return jobs.ReportReply{Fenced: true}, nil
+		return d.fence(ctx, r), nil
 	}
 	done, err := d.settle(ctx, entry, r.Result, r.Events+1)
 	if err != nil {
 		return jobs.ReportReply{}, d.broken(ctx, "finish attempt", err)
 	}
 	if !done {
-		d.metrics.fenced.WithLabelValues("report").Inc()
 		d.doubt(r.Job)
+		return d.fence(ctx, r), nil
 	}
-	return jobs.ReportReply{Fenced: !done}, nil
+	return jobs.ReportReply{}, nil
+}
+
+// fence drops a result that came too late. What it was is in the log, for who has to find out what an attempt did that was given up.
+func (d *Dispatcher) fence(ctx context.Context, r jobs.Report) jobs.ReportReply {
+	d.metrics.fenced.WithLabelValues("report").Inc()
+	zerolog.Ctx(ctx).Info().Str("job", r.Job).Int("attempt", r.Attempt).Int64("epoch", r.Epoch).Str("worker", r.Worker).
+		Str("ending", string(r.Result.Ending)).Time("ended_at", r.Result.EndedAt).Msg("a late result is dropped")
+	return jobs.ReportReply{Fenced: true}
 }
 
 // settle decides what an attempt's result means for its job: its end, or another attempt. seq is that of the attempt's last

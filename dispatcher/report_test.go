@@ -1,6 +1,7 @@
 package dispatcher_test
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
@@ -70,6 +72,16 @@ func TestReportFenced(t *testing.T) {
 		fenced("an unknown job", with(first, func(h *jobs.Held) { h.Job = jobs.NewID() }))
 		a.report(first, jobs.VMFailed)
 		fenced("an attempt that was given back", first)
+		var log bytes.Buffer
+		late := jobs.Report{Held: first.Held, Worker: "a", Session: a.session, Result: jobs.Result{Ending: jobs.TimeLimit}}
+		if _, err := r.Report(zerolog.New(&log).WithContext(r.Context()), late); err != nil {
+			r.Fatal(err)
+		}
+		for _, want := range []string{j.ID, `"attempt":1`, `"worker":"a"`, string(jobs.TimeLimit)} {
+			if !strings.Contains(log.String(), want) {
+				r.Errorf("logged %q, which does not say %s", &log, want)
+			}
+		}
 		second := a.one()
 		if second.Attempt != 2 || second.Epoch <= first.Epoch {
 			r.Errorf("the second attempt is %+v, the first %+v", second.Held, first.Held)
