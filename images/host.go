@@ -36,8 +36,8 @@ type Host struct {
 	Progress func(image, stage string)
 
 	mu     sync.Mutex
-	opened map[string]bool   // templates whose files this process has seen to be right
-	held   map[string]func() // snapshots that are in use, by their templates' directories
+	opened map[string]bool     // templates whose files this process has seen to be right
+	held   map[string][]func() // snapshots that are in use, by their templates' directories
 }
 
 // templateFormat changes when older templates cannot be used any more.

@@ -55,7 +55,14 @@ func (n *Snapshots) Create(ctx context.Context, m vmm.Machine, t vmm.Template, c
 	if err := n.take(ctx, c, &s, o.Last, r.Parent, tmp); err != nil {
 		return s, err
 	}
-	return s, n.publish(ctx, &s, filepath.Join(tmp, "files"))
+	if err := n.publish(ctx, &s, filepath.Join(tmp, "files")); err != nil {
+		return s, err
+	}
+	select {
+	case n.made <- struct{}{}:
+	default: // it is full: who looks next sees this one too
+	}
+	return s, nil
 }
 
 // origin begins a snapshot with what the machine's template says.
@@ -118,7 +125,7 @@ func (n *Snapshots) adopt(file string, p Part) error {
 func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, last, parent, tmp string) error {
 	switch parent {
 	case "", jobs.ParentAuto, jobs.ParentNone:
-		if last != "" {
+		if _, gone := n.Get(last); last != "" && !errors.Is(gone, ErrNoSnapshot) { // a policy may not have kept it
 			s.Parent = last
 		}
 	default:

@@ -49,25 +49,27 @@ func (h *Host) snapshotTemplate(ctx context.Context, image string, shape jobs.Sh
 	return t, s.ID, nil
 }
 
-// hold keeps a snapshot in use until its template is released; one of several holds is enough.
+// hold keeps a snapshot in use until its template is released as often as it was given.
 func (h *Host) hold(dir string, release func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if before := h.held[dir]; before != nil {
-		before()
-	}
 	if h.held == nil {
-		h.held = map[string]func(){}
+		h.held = map[string][]func(){}
 	}
-	h.held[dir] = release
+	h.held[dir] = append(h.held[dir], release)
 }
 
-// Release says that no machine will be cloned from a template any more, until Template gives it again.
+// Release says that whoever was given a template needs it no more, nor any machine that was cloned from it for them: once for each time
+// that Template gave it.
 func (h *Host) Release(t vmm.Template) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if release := h.held[t.Dir]; release != nil {
-		release()
+	holds := h.held[t.Dir]
+	if len(holds) == 0 { // an image's
+		return
+	}
+	holds[0]()
+	if h.held[t.Dir] = holds[1:]; len(holds) == 1 {
 		delete(h.held, t.Dir)
 	}
 }

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -206,83 +204,4 @@ func (n *Snapshots) sweep() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Policy says which snapshots go; a zero field asks for nothing.
-type Policy struct {
-	// Keep is how many of each tenant's are kept, the newest.
-	Keep int
-	// MaxAge and MaxBytes bound their age, and what all of them take on the disk: the oldest go first.
-	MaxAge   time.Duration
-	MaxBytes int64
-	// KeepTagged keeps those with a tag, whatever else is said. They count.
-	KeepTagged bool
-}
-
-// Collect removes the snapshots that the policy does not keep, but for those in use and the ancestors of those that stay; then what was
-// left behind by those that died, and the flattened templates that nobody uses. It gives what it has removed, or, where dry, would.
-func (n *Snapshots) Collect(ctx context.Context, p Policy) ([]Snapshot, error) {
-	release, err := n.alone(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	doomed, err := n.doomed(p)
-	if err != nil {
-		return nil, err
-	}
-	var removed []Snapshot
-	var errs []error
-	for _, s := range doomed {
-		switch err := n.remove(s.ID); {
-		case err == nil:
-			removed = append(removed, s)
-		case !errors.Is(err, ErrInUse): // somebody has taken it up just now
-			errs = append(errs, err)
-		}
-	}
-	return removed, errors.Join(append(errs, n.sweep(), n.removeFlats(ctx, 0, ""))...)
-}
-
-// Doomed gives what Collect would remove.
-func (n *Snapshots) Doomed(ctx context.Context, p Policy) ([]Snapshot, error) {
-	release, err := n.shared(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return n.doomed(p)
-}
-
-// doomed gives the snapshots to remove, children before their parents.
-func (n *Snapshots) doomed(p Policy) ([]Snapshot, error) {
-	list, err := n.read()
-	if err != nil {
-		return nil, fmt.Errorf("one that cannot be read may be the difference to any; remove it first: %w", err)
-	}
-	slices.Reverse(list) // the newest first
-	stay := map[string]bool{}
-	count, bytes := map[string]int{}, int64(0)
-	parent := map[string]string{}
-	for _, s := range list {
-		parent[s.ID] = s.Parent
-		count[s.Tenant]++
-		bytes += s.StoredBytes
-		unwanted := p.Keep > 0 && count[s.Tenant] > p.Keep || p.MaxAge > 0 && time.Since(s.CreatedAt) > p.MaxAge || p.MaxBytes > 0 && bytes > p.MaxBytes
-		used, err := n.inUse(s.ID)
-		if err != nil {
-			return nil, err
-		}
-		if !unwanted || used || p.KeepTagged && len(s.Tags) > 0 {
-			stay[s.ID] = true
-		} else {
-			bytes -= s.StoredBytes // it goes: older ones may stay in its room
-		}
-	}
-	for _, s := range list {
-		for id := s.ID; stay[s.ID] && id != ""; id = parent[id] {
-			stay[id] = true
-		}
-	}
-	return slices.DeleteFunc(list, func(s Snapshot) bool { return stay[s.ID] }), nil
 }

@@ -28,6 +28,7 @@ import (
 type Snapshots struct {
 	store *Store
 	dir   string
+	made  chan struct{} // filled when this process has made one
 
 	mu       sync.Mutex
 	verified map[string]os.FileInfo // files whose content this process has seen to be right, as they were then
@@ -46,7 +47,7 @@ const (
 
 // Snapshots opens the store's snapshots.
 func (s *Store) Snapshots() (*Snapshots, error) {
-	n := &Snapshots{store: s, dir: filepath.Join(s.dir, "snapshots"), verified: map[string]os.FileInfo{}}
+	n := &Snapshots{store: s, dir: filepath.Join(s.dir, "snapshots"), made: make(chan struct{}, 1), verified: map[string]os.FileInfo{}}
 	for _, sub := range []string{"kept", "parts", "flat"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("open snapshots: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,6 +24,7 @@ type pool struct {
 	tmpl   vmm.Template
 	ps     *pools
 	least  int // machines to keep ready whatever the demand
+	uses   *uses
 
 	mu        sync.Mutex // guards what follows
 	asked     time.Time  // when somebody took or gave up last
@@ -203,7 +205,8 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 		}
 		m, err := p.restore(p.ps.ctx, v)
 		if err == nil {
-			m.closed = giveBack
+			p.uses.add()
+			m.closed = sync.OnceFunc(func() { giveBack(); p.uses.done() })
 			return m, nil
 		}
 		if !waited || p.ps.ctx.Err() != nil {
@@ -315,7 +318,33 @@ func (p *pool) close() {
 // letGo has the template released when the pool is closed and its last maker has returned; p.mu is held.
 func (p *pool) letGo() {
 	if p.closed && p.making+p.preparing == 0 {
-		p.ps.makers.Go(func() { p.ps.release(p.tmpl) })
+		p.ps.makers.Go(func() {
+			p.ps.release(p.tmpl)
+			p.uses.poolDone()
+		})
+	}
+}
+
+// uses counts those that need a template's snapshot: its pool, as long as it may make machines of it, and each machine, of which another
+// snapshot may be made.
+type uses struct {
+	n        atomic.Int64
+	poolDone func() // may be called again
+	release  func()
+}
+
+func newUses(release func()) *uses {
+	u := &uses{release: release}
+	u.add()
+	u.poolDone = sync.OnceFunc(u.done)
+	return u
+}
+
+func (u *uses) add() { u.n.Add(1) }
+
+func (u *uses) done() {
+	if u.n.Add(-1) == 0 {
+		u.release()
 	}
 }
 

@@ -217,6 +217,56 @@ func TestRebuiltWhileItsTemplateIsMade(t *testing.T) {
 	}
 }
 
+// giving counts templates that are given and released.
+type giving struct {
+	changing
+	given atomic.Int64
+}
+
+func (g *giving) Offer(name string) (jobs.OfferedImage, bool) { return offered(g, name) }
+
+func (g *giving) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
+	g.given.Add(1)
+	tmpl, digest, err := g.changing.Template(ctx, image, s)
+	tmpl.Dir = digest
+	return tmpl, digest, err
+}
+
+func (g *giving) Release(vmm.Template) { g.given.Add(-1) }
+
+// A template is in use while a machine runs that was cloned from it, however long its pool is gone; and released once for each time that it
+// was given.
+func TestTemplateIsInUseWhileItsMachineRuns(t *testing.T) {
+	r, c := newCensus(t)
+	images := &giving{changing: changing{catalog: catalog{driver: c.Name()}, digest: "old"}}
+	r.cfg.Images = images
+	long, end := r.untilEnd()
+	r.run(t)
+	running := r.put(long)
+	r.runs(t, 1)
+	images.mu.Lock()
+	images.digest = "new"
+	images.mu.Unlock()
+	if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; res.Template != "template of new" {
+		t.Errorf("ran on the %s", res.Template)
+	}
+	settled(t, "the old stock's end", func() bool { return c.released.Load() == 1 && c.machines.Load() == 3 })
+	if n := images.given.Load(); n != 2 {
+		t.Errorf("%d templates are in use, want the new one and that of the machine that runs", n)
+	}
+	end()
+	if res := r.report(t, running.Job).Result; !res.Success() {
+		t.Errorf("ended %s: %s", res.Ending, res.Reason)
+	}
+	settled(t, "the old template's release", func() bool { return images.given.Load() == 1 })
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := images.given.Load(); n != 0 {
+		t.Errorf("%d templates are in use by nobody", n)
+	}
+}
+
 // slow makes the first template only when it is let.
 type slow struct {
 	changing

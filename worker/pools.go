@@ -185,10 +185,12 @@ func (ps *pools) open(key poolKey, o *poolOnce) {
 	defer close(o.done)
 	t, digest, err := ps.cfg.Images.Template(ps.ctx, key.image, key.shape)
 	offered := ps.offered(key.image)
+	uses := newUses(func() { ps.giveUp(t) })
 	if err == nil && offered.Digest != key.digest {
 		err = errRebuilt
+		uses.poolDone()
 	}
-	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, demand: demand.New(), asked: time.Now()}
+	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, uses: uses, demand: demand.New(), asked: time.Now()}
 	if key.shape == ps.own(key.image) && !offered.Snapshot { // one is run as often as it is asked for
 		p.least = ps.cfg.Ready
 	}
@@ -226,15 +228,19 @@ func (ps *pools) release(t vmm.Template) {
 			return
 		}
 	}
-	if r, ok := ps.cfg.Images.(templateReleaser); ok {
-		r.Release(t)
-	}
 	r, ok := ps.cfg.Driver.(vmm.Releaser)
 	if !ok {
 		return
 	}
 	if err := r.Release(t.Dir); err != nil {
 		zerolog.Ctx(ps.ctx).Error().Err(err).Msg("release template")
+	}
+}
+
+// giveUp tells the images that a template is not needed by those for whom it was given.
+func (ps *pools) giveUp(t vmm.Template) {
+	if r, ok := ps.cfg.Images.(templateReleaser); ok {
+		r.Release(t)
 	}
 }
 

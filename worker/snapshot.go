@@ -16,7 +16,7 @@ type SnapshotKeeper interface {
 	Snapshot(ctx context.Context, m vmm.Machine, t vmm.Template, o jobs.SnapshotOrigin, r jobs.SnapshotRequest) (jobs.Snapshot, error)
 }
 
-// templateReleaser is Images that keep what a template depends on until nobody clones it any more.
+// templateReleaser is Images that keep what a template depends on until it was released as often as it was given.
 type templateReleaser interface{ Release(t vmm.Template) }
 
 // SnapshotRequests takes requests for snapshots of a running job's machine: from ServeSnapshots' return until stop each is answered by

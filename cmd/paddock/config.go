@@ -78,6 +78,8 @@ type config struct {
 	Ready            int     `koanf:"ready"`
 	ReadyMost        int     `koanf:"ready_most"`
 	Prepared         int     `koanf:"prepared"`
+
+	retentionConfig `koanf:",squash"`
 }
 
 // defaultConfigFile is read where it exists and --config names no other.
@@ -154,6 +156,7 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.Int("ready", 2, "machines kept ready of each image, at least")
 		f.Int("ready-most", 16, "machines kept ready of each image and shape at most, where there is demand for them")
 		f.Int("prepared", 1, "VMMs kept prepared beyond those")
+		addRetentionFlags(f)
 		addChoice(c, "network", "", "auto", "networks for jobs that ask for one: auto where this host can, on or not at all, off", "auto", "on", "off")
 		f.String("network-uplink", "", "interface that leads out (the default route's)")
 		f.StringSlice("network-dns", nil, "DNS servers to ask for machines (those of /etc/resolv.conf)")

@@ -170,7 +170,7 @@ func wanted(f *pflag.Flag, err error) string {
 }
 
 // least are the smallest values that make sense.
-var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "events-gib": 1, "redis-concurrency": 1, "objects-s3-tenant-mib": 0, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0}
+var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "events-gib": 1, "redis-concurrency": 1, "objects-s3-tenant-mib": 0, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0, "snapshot-keep": 0, "snapshot-max-mib": 0}
 
 // shortest are the shortest durations that do no harm.
 var shortest = map[string]struct {
@@ -224,6 +224,10 @@ func (cf *configFlags) check() error {
 		case "state-dir":
 			if f.Value.String() == "" {
 				wrong("a directory")
+			}
+		case "snapshot-max-age":
+			if v, err := cf.cmd.Flags().GetDuration(f.Name); err == nil && v != 0 && v < leastSnapshotAge {
+				wrong(fmt.Sprintf("0, or at least %s: it is looked after once an hour", leastSnapshotAge))
 			}
 		case "jail-uids":
 			if _, _, err := uidRange(f.Value.String()); err != nil {

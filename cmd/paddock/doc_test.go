@@ -199,8 +199,11 @@ func metricsDoc(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, closeDriver, err := openWorker(t.Context(), c, store, &bus.Bus{}, &all, nil)
-	if err := errors.Join(err, f.store.Close(), closeDriver()); err != nil {
+	w, err := openWorker(t.Context(), c, store, &bus.Bus{}, &all, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.store.Close(), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	descs := make(chan *prometheus.Desc, 1000)

@@ -240,26 +240,27 @@ func holder() string {
 // work starts the worker; when it ends, what it needed is stopped.
 func (s *server) work(ctx, starting context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
 	p := newProgress()
-	w, host, closeDriver, err := openWorker(ctx, s.config, s.store, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
+	here, err := openWorker(ctx, s.config, s.store, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
 	if err != nil {
 		return err
 	}
 	for _, image := range s.config.Images {
-		if _, _, err := host.Template(starting, image, jobs.Shape{}); err != nil {
+		if _, _, err := here.images.Template(starting, image, jobs.Shape{}); err != nil {
 			p.done()
-			return errors.Join(err, closeDriver())
+			return errors.Join(err, here.Close())
 		}
 	}
 	p.done()
 	running, halt := context.WithCancelCause(ctx)
+	g.Go(func() error { return here.retention.Run(running) })
 	g.Go(func() error {
 		defer stop()
 		defer halt(nil)
-		err := w.Run(running, s.drain)
-		return errors.Join(err, closeDriver())
+		err := here.worker.Run(running, s.drain)
+		return errors.Join(err, here.Close())
 	})
 	select {
-	case <-w.Registered():
+	case <-here.worker.Registered():
 		say("ready: jobs are taken on %s; try: %s", url, tryLine(url))
 	case <-running.Done():
 	case <-starting.Done():

@@ -246,19 +246,26 @@ func (s *site) images(store *images.Store, progress func(image, stage string)) *
 	return h
 }
 
-// openWorker gives a worker, and the host's images with which it works.
-func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*worker.Worker, *images.Host, func() error, error) {
+// workplace is a worker, and what it leaves to others on its host: to be closed when it has ended.
+type workplace struct {
+	*site
+	worker    *worker.Worker
+	images    *images.Host
+	retention *images.Retention
+}
+
+func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, r prometheus.Registerer, progress func(image, stage string)) (*workplace, error) {
 	s, err := openSite(ctx, c, r)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	here := s.images(store, progress)
 	if here.Snapshots, err = store.Snapshots(); err != nil {
-		return nil, nil, nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	labels, err := workerLabels(c.Labels)
 	if err != nil {
-		return nil, nil, nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	cfg := worker.Config{
 		Name: c.Name, Pool: c.Pool, Labels: labels, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
@@ -271,9 +278,9 @@ func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, 
 	}
 	w, err := worker.New(cfg)
 	if err != nil {
-		return nil, nil, nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, s.Close())
 	}
-	return w, here, s.Close, nil
+	return &workplace{site: s, worker: w, images: here, retention: images.NewRetention(here.Snapshots, c.policy(), r)}, nil
 }
 
 // agentPath finds the agent's binary: named, beside this one, or in PATH.
