@@ -45,6 +45,10 @@ func (s *serving) enqueued(ctx context.Context, specs jetstream.MessagesContext)
 	}
 }
 
+// enqueuedHeard is half of the time without a word from the server after which it is asked again: what is asked of a consumer may be lost
+// among a cluster's servers.
+const enqueuedHeard = 2 * time.Second
+
 // consume begins to take enqueued specs. The caller stops it.
 func (s *serving) consume(ctx context.Context) (jetstream.MessagesContext, error) {
 	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
@@ -53,7 +57,7 @@ func (s *serving) consume(ctx context.Context) (jetstream.MessagesContext, error
 	if err != nil {
 		return nil, fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
 	}
-	specs, err := c.Messages(jetstream.PullMaxMessages(maxServing))
+	specs, err := c.Messages(jetstream.PullMaxMessages(maxServing), jetstream.PullHeartbeat(enqueuedHeard))
 	if err != nil {
 		return nil, fmt.Errorf("nats: consume %s: %w", jobs.StreamSubmit, err)
 	}

@@ -231,6 +231,8 @@ const (
 	readAtOnce = 1000
 	// newConsumerPause is before one that nobody knows yet is asked again.
 	newConsumerPause = 20 * time.Millisecond
+	// unheard is half of the time without a word after which it is asked again: a request may have been lost among a cluster's servers.
+	unheard = 500 * time.Millisecond
 )
 
 // read fetches the headers of all of the job's events, to the one that was the last.
@@ -252,7 +254,7 @@ func (h *history) read(ctx context.Context) error {
 		all, at = append(all, l...), to
 		switch {
 		case at >= h.last.at:
-		case errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil && time.Now().Before(known): // a cluster's servers have not told each other of the consumer yet
+		case (errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoHeartbeat)) && ctx.Err() == nil && time.Now().Before(known): // a cluster's servers have not told each other of the consumer yet
 			pause(ctx, newConsumerPause)
 		case err != nil:
 			return unavailable("read the job's events", err)
@@ -268,7 +270,7 @@ func (h *history) read(ctx context.Context) error {
 func (h *history) fetch(ctx context.Context, c jetstream.Consumer, at int64) (to int64, l []kept, err error) {
 	ctx, cancel := context.WithTimeout(ctx, toldWithin)
 	defer cancel()
-	batch, err := c.Fetch(readAtOnce, jetstream.FetchContext(ctx))
+	batch, err := c.Fetch(readAtOnce, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(unheard))
 	if err != nil {
 		return at, nil, err
 	}

@@ -15,6 +15,13 @@ import (
 // readerIdle is after how long a server forgets a reader that is gone.
 const readerIdle = 10 * time.Second
 
+const (
+	// askedFor is how long a server answers one request, and unheard half of the time without a word after which it is asked again: of a new
+	// consumer not all servers of a cluster know yet where it is, and what is asked of it may be lost among them, of which nobody hears.
+	askedFor = 10 * time.Second
+	unheard  = 500 * time.Millisecond // the least that nats.go takes
+)
+
 // each gives the messages of a subject that a stream has now: the last of each one, or all, without their data.
 func each(ctx context.Context, st jetstream.Stream, subject string, last bool, do func(m jetstream.Msg, at *jetstream.MsgMetadata) error) error {
 	c := jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: !last, InactiveThreshold: readerIdle}
@@ -28,7 +35,7 @@ func each(ctx context.Context, st jetstream.Stream, subject string, last bool, d
 	if cons.CachedInfo().NumPending == 0 {
 		return nil
 	}
-	it, err := cons.Messages()
+	it, err := cons.Messages(jetstream.PullExpiry(askedFor), jetstream.PullHeartbeat(unheard))
 	if err != nil {
 		return err
 	}

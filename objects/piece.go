@@ -75,7 +75,7 @@ func (s *JetStream) placesOf(ctx context.Context, m *meta, subject string) ([]pl
 		return err
 	})
 	if err == nil && end != int64(m.Size) {
-		err = fmt.Errorf("%d bytes of %d are there", end, m.Size)
+		err = fmt.Errorf("%d bytes of %d are there: %w", end, m.Size, jetstream.ErrMsgNotFound) // who was asked may be behind
 	}
 	if err == nil {
 		s.index.put(subject, l)

@@ -81,9 +81,9 @@ func (s *Server) Connect() *bus.Bus {
 const loaded = time.Minute
 
 // Plain gives a connection of nats.go, as any client has one.
-func (s *Server) Plain() *nats.Conn {
+func (s *Server) Plain(more ...nats.Option) *nats.Conn {
 	s.tb.Helper()
-	nc, err := nats.Connect(s.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.Timeout(loaded))
+	nc, err := nats.Connect(s.URL(), append([]nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(50 * time.Millisecond), nats.Timeout(loaded)}, more...)...)
 	if err != nil {
 		s.tb.Fatal(err)
 	}
