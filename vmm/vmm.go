@@ -202,7 +202,7 @@ type Command struct {
 
 // Share bounds what a VMM process, its guest included, uses of its host; a zero field does not. A launcher without cgroups cannot enforce it.
 type Share struct {
-	// CPUs is the most processor time per time: 1.5 is one and a half processors. Its weight against others' grows with it.
+	// CPUs is the most processor time per time: 1.5 is one and a half processors.
 	CPUs float64
 	// MemoryBytes is the most memory of its own: private pages and page cache that it brought in, not what it shares with the template's
 	// other clones. It has no swap.
@@ -211,6 +211,30 @@ type Share struct {
 	PIDs int
 	// DiskBytesPerSecond bounds reads and writes of block devices, each.
 	DiskBytesPerSecond int64
+	// Weight is what the machine counts for against others; where a field is zero, as much as it may use.
+	Weight Weight
+}
+
+// Weight is how much a machine gets compared with others where there is not enough for all of them.
+type Weight struct {
+	// CPUs weighs for processor time, and for the disks.
+	CPUs float64
+	// MemoryBytes is what is left to it as long as others have more than theirs that can be taken.
+	MemoryBytes int64
+}
+
+// Weigher is a Process whose weight can be changed while it runs.
+type Weigher interface {
+	// Weigh has it weigh so much from now on. A zero field leaves things as they are.
+	Weigh(w Weight) error
+}
+
+// Weigh changes a process's weight where it can be changed.
+func Weigh(p Process, w Weight) error {
+	if weigher, ok := p.(Weigher); ok {
+		return weigher.Weigh(w)
+	}
+	return nil
 }
 
 // DiskLimits bound what a machine does to its disks, reading and writing together; a zero field does not. They are the host's, not a

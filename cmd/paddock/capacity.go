@@ -57,6 +57,17 @@ func capacityOf(c config) (jobs.Resources, error) {
 	return r, nil
 }
 
+// machineMemory is what of this host's memory is all machines' together, in bytes, and how often over it is given to them; zeros where that is
+// not known, or is nothing.
+func machineMemory(c config) (bytes int64, overcommit float64) {
+	left := hostMemoryMiB() - c.ReserveMemoryMiB
+	given, err := capacityOf(c)
+	if err != nil || left < leastMemoryMiB {
+		return 0, 0
+	}
+	return int64(left) << 20, max(1, float64(given.MemoryMiB)/float64(left))
+}
+
 // Machines' uids: below leastUID are the host's users and services, nobody (65534) and 16 bits' -1 among them; from tooLargeUID on, what
 // some programs take for a negative number.
 const (

@@ -45,6 +45,32 @@ func TestCapacityOf(t *testing.T) {
 	}
 }
 
+// What is given to machines beyond what there is for them is taken from all alike.
+func TestMachineMemory(t *testing.T) {
+	has, err := host.Reader{}.Capacity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := has.MemoryMiB - 200
+	for name, c := range map[string]struct {
+		c          config
+		mib        int
+		overcommit float64
+	}{
+		"once":            {config{OvercommitVCPUs: 1, OvercommitMemory: 1, ReserveMemoryMiB: 200}, left, 1},
+		"twice":           {config{OvercommitVCPUs: 1, OvercommitMemory: 2, ReserveMemoryMiB: 200}, left, 2},
+		"what is said":    {config{VCPUs: 1, MemoryMiB: 4 * left, OvercommitVCPUs: 1, OvercommitMemory: 1, ReserveMemoryMiB: 200}, left, 4},
+		"less than it is": {config{VCPUs: 1, MemoryMiB: left / 2, OvercommitVCPUs: 1, OvercommitMemory: 1, ReserveMemoryMiB: 200}, left, 1},
+		"all is reserved": {config{VCPUs: 1, MemoryMiB: 500, OvercommitVCPUs: 1, OvercommitMemory: 1, ReserveMemoryMiB: has.MemoryMiB}, 0, 0},
+		"no such":         {config{}, 0, 0},
+	} {
+		bytes, overcommit := machineMemory(c.c)
+		if bytes != int64(c.mib)<<20 || overcommit != c.overcommit {
+			t.Errorf("%s: %d bytes, given %v times, want %d MiB, %v times", name, bytes, overcommit, c.mib, c.overcommit)
+		}
+	}
+}
+
 func TestUIDRange(t *testing.T) {
 	for text, want := range map[string]struct {
 		first, count int

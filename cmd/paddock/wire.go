@@ -171,7 +171,10 @@ func openLauncher(c config) (vmm.Launcher, func() error, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("jail_uids: want %w", err)
 	}
-	l, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", stub.Command}, UIDBase: first, UIDCount: count, CgroupParent: c.CgroupParent})
+	memory, overcommit := machineMemory(c)
+	l, err := jail.New(jail.Config{
+		Self: []string{"/proc/self/exe", stub.Command}, UIDBase: first, UIDCount: count, CgroupParent: c.CgroupParent, MemoryBytes: memory, Overcommit: overcommit,
+	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w; --jail off starts VMMs without walls of their own", err)
 	}

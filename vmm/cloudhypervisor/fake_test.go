@@ -90,14 +90,27 @@ func TestCard(t *testing.T) {
 
 // TestResizing holds the limits against what was booted.
 func TestResizing(t *testing.T) {
-	_, d := newFakes(t, "v53.0")
+	l, _ := newFakes(t, "v53.0")
+	scales := &vmmtest.Scales{Launcher: l}
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: "/bin/true", RunDir: t.TempDir(), Launcher: scales})
+	must(t, err)
 	boot := fakeBoot(t)
 	boot.MaxVCPUs = 2
 	m, err := d.Boot(within(t), boot, vmm.Attach{})
 	must(t, err)
 	defer m.Close()
+	before := scales.Weight(m.ID())
 	r := m.(vmm.Resizer)
+	weightless := errors.New("it cannot be weighed")
+	scales.Refuse(weightless)
+	if err := r.Resize(within(t), 2, 8); !errors.Is(err, weightless) {
+		t.Errorf("weight: %v", err)
+	}
+	scales.Refuse(nil)
 	must(t, r.Resize(within(t), 2, 8))
+	if after := scales.Weight(m.ID()); before.CPUs != 1.5 || after.CPUs != 2.5 || before.MemoryBytes <= 8<<20 || after.MemoryBytes != before.MemoryBytes {
+		t.Errorf("it weighs %v, and with another processor %v", before, after)
+	}
 	for _, size := range [][2]int{{0, 8}, {3, 8}, {1, 16}} {
 		if err := r.Resize(within(t), size[0], size[1]); err == nil {
 			t.Errorf("it has become %v", size)

@@ -262,7 +262,13 @@ func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
 	cpus := max(b.VCPUs, b.MaxVCPUs)
 	return vmm.Share{
 		CPUs: float64(cpus) + 0.5, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmMemory, PIDs: 64 + cpus, DiskBytesPerSecond: disk.BytesPerSecond,
+		Weight: weight(b.VCPUs, b.MemoryMiB),
 	}
+}
+
+// weight is what a machine of that size counts for.
+func weight(vcpus, memoryMiB int) vmm.Weight {
+	return vmm.Weight{CPUs: float64(vcpus) + 0.5, MemoryBytes: int64(memoryMiB)<<20 + vmmMemory}
 }
 
 // prepared is a machine that has no state yet.
@@ -363,17 +369,30 @@ func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 		return fmt.Errorf("resize %s: %w", m.id, err)
 	}
 	defer release()
+	had := m.vcpus
+	if err = m.setVCPUs(ctx, vcpus); err == nil {
+		if err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB)); err != nil && had != unknown {
+			err = errors.Join(err, m.setVCPUs(context.WithoutCancel(ctx), had))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("resize %s: %w", m.id, err)
+	}
+	return nil
+}
+
+// setVCPUs is in the machine's turn.
+func (m *machine) setVCPUs(ctx context.Context, n int) error {
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
-	err = m.api.Resize(ctx, api.Resize{VCPUs: &vcpus})
+	err := m.api.Resize(ctx, api.Resize{VCPUs: &n})
 	switch _, refused := errors.AsType[*api.Error](err); {
 	case err == nil:
-		m.vcpus = vcpus
-		return nil
+		m.vcpus = n
 	case !refused:
 		m.vcpus = unknown
 	}
-	return fmt.Errorf("resize %s: %w", m.id, err)
+	return err
 }
 
 // unknown is how many processors a machine has that did not answer.

@@ -28,7 +28,7 @@ func newSize(b vmm.Boot) *size { return &size{unit: dimmMiB(b)} }
 // plugged tells whether the machine has more than its template's devices.
 func (s *size) plugged() bool { return len(s.cpus)+len(s.dimms) > 0 }
 
-// Resize grows first and shrinks then; where a step fails, those before it are undone. Memory that the guest does not give up, or a
+// Resize grows first and shrinks then, and has the machine weigh what it then has; where a step fails, those before it are undone. Memory that the guest does not give up, or a
 // processor, is an error after StepTimeout.
 func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	if err := m.resize(ctx, vcpus, memoryMiB); err != nil {
@@ -52,6 +52,9 @@ func (m *machine) resize(ctx context.Context, vcpus, memoryMiB int) error {
 	cpus, dimms := vcpus-m.boot.VCPUs, (memoryMiB-m.boot.MemoryMiB)/m.size.unit
 	hadCPUs, hadDIMMs := len(m.size.cpus), len(m.size.dimms)
 	if err = m.plug(ctx, cpus, dimms); err == nil {
+		err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB))
+	}
+	if err == nil {
 		return nil
 	}
 	return errors.Join(err, m.plug(context.WithoutCancel(ctx), hadCPUs, hadDIMMs))

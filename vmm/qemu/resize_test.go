@@ -12,6 +12,7 @@ import (
 	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/qemu"
+	"github.com/paddockvm/paddock/vmm/vmmtest"
 )
 
 // grown has the machine be of that size, and the guest use it.
@@ -31,9 +32,18 @@ func used(t *testing.T, c *client.Client, vcpus, pluggedMiB int) {
 	}
 }
 
+// weighs has the machine weigh what one of that size does: what QEMU has beside it is in there.
+func weighs(t *testing.T, s *vmmtest.Scales, m vmm.Machine, vcpus, memoryMiB int) {
+	t.Helper()
+	if diff := cmp.Diff(vmm.Weight{CPUs: float64(vcpus) + 0.5, MemoryBytes: int64(memoryMiB+128) << 20}, s.Weight(m.ID())); diff != "" {
+		t.Errorf("with %d processors and %d MiB it weighs (-want +got):\n%s", vcpus, memoryMiB, diff)
+	}
+}
+
 // TestResize grows a clone, has its guest use what came, shrinks it, and grows it again.
 func TestResize(t *testing.T) {
-	r := &registry{Launcher: vmm.Direct{}}
+	scales := &vmmtest.Scales{Launcher: vmm.Direct{}}
+	r := &registry{Launcher: scales}
 	d := newDriver(t, qemu.Config{Launcher: r})
 	boot := agentBoot(t)
 	boot.MaxVCPUs, boot.MaxMemoryMiB = 3, 1024
@@ -55,8 +65,10 @@ func TestResize(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 	used(t, c, 1, 0)
+	weighs(t, scales, m, 1, 256)
 
 	grown(t, m, c, 3, 768)
+	weighs(t, scales, m, 3, 768)
 	if got := inGuest(t, c, "nproc; awk '/MemTotal/ { print ($2 > 600000) }' /proc/meminfo"); got != "3\n1" {
 		t.Errorf("processors, and whether there is the memory: %q", got)
 	}
@@ -66,6 +78,7 @@ func TestResize(t *testing.T) {
 	}
 	other, otherAgent := agentClone(t, d, template, vmm.Attach{}, nil)
 	used(t, otherAgent, 1, 0) // another clone is as the template was
+	weighs(t, scales, other, 1, 256)
 	must(t, other.Close())
 
 	caps, err := d.Probe(within(t))
@@ -83,6 +96,7 @@ func TestResize(t *testing.T) {
 		t.Errorf("whether the memory has gone: %q", got)
 	}
 	grown(t, m, c, fewest, 256) // the guest's kernel lets go of it although its agent was not asked
+	weighs(t, scales, m, fewest, 256)
 	grown(t, m, c, 3, 1024)
 	if got := inGuest(t, c, "nproc"); got != "3" {
 		t.Errorf("processors: %q", got)
@@ -116,7 +130,8 @@ func TestNoHeadroom(t *testing.T) {
 // TestResizeFails lets single steps of a resize fail: the machine is then as it was before.
 func TestResizeFails(t *testing.T) {
 	s := &saboteur{Launcher: vmm.Direct{}}
-	d := newDriver(t, qemu.Config{Launcher: s})
+	scales := &vmmtest.Scales{Launcher: s}
+	d := newDriver(t, qemu.Config{Launcher: scales})
 	boot := agentBoot(t)
 	boot.MaxVCPUs, boot.MaxMemoryMiB = 2, 512
 	template := agentTemplate(t, d, boot, vmm.Attach{})
@@ -128,6 +143,15 @@ func TestResizeFails(t *testing.T) {
 		}
 		used(t, c, 1, 0)
 	}
+	grown(t, m, c, 2, 384)
+	weightless := errors.New("it cannot be weighed")
+	scales.Refuse(weightless)
+	if err := m.(vmm.Resizer).Resize(within(t), 2, 512); !errors.Is(err, weightless) {
+		t.Errorf("weight: %v", err)
+	}
+	scales.Refuse(nil)
+	used(t, c, 2, 128)
+	weighs(t, scales, m, 2, 384)
 	grown(t, m, c, 2, 512)
 	s.next("device_del", refuse, func() { s.command = "" })
 	if err := m.(vmm.Resizer).Resize(within(t), 2, 256); err == nil || !strings.HasSuffix(err.Error(), "device_del: sabotage") {

@@ -41,5 +41,11 @@ func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
 	return vmm.Share{
 		CPUs: float64(cpus) + 0.5, MemoryBytes: most(b) + vmmMemory, PIDs: cpus + vmmThreads,
 		DiskBytesPerSecond: disk.BytesPerSecond, // the VMM holds its guest to it; this holds the VMM
+		Weight:             weight(b.VCPUs, b.MemoryMiB),
 	}
+}
+
+// weight is what a machine of that size counts for.
+func weight(vcpus, memoryMiB int) vmm.Weight {
+	return vmm.Weight{CPUs: float64(vcpus) + 0.5, MemoryBytes: int64(memoryMiB)<<20 + vmmMemory}
 }

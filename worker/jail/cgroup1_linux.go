@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 
@@ -22,7 +21,8 @@ type legacy struct {
 	parents []string
 	ours    bool // nobody configured it
 	have    map[cgroup1.Name]bool
-	swap    bool // can be bounded
+	swap    bool       // can be bounded
+	all     vmm.Weight // of all machines together
 }
 
 // legacyControllers are those that bound a machine, by v2's names; the freezer, which comes first, is how one is killed.
@@ -31,12 +31,14 @@ var legacyControllers = []struct {
 	name   string
 }{{cgroup1.Freezer, "kill"}, {cgroup1.Cpu, "cpu"}, {cgroup1.Memory, "memory"}, {cgroup1.Pids, "pids"}, {cgroup1.Blkio, "io"}}
 
-func openLegacy(parent string) (*cgroups, error) {
-	l := &legacy{path: cgroup1.NestedPath(machinesCgroup), ours: parent == "", have: map[cgroup1.Name]bool{}}
+func openLegacy(cfg Config) (*cgroups, error) {
+	parent := cfg.CgroupParent
+	// A limit of all machines' memory together would be none to one of them: v1 looks at each cgroup for itself.
+	l := &legacy{path: cgroup1.NestedPath(machinesCgroup), ours: parent == "", have: map[cgroup1.Name]bool{}, all: vmm.Weight{CPUs: cfg.whole().CPUs}}
 	if parent != "" {
 		l.path = cgroup1.StaticPath(filepath.Clean("/" + parent))
 	}
-	c := &cgroups{hierarchy: l}
+	c := &cgroups{hierarchy: l, overcommit: cfg.Overcommit}
 	all, err := cgroup1.Default()
 	if err != nil {
 		return nil, err
@@ -98,12 +100,28 @@ func (l *legacy) ensure() error {
 			return err
 		}
 	}
-	if !l.ours || !l.have[cgroup1.Cpu] {
+	if !l.ours {
 		return nil
 	}
-	// As in v2, all machines together weigh what they would each for itself.
-	dir := l.parents[slices.IndexFunc(l.systems, func(s cgroup1.Subsystem) bool { return s.Name() == cgroup1.Cpu })]
-	return set(filepath.Join(dir, "cpu.shares"), strconv.FormatUint(shares(float64(runtime.NumCPU())), 10))
+	return apply(l.weights("", l.all)) // as in v2
+}
+
+// weights of v1: the disks' is BFQ's, or CFQ's; that of memory is a soft limit, beyond which memory is taken first where it is short.
+func (l *legacy) weights(name string, w vmm.Weight) (all []setting) {
+	add := func(system cgroup1.Name, file string, n uint64) {
+		if i := slices.IndexFunc(l.systems, func(s cgroup1.Subsystem) bool { return s.Name() == system }); i >= 0 {
+			all = append(all, setting{filepath.Join(l.parents[i], name, file), strconv.FormatUint(n, 10)})
+		}
+	}
+	if w.CPUs > 0 {
+		add(cgroup1.Cpu, "cpu.shares", shares(w.CPUs))
+		add(cgroup1.Blkio, "blkio.bfq.weight", min(weight(w.CPUs), mostBFQ))
+		add(cgroup1.Blkio, "blkio.weight", min(max(weight(w.CPUs), leastCFQ), mostBFQ))
+	}
+	if w.MemoryBytes > 0 {
+		add(cgroup1.Memory, "memory.soft_limit_in_bytes", uint64(w.MemoryBytes))
+	}
+	return all
 }
 
 func (*legacy) leave() {}
@@ -123,8 +141,8 @@ func (l *legacy) create(name string, s vmm.Share, disks []device) error {
 func (l *legacy) resources(s vmm.Share, disks []device) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if s.CPUs > 0 && l.have[cgroup1.Cpu] {
-		quota, shares := quota(s.CPUs), shares(s.CPUs)
-		r.CPU = &specs.LinuxCPU{Quota: &quota, Shares: &shares}
+		quota := quota(s.CPUs)
+		r.CPU = &specs.LinuxCPU{Quota: &quota}
 	}
 	if s.MemoryBytes > 0 && l.have[cgroup1.Memory] {
 		r.Memory = &specs.LinuxMemory{Limit: &s.MemoryBytes}

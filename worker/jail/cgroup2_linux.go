@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,10 +32,12 @@ type unified struct {
 	room string          // this process's own, which it has left so that it can be divided; empty: none
 	have map[string]bool // controllers
 	swap bool            // can be bounded
+	all  vmm.Weight      // of all machines together
 }
 
-func openUnified(parent string) (*cgroups, error) {
-	u := &unified{ours: parent == "", have: map[string]bool{}}
+func openUnified(cfg Config) (*cgroups, error) {
+	parent := cfg.CgroupParent
+	u := &unified{ours: parent == "", have: map[string]bool{}, all: cfg.whole()}
 	if u.ours {
 		var err error
 		if parent, err = u.choose(); err != nil {
@@ -44,7 +45,7 @@ func openUnified(parent string) (*cgroups, error) {
 		}
 	}
 	u.path = filepath.Clean("/" + parent)
-	c := &cgroups{hierarchy: u, unified: true, parents: []string{filepath.Join(cgroupMount, u.path)}}
+	c := &cgroups{hierarchy: u, unified: true, overcommit: cfg.Overcommit, parents: []string{filepath.Join(cgroupMount, u.path)}}
 	if err := errors.Join(u.makeRoom(), os.MkdirAll(c.parents[0], 0o755)); err != nil {
 		return nil, err
 	}
@@ -167,12 +168,34 @@ func (u *unified) ensure() error {
 	return u.weigh()
 }
 
-// weigh has all machines together weigh against the rest of the host what they would each for itself, if they had all processors.
+// weigh has all machines together weigh against the rest of the host what they would each for itself, if they had all processors, and all
+// memory that is theirs: what a cgroup's parent has not is nothing to it (kernel, as above, "memory.low").
 func (u *unified) weigh() error {
-	if !u.ours || !u.have["cpu"] {
+	if !u.ours {
 		return nil
 	}
-	return set(filepath.Join(cgroupMount, u.path, "cpu.weight"), strconv.FormatUint(weight(float64(runtime.NumCPU())), 10))
+	return apply(u.weights("", u.all))
+}
+
+// weights of v2: the disks' is io.weight where the kernel has iocost, io.bfq.weight where it has BFQ (Documentation/block/bfq-iosched.rst); each
+// counts on the disks that are scheduled by it.
+func (u *unified) weights(name string, w vmm.Weight) (all []setting) {
+	dir := filepath.Join(cgroupMount, u.path, name)
+	add := func(file string, n uint64) {
+		all = append(all, setting{filepath.Join(dir, file), strconv.FormatUint(n, 10)})
+	}
+	cpus := weight(w.CPUs)
+	if w.CPUs > 0 && u.have["cpu"] {
+		add("cpu.weight", cpus)
+	}
+	if w.CPUs > 0 && u.have["io"] {
+		add("io.weight", cpus)
+		add("io.bfq.weight", min(cpus, mostBFQ))
+	}
+	if w.MemoryBytes > 0 && u.have["memory"] {
+		add("memory.low", uint64(w.MemoryBytes))
+	}
+	return all
 }
 
 // divides tells whether the parent is there, and bounds what is below it: another launcher may have made it this moment, and be at that.
@@ -198,8 +221,8 @@ func (u *unified) create(name string, s vmm.Share, disks []device) error {
 func (u *unified) resources(s vmm.Share, disks []device) *cgroup2.Resources {
 	r := &cgroup2.Resources{}
 	if s.CPUs > 0 && u.have["cpu"] {
-		quota, weight := quota(s.CPUs), weight(s.CPUs)
-		r.CPU = &cgroup2.CPU{Weight: &weight, Max: cgroup2.NewCPUMax(&quota, nil)}
+		quota := quota(s.CPUs)
+		r.CPU = &cgroup2.CPU{Max: cgroup2.NewCPUMax(&quota, nil)}
 	}
 	if s.MemoryBytes > 0 && u.have["memory"] {
 		// A VMM that has lost one of its processes is none any more.

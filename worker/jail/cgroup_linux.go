@@ -25,6 +25,8 @@ type cgroups struct {
 	parents []string
 	unified bool
 	lacks   []Lack
+	// overcommit is how often over this host's memory is given to machines.
+	overcommit float64
 }
 
 // hierarchy is the cgroup file system of one version.
@@ -33,12 +35,15 @@ type hierarchy interface {
 	ensure() error
 	// create makes the cgroup of that name in the parent, with its bounds.
 	create(name string, s vmm.Share, disks []device) error
+	// weights are the files by which the cgroup of that name would weigh so much.
+	weights(name string, w vmm.Weight) []setting
 	// leave undoes what ensure did besides. The parent is gone.
 	leave()
 }
 
 // cgroup is one machine's.
 type cgroup struct {
+	name    string
 	dirs    []string
 	unified bool
 	held    *os.File // the first of dirs, locked
@@ -60,7 +65,7 @@ func (c *cgroups) make(name string, s vmm.Share, disks []device) (_ *cgroup, err
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 	g := c.cgroup(filepath.Base(first))
-	if err := c.create(filepath.Base(first), s, disks); err != nil {
+	if err := errors.Join(c.create(g.name, s, disks), c.weigh(g.name, weightOf(s))); err != nil {
 		return nil, errors.Join(fmt.Errorf("cgroup: %w", err), g.remove())
 	}
 	if g.held, err = lockDir(first, unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -127,7 +132,7 @@ func lockDir(dir string, how int) (*os.File, error) {
 }
 
 func (c *cgroups) cgroup(name string) *cgroup {
-	g := &cgroup{unified: c.unified}
+	g := &cgroup{name: name, unified: c.unified}
 	for _, p := range c.parents {
 		g.dirs = append(g.dirs, filepath.Join(p, name))
 	}

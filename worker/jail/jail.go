@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 
 	cgroupfs "github.com/containerd/cgroups/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/worker/jail/stub"
@@ -30,6 +32,20 @@ type Config struct {
 	// has no processes of its own. Empty: paddock-machines, in this process's own cgroup; with cgroup v2, where others are in that
 	// too, in the root.
 	CgroupParent string
+	// MemoryBytes is how much of this host's memory is all machines' together, all of it where 0; and Overcommit how often over that is given to
+	// them, once where 0.
+	MemoryBytes int64
+	Overcommit  float64
+}
+
+// whole is what all machines together weigh.
+func (cfg Config) whole() vmm.Weight {
+	w := vmm.Weight{CPUs: float64(runtime.NumCPU()), MemoryBytes: cfg.MemoryBytes}
+	var info unix.Sysinfo_t
+	if w.MemoryBytes == 0 && unix.Sysinfo(&info) == nil {
+		w.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
+	}
+	return w
 }
 
 // The walls that a host may not be able to give.
@@ -93,9 +109,9 @@ func (l *Launcher) lack(name, why string) { l.lacks = append(l.lacks, Lack{name,
 func (l *Launcher) openCgroups() (err error) {
 	switch cgroupfs.Mode() {
 	case cgroupfs.Unified:
-		l.cgroups, err = openUnified(l.cfg.CgroupParent)
+		l.cgroups, err = openUnified(l.cfg)
 	case cgroupfs.Legacy, cgroupfs.Hybrid:
-		l.cgroups, err = openLegacy(l.cfg.CgroupParent)
+		l.cgroups, err = openLegacy(l.cfg)
 	default:
 		err = errors.New("no cgroup file system in " + cgroupMount)
 	}
