@@ -2,6 +2,11 @@ package e2e
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +20,7 @@ def now():
     with open("/proc/meminfo") as f:
         kib = int(f.readline().split()[1])
     return os.sysconf("SC_NPROCESSORS_ONLN"), kib // 1024
+print(os.uname().nodename, flush=True)
 last = None
 for _ in range(600):
     if now() != last:
@@ -33,7 +39,8 @@ func TestResize(t *testing.T) {
 	s.Headroom = jobs.Resources{VCPUs: 2, MemoryMiB: 512}
 	s.Limits.WallMS = 90_000
 	job := submit(t, c, s)
-	untilOutput(t, c, job)
+	machine := strings.Fields(string(untilOutput(t, c, job).Data()))[0]
+	before := ownMemory(t, machine)
 	for _, bad := range []jobs.ResizeRequest{{VCPUs: 3}, {MemoryMiB: 128}, {MemoryMiB: 1024}, {VCPUs: -1}} {
 		if now, err := c.Resize(t.Context(), job, bad); !hasCode(err, jobs.CodeInvalid) {
 			t.Errorf("%+v gives %+v, %v", bad, now, err)
@@ -43,13 +50,20 @@ func TestResize(t *testing.T) {
 	if err != nil || now != (jobs.Resources{VCPUs: 1, MemoryMiB: 512}) {
 		t.Fatalf("memory: %+v, %v", now, err)
 	}
+	// The VMM has 128 MiB of its own; what the kernel is told is cut to pages.
+	if after := ownMemory(t, machine); after < (before*640/384)-8192 || after > (before*640/384)+8192 {
+		t.Errorf("of the host's memory it has %d bytes, %d before it grew", after, before)
+	}
 	now, err = c.Resize(t.Context(), job, jobs.ResizeRequest{VCPUs: 2})
 	if err != nil || now != (jobs.Resources{VCPUs: 2, MemoryMiB: 512}) {
 		t.Fatalf("processors: %+v, %v", now, err)
 	}
 	r := wait(t, c, job)
 	wantSuccess(t, r)
-	lines := strings.Split(strings.TrimSpace(stdout(t, r)), "\n")
+	if before == 0 && !slices.ContainsFunc(r.Degraded, func(wall string) bool { return wall == "jail.cgroup" || wall == "jail.cgroup.memory" }) {
+		t.Errorf("the machine %s has no cgroup for its memory, and lacks only %v", machine, r.Degraded)
+	}
+	lines := strings.Split(strings.TrimSpace(stdout(t, r)), "\n")[1:]
 	if first, last := lines[0], lines[len(lines)-1]; !strings.HasPrefix(first, "1 ") || !strings.HasPrefix(last, "2 ") || len(lines) < 3 {
 		t.Errorf("the program saw %q", lines)
 	}
@@ -62,6 +76,36 @@ func TestResize(t *testing.T) {
 		t.Errorf("without headroom: %v", err)
 	}
 	wantSuccess(t, wait(t, c, without))
+}
+
+// ownMemory is what the kernel leaves to a machine as long as others have more than theirs; 0 where machines have no cgroups.
+func ownMemory(t *testing.T, machine string) int64 {
+	t.Helper()
+	var found []string
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // others' come and go
+			return nil
+		}
+		if name := filepath.Base(path); strings.HasPrefix(filepath.Base(filepath.Dir(path)), machine+".") && (name == "memory.low" || name == "memory.soft_limit_in_bytes") {
+			found = append(found, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) == 0 {
+		return 0
+	}
+	b, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func hasCode(err error, code jobs.Code) bool {
