@@ -70,6 +70,8 @@ type Port struct {
 	Guest int `json:"guest"`
 	// Host is the address, "127.0.0.1:30001", on the worker's host.
 	Host string `json:"host"`
+	// URL is where it is reached over HTTP, "http://8080-019a2b3c-4d5e-7f60-8123-456789abcdef.localhost:8088", where the worker has a proxy.
+	URL string `json:"url,omitempty"`
 }
 
 // Names of the output streams.

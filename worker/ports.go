@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
@@ -29,17 +30,38 @@ func (a *attempt) openPorts(ctx context.Context, m *machine) (stop func(), err e
 		}
 		event.Ports = append(event.Ports, jobs.Port{Guest: guest, Host: at.String()})
 	}
+	withdraw := a.publish(ports, event.Ports)
 	a.events.add(event)
-	return func() { _ = ports.Close() }, nil
+	return func() {
+		withdraw()
+		_ = ports.Close()
+	}, nil
+}
+
+// publish has the ports reached over HTTP, too, where this worker has a proxy, and says where.
+func (a *attempt) publish(ports *forward.Ports, told []jobs.Port) (withdraw func()) {
+	proxy := a.w.cfg.PortsHTTP
+	if proxy == nil {
+		return func() {}
+	}
+	for i := range told {
+		told[i].URL = proxy.URL(a.lease.Job, uint16(told[i].Guest))
+	}
+	return proxy.Publish(a.lease.Job, ports)
 }
 
 // dial connects to a port of the machine: on the guest's loopback, through its agent, which is where programs listen, there or everywhere,
 // with a network card or without; and where nothing listens there, on its card.
 func (m *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
 	c, err := m.agent.Dial(ctx, int(port))
-	var refused *wire.Error
-	if m.net == nil || !errors.As(err, &refused) || refused.Kind != wire.ErrRefused {
+	refused, ok := errors.AsType[*wire.Error](err)
+	switch {
+	case ok && refused.Kind == wire.ErrBusy:
+		return nil, fmt.Errorf("%w: %w", forward.ErrBusy, err)
+	case !ok || refused.Kind != wire.ErrRefused:
 		return c, err
+	case m.net == nil:
+		return nil, fmt.Errorf("%w: %w", syscall.ECONNREFUSED, err)
 	}
 	return m.net.Dial(ctx, port)
 }

@@ -1,8 +1,13 @@
 package worker_test
 
 import (
+	"context"
 	"errors"
+	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/url"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +26,7 @@ func TestPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.cfg.Ports = ports.Listen
+	r.cfg.PortsHTTP = newProxy(t)
 	s, end := r.untilEnd()
 	r.run(t)
 	s.Network.Ports = []int{80, 8080}
@@ -43,6 +49,14 @@ func TestPorts(t *testing.T) {
 	} else if !errors.Is(err, syscall.ECONNRESET) { // that is the guest's refusal, which comes behind the host's consent
 		t.Fatal("while the job runs:", err)
 	}
+	for i, port := range []string{"80", "8080"} {
+		if want := "http://" + port + "-" + l.Job + ".localhost:"; !strings.HasPrefix(told[i].URL, want) {
+			t.Errorf("port %s is at %s, want %s…", port, told[i].URL, want)
+		}
+	}
+	if status, body := get(t, told[1].URL); status != http.StatusBadGateway || !strings.Contains(body, "nothing listens on port 8080") {
+		t.Errorf("%s while the job runs: %d %q", told[1].URL, status, body)
+	}
 	end()
 	if rep := r.report(t, l.Job); !rep.Result.Success() {
 		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
@@ -50,11 +64,58 @@ func TestPorts(t *testing.T) {
 	if _, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error("the port is open after the job's end:", err)
 	}
+	if status, body := get(t, told[1].URL); status != http.StatusNotFound || !strings.Contains(body, l.Job) {
+		t.Errorf("%s after the job's end: %d %q", told[1].URL, status, body)
+	}
 	r.set(func() {
 		if !strings.Contains(strings.Join(r.beats[0].Networks, " "), jobs.NetworkPorts) {
 			t.Errorf("the worker offers %v", r.beats[0].Networks)
 		}
 	})
+}
+
+// newProxy serves until the test's end.
+func newProxy(t *testing.T) *forward.Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := forward.NewProxy(l, "localhost", log.New(t.Output(), "", 0))
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error("proxy:", err)
+		}
+	})
+	return p
+}
+
+// get asks a name below localhost, which not every resolver knows.
+func get(t *testing.T, at string) (status int, body string) {
+	t.Helper()
+	u, err := url.Parse(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+u.Port(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Host, r.Close = u.Host, true
+	a, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	b, err := io.ReadAll(a.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.StatusCode, string(b)
 }
 
 func TestNoPorts(t *testing.T) {

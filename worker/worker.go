@@ -23,6 +23,7 @@ import (
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/worker/forward"
 )
 
 // Dispatcher is the other end of the fleet's protocol.
@@ -85,6 +86,8 @@ type Config struct {
 	Networks   Networks         // nil: no machine has a network card
 	// Ports gives a listener on a port of this host, of those that may lead to machines; nil: none may.
 	Ports func() (net.Listener, error)
+	// PortsHTTP leads to the same ports of machines over HTTP; nil: nothing does.
+	PortsHTTP *forward.Proxy
 
 	// Capacity is what machines may use together. A vCPU is a slot: a machine of one vCPU takes one.
 	Capacity jobs.Resources

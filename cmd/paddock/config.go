@@ -69,6 +69,8 @@ type config struct {
 	NetworkGateway  string        `koanf:"network_gateway"`
 	NetworkInbound  bool          `koanf:"network_inbound"`
 	Ports           string        `koanf:"ports"`
+	PortsHTTP       string        `koanf:"ports_http"`
+	PortsDomain     string        `koanf:"ports_domain"`
 
 	DiskMiBPerSecond int     `koanf:"disk_mib_per_second"`
 	DiskOpsPerSecond int     `koanf:"disk_ops_per_second"`
@@ -171,6 +173,9 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 		f.String("network-gateway", "", "the LAN's gateway")
 		f.Bool("network-inbound", false, "let the LAN connect to machines")
 		f.String("ports", "127.0.0.1:30000-32767", "address and ports of this host that jobs' ports are reached at; empty for none")
+		// Any free port: a URL is told with each job and goes with it, and several workers on a host are not in each other's way.
+		f.String("ports-http", "127.0.0.1:0", "address at which they are reached over HTTP, too, at PORT-JOB.localhost; port 0 is a free one; empty for none")
+		f.String("ports-domain", "localhost", "domain there instead of localhost: all names below it lead to this address")
 	}
 	return cf
 }

@@ -21,6 +21,7 @@ import (
 	yamlv3 "gopkg.in/yaml.v3"
 
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/worker/forward"
 )
 
 // load gives the effective configuration, and whether it was only to be printed. The flags hold the values: the file and the
@@ -209,7 +210,7 @@ func (cf *configFlags) check() error {
 			}
 		}
 		switch f.Name {
-		case "listen", "metrics-listen":
+		case "listen", "metrics-listen", "ports-http":
 			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
 				wrong("HOST:PORT")
 			}
@@ -220,6 +221,10 @@ func (cf *configFlags) check() error {
 		case "name", "pool":
 			if jobs.ValidTenant(f.Value.String()) != nil {
 				wrong("letters, digits, - and _")
+			}
+		case "ports-domain":
+			if !forward.ValidDomain(f.Value.String()) {
+				wrong("a domain in lower case, like ports.example.com")
 			}
 		case "state-dir":
 			if f.Value.String() == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/netip"
 	"os"
@@ -170,6 +171,23 @@ func (p place) Allow(ctx context.Context, n jobs.Network) error {
 
 // The address that VMMs give their guests' cards is the one that slots let speak.
 var _ = map[bool]int{false: 0, vmm.GuestMAC == hostnet.GuestMAC: 1}
+
+// openProxy begins to lead HTTP to machines' ports; nil where the configuration wants none, or no ports at all.
+func openProxy(ctx context.Context, c config) (_ *forward.Proxy, closeProxy func() error, err error) {
+	if c.Ports == "" || c.PortsHTTP == "" {
+		return nil, func() error { return nil }, nil
+	}
+	l, err := net.Listen("tcp", c.PortsHTTP)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ports_http: %w; another address is given with --ports-http", err)
+	}
+	bugs := zerolog.Ctx(ctx).With().Str("level", zerolog.LevelErrorValue).Str("part", "proxy to ports").Logger()
+	p := forward.NewProxy(l, c.PortsDomain, log.New(bugs, "", 0))
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(running) }()
+	return p, func() error { stop(); return <-ended }, nil
+}
 
 // portsOf gives the listeners for machines' ports; nil where the configuration wants none.
 func portsOf(c config) (func() (net.Listener, error), error) {

@@ -229,7 +229,11 @@ func (v *viewer) show(e jobs.Event) error {
 	}
 	v.attempt = e.Attempt
 	for _, p := range e.Ports {
-		say("port %d is at %s on the worker's host", p.Guest, p.Host)
+		at := p.Host
+		if p.URL != "" {
+			at += " and " + p.URL
+		}
+		say("port %d is at %s on the worker's host", p.Guest, at)
 	}
 	if e.Type == jobs.EventLost {
 		say("%s", lost(e.Lost))

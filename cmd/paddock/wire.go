@@ -30,6 +30,7 @@ import (
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/vmm/qemu"
 	"github.com/paddockvm/paddock/worker"
+	"github.com/paddockvm/paddock/worker/forward"
 	"github.com/paddockvm/paddock/worker/host"
 	"github.com/paddockvm/paddock/worker/jail"
 	"github.com/paddockvm/paddock/worker/jail/stub"
@@ -194,6 +195,7 @@ type site struct {
 	caps     vmm.Caps
 	capacity jobs.Resources
 	ports    func() (net.Listener, error) // nil: none is forwarded
+	proxy    *forward.Proxy               // nil: not over HTTP
 	networks *networks                    // nil: no machine has one
 	closers  []func() error
 }
@@ -215,6 +217,11 @@ func openSite(ctx context.Context, c config, r prometheus.Registerer) (_ *site, 
 	if s.ports, err = portsOf(c); err != nil {
 		return s, err
 	}
+	proxy, closeProxy, err := openProxy(ctx, c)
+	if err != nil {
+		return s, err
+	}
+	s.proxy, s.closers = proxy, append(s.closers, closeProxy)
 	driver, caps, closeDriver, err := openDriver(ctx, c)
 	if err != nil {
 		return s, err
@@ -272,7 +279,7 @@ func openWorker(ctx context.Context, c config, store *images.Store, b *bus.Bus, 
 	}
 	cfg := worker.Config{
 		Name: c.Name, Pool: c.Pool, Labels: labels, Version: version, Dir: filepath.Join(c.StateDir, "worker"), Driver: s.driver, Caps: s.caps, Images: here,
-		Dispatcher: b, Events: b, Stdin: b, Objects: b, Snapshots: b, Resizes: b, Capacity: s.capacity, Ports: s.ports,
+		Dispatcher: b, Events: b, Stdin: b, Objects: b, Snapshots: b, Resizes: b, Capacity: s.capacity, Ports: s.ports, PortsHTTP: s.proxy,
 		Ready: c.Ready, ReadyMost: c.ReadyMost, Prepared: c.Prepared, Warm: c.Images, Registerer: r,
 		Short: host.MemoryWatch{LeastMiB: c.ReserveMemoryMiB / 2}.Short,
 	}

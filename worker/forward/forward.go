@@ -1,5 +1,6 @@
 // Package forward lets ports of this host lead to ports of a guest, through whatever dials the guest: a network, or the guest's agent
-// where there is none. It imports the standard library only.
+// where there is none. Ports are a guest's, each with a port of the host's; a Proxy leads to all of them by one port, for HTTP. It imports
+// the standard library only.
 //
 // A process copies, where a kernel could rewrite addresses: a listener holds its port against everybody on the host, and no route or
 // firewall has to let anybody in.
@@ -24,8 +25,12 @@ const (
 	acceptRecover = 50 * time.Millisecond
 )
 
-// ErrClosed says that the ports are closed.
-var ErrClosed = errors.New("forward: closed")
+var (
+	// ErrClosed says that the ports are closed.
+	ErrClosed = errors.New("forward: closed")
+	// ErrBusy says that as many connections as there may be are open; what dials a guest may say so, too.
+	ErrBusy = errors.New("too many connections are open")
+)
 
 // Ports are those of the host that lead to one guest. Close them when the guest ends.
 type Ports struct {
@@ -41,7 +46,8 @@ type Ports struct {
 	conns  map[net.Conn]bool
 }
 
-// New opens nothing yet. listen gives a TCP listener on a free port of the host; dial connects to one of the guest's.
+// New opens nothing yet. listen gives a TCP listener on a free port of the host; dial connects to one of the guest's: its error is
+// syscall.ECONNREFUSED where nothing listens there.
 func New(listen func() (net.Listener, error), dial func(ctx context.Context, port uint16) (net.Conn, error)) *Ports {
 	p := &Ports{listen: listen, dial: dial, open: map[uint16]net.Listener{}, conns: map[net.Conn]bool{}}
 	p.life, p.end = context.WithCancel(context.Background())
@@ -143,11 +149,35 @@ func (p *Ports) accept(l net.Listener, port uint16) {
 func (p *Ports) keep(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || len(p.conns) >= 2*connections {
-		return false
+	return p.take(c) == nil
+}
+
+// take is keep, and says why not; p.mu is held.
+func (p *Ports) take(c net.Conn) error {
+	switch {
+	case p.closed:
+		return ErrClosed
+	case len(p.conns) >= 2*connections:
+		return ErrBusy
 	}
 	p.conns[c] = true
-	return true
+	return nil
+}
+
+// hold is keep for who goes on with the connection elsewhere: Close waits until release has been called, once.
+func (p *Ports) hold(c net.Conn) (release func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.take(c); err != nil {
+		return nil, err
+	}
+	p.ended.Add(1)
+	return func() {
+		p.mu.Lock()
+		delete(p.conns, c)
+		p.mu.Unlock()
+		p.ended.Done()
+	}, nil
 }
 
 func (p *Ports) drop(c net.Conn) {
