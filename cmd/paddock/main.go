@@ -57,7 +57,7 @@ func command() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), cancelCommand(), resizeCommand(), batchCommand(), scheduleCommand(), dlqCommand(), webhookCommand())
+	add("client", runCommand(), submitCommand(), getCommand(), lsCommand(), logsCommand(), portsCommand(), cancelCommand(), resizeCommand(), batchCommand(), scheduleCommand(), dlqCommand(), webhookCommand())
 	add("server", upCommand(), dispatcherCommand(), workerCommand(), credentialCommand(), fleetCommand(), ledgerCommand())
 	add("host", imageCommand(), snapshotCommand(), doctorCommand(), benchCommand())
 	root.AddCommand(versionCommand())

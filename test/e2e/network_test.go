@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -15,9 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
 )
 
@@ -217,10 +220,11 @@ func TestNetworkPolicies(t *testing.T) {
 	})
 }
 
-// TestPorts: a server in a machine is reached on the worker's host, with a network card and without, and no longer than the job runs.
+// TestPorts: a server in a machine is reached on the worker's host, over TCP and through the proxy, with a network card and without, and no
+// longer than the job runs; and where it is can be asked for as long.
 func TestPorts(t *testing.T) {
 	l := newLAN(t)
-	told := regexp.MustCompile(`port 8080 is at (127\.0\.0\.1:\d+)`)
+	told := regexp.MustCompile(`port 8080 is at (127\.0\.0\.1:\d+) and (http://8080-(\S+)\.localhost:(\d+)) on`)
 	for _, network := range []string{"none", "internet"} {
 		t.Run(network, func(t *testing.T) {
 			bin, err := harness.Binary()
@@ -230,8 +234,12 @@ func TestPorts(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "ip", "netns", "exec", l.host, bin, "run", "--nats", l.paddock.URL, "--image", "python", "--network", network, "--port", "8080",
-				"--", "python3", "-u", "-c", serveOnce)
+				"--", "python3", "-u", "-c", serveUntilTold)
 			errs, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			end, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -247,34 +255,84 @@ func TestPorts(t *testing.T) {
 				}
 				said.Write(b[:n])
 			}
-			at := told.FindStringSubmatch(said.String())[1]
-			out, err := exec.CommandContext(ctx, "ip", "netns", "exec", l.host, "python3", "-c", fetch, at).CombinedOutput()
-			if err != nil || !strings.Contains(string(out), "from inside") {
-				t.Errorf("fetch from %s: %v: %s", at, err, out)
+			m := told.FindStringSubmatch(said.String())
+			at, url, job, proxy := m[1], m[2], m[3], "127.0.0.1:"+m[4]
+			host := strings.TrimPrefix(url, "http://")
+			fetched := func(at, host string) string {
+				out, err := exec.CommandContext(ctx, "ip", "netns", "exec", l.host, "python3", "-c", fetch, at, host).CombinedOutput()
+				if err != nil {
+					return fmt.Sprintf("%v: %s", err, out)
+				}
+				return string(out)
+			}
+			for _, c := range []struct{ at, host, want string }{
+				{at, at, "200 from inside for " + at},
+				{proxy, host, "200 from inside for " + host},
+				{proxy, "9" + host[1:], "404 paddock: the job's spec does not list port 9080"},
+				{proxy, proxy, "404 paddock: nothing is here"},
+			} {
+				if got := fetched(c.at, c.host); !strings.HasPrefix(got, c.want) {
+					t.Errorf("%s, asked for %s: %s, want %s", c.at, c.host, got, c.want)
+				}
+			}
+			want := []jobs.Port{{Guest: 8080, Host: at, URL: url}}
+			if diff := cmp.Diff(want, l.ports(t, job)); diff != "" {
+				t.Errorf("paddock ports:\n%s", diff)
+			}
+			if err := end.Close(); err != nil {
+				t.Fatal(err)
 			}
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("the job: %v", err)
 			}
-			if out, err := exec.CommandContext(ctx, "ip", "netns", "exec", l.host, "python3", "-c", fetch, at).CombinedOutput(); err == nil {
-				t.Errorf("after the job's end %s answers: %s", at, out)
+			if got := fetched(at, at); !strings.Contains(got, "refused") {
+				t.Errorf("after the job's end %s: %s", at, got)
+			}
+			if got := fetched(proxy, host); !strings.HasPrefix(got, "404 paddock: job "+job+" has no ports here") {
+				t.Errorf("after the job's end %s: %s", url, got)
+			}
+			if diff := cmp.Diff([]jobs.Port{}, l.ports(t, job)); diff != "" {
+				t.Errorf("after the job's end paddock ports:\n%s", diff)
 			}
 		})
 	}
 }
 
-const serveOnce = `
-import http.server, sys
+// ports is what `paddock ports` lists.
+func (l *lan) ports(t *testing.T, job string) (ports []jobs.Port) {
+	t.Helper()
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "ip", "netns", "exec", l.host, bin, "ports", "--nats", l.paddock.URL, "-o", "json", job).Output()
+	if err == nil {
+		err = json.Unmarshal(out, &ports)
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return ports
+}
+
+const serveUntilTold = `
+import http.server, os, sys, threading
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b"from inside\n")
-s = http.server.HTTPServer(("127.0.0.1", 8080), H)
+        self.send_response(200); self.end_headers(); self.wfile.write(b"from inside for " + self.headers["Host"].encode())
+s = http.server.ThreadingHTTPServer(("127.0.0.1", 8080), H)
+threading.Thread(target=s.serve_forever, daemon=True).start()
 print("listening", file=sys.stderr)
-s.handle_request()
+sys.stdin.read()
+os._exit(0)
 `
 
 const fetch = `
-import sys, urllib.request
-print(urllib.request.urlopen("http://%s/" % sys.argv[1], timeout=10).read().decode())
+import http.client, sys
+c = http.client.HTTPConnection(sys.argv[1], timeout=10)
+c.request("GET", "/", headers={"Host": sys.argv[2]})
+r = c.getresponse()
+print(r.status, r.read().decode())
 `
 
 func listenIn(netns, at string) (l net.Listener, err error) {
