@@ -89,6 +89,9 @@ func (s *Slot) build(ctx context.Context) error {
 // sysctls are of a slot's namespace.
 func sysctls(cfg Config) error {
 	set := [][2]string{{"ipv4/ip_forward", "1"}, {"ipv4/conf/all/send_redirects", "0"}, {"ipv4/conf/default/send_redirects", "0"}}
+	// A packet that says itself where it goes next, by an option, is judged by where it goes first. Namespaces begin with the first one's
+	// settings, which the operator may have changed (kernel: Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net).
+	set = append(set, [2]string{"ipv4/conf/all/accept_source_route", "0"})
 	if cfg.IPv6 {
 		set = append(set, [2]string{"ipv6/conf/all/forwarding", "1"}, [2]string{"ipv6/conf/default/accept_dad", "0"})
 	} else if err := errors.Join(noIPv6("all"), noIPv6("default")); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -231,6 +232,26 @@ func TestIPv6(t *testing.T) {
 	wantAnswer(t, g, s, "six.example.", 28, web6)
 	reaches(t, "the guest", g.ns, every(web6))
 	refused(t, g, every(web))
+}
+
+// TestSourceRoutes: a namespace that begins with an operator's settings lets no packet name its own route, once it is a slot's.
+func TestSourceRoutes(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	const setting = "/proc/sys/net/ipv4/conf/all/accept_source_route"
+	must(t, in(namespace(t), func() error {
+		if err := os.WriteFile(setting, []byte("1"), 0); err != nil {
+			return err
+		}
+		if err := hostnet.Sysctls(hostnet.Config{}); err != nil {
+			return err
+		}
+		b, err := os.ReadFile(setting)
+		if err == nil && strings.TrimSpace(string(b)) != "0" {
+			err = fmt.Errorf("%s is %q", setting, b)
+		}
+		return err
+	}))
 }
 
 func TestNeighbours(t *testing.T) {
