@@ -14,12 +14,19 @@ func networked(policy string) *jobs.Spec {
 	return s
 }
 
+// offers is a worker whose machines may have networks.
+func (r *rig) offers(name string, networks ...string) *hand {
+	r.Helper()
+	h := &hand{rig: r, name: name, images: []string{"base"}, networks: networks}
+	h.beat()
+	return h
+}
+
 // TestNetworkedJobsGoToNetworks: also after a restart, when what is known of a job is what the ledger keeps.
 func TestNetworkedJobsGoToNetworks(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
 		without := r.worker("without")
-		with := &hand{rig: r, name: "with", images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
-		with.beat()
+		with := r.offers("with", jobs.NetworkInternet)
 		r.admit(networked(jobs.NetworkInternet))
 		if got := without.lease(1, 0); len(got) != 0 {
 			r.Errorf("a worker without networks got %+v", got)
@@ -42,12 +49,7 @@ func TestNetworkedJobsGoToNetworks(t *testing.T) {
 // or by who takes a silent worker away.
 func TestNetworkedJobsAreNotGivenAwayBefore(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
-		pair := map[string]*hand{}
-		for _, name := range []string{"a", "b"} {
-			pair[name] = &hand{rig: r, name: name, images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
-			pair[name].beat()
-		}
-		a, b := pair["a"], pair["b"]
+		a, b := r.offers("a", jobs.NetworkInternet), r.offers("b", jobs.NetworkInternet)
 		j := r.admit(networked(jobs.NetworkInternet))
 		l := a.one()
 		if _, err := r.Drain(r.Context(), "a", time.Second); err != nil {
@@ -74,12 +76,7 @@ func TestNetworkedJobsAreNotGivenAwayBefore(t *testing.T) {
 // One that is not to be tried again is nobody else's, also by a drain: its machine goes on where its worker hears of nobody.
 func TestNetworkedJobsThatAreNotTriedAgainAreNotGivenAway(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
-		pair := map[string]*hand{}
-		for _, name := range []string{"a", "b"} {
-			pair[name] = &hand{rig: r, name: name, images: []string{"base"}, networks: []string{jobs.NetworkInternet}}
-			pair[name].beat()
-		}
-		a, b := pair["a"], pair["b"]
+		a, b := r.offers("a", jobs.NetworkInternet), r.offers("b", jobs.NetworkInternet)
 		s := networked(jobs.NetworkInternet)
 		s.InfraRetries = new(int)
 		j := r.admit(s)
