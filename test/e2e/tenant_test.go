@@ -290,6 +290,19 @@ func tenantsOwn(t *testing.T, c *client.Client) {
 			_, err = c.DropDead(ctx, job)
 			refused(t, "drop what is not dead", err, jobs.CodeConflict)
 		},
+		// Where they are is told in the job's events, which are its own.
+		"Ports": func(t *testing.T) {
+			s := shell("echo on; sleep 600")
+			s.Network.Ports = []int{80}
+			job := submit(t, c, s)
+			untilOutput(t, c, job)
+			p, err := c.Ports(ctx, job)
+			if err != nil || len(p) != 1 || p[0].Guest != 80 || p[0].URL == "" {
+				t.Errorf("ports %+v, %v", p, err)
+			}
+			_, err = c.Cancel(ctx, job)
+			no("cancel", err)
+		},
 		"Webhook": func(t *testing.T) {
 			_, err := c.Webhook(ctx, jobs.WebhookList, nil)
 			no("webhooks", err)
