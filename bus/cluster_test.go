@@ -213,7 +213,7 @@ func testWorkerAtLeaf(t *testing.T, c *bustest.Cluster) {
 // again, as callers do; then each event is there once and in order, and each spec is admitted once.
 func TestClusterLosesServers(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute")
+		t.Skip("SKIPPED: it takes a minute, and -short was given")
 	}
 	c := bustest.StartCluster(t, 3)
 	c.Callout()

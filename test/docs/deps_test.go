@@ -1,6 +1,7 @@
 package docs_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,11 +71,17 @@ ln "$BOX/go.new" "$BOX/go"
 	}
 }
 
+// needDebian skips, or fails where REQUIRE_PACKAGES says so, where a release has no name, by which its backports are called.
+func needDebian(t *testing.T) {
+	t.Helper()
+	if b, err := os.ReadFile("/etc/os-release"); err != nil || !strings.Contains(string(b), "VERSION_CODENAME=") {
+		missing(t, errors.New("SKIPPED: no Debian: its backports have no name here"))
+	}
+}
+
 // TestInstallDepsGo shows which go install-deps.sh takes, which it replaces, and what it says where none can be had.
 func TestInstallDepsGo(t *testing.T) {
-	if b, err := os.ReadFile("/etc/os-release"); err != nil || !strings.Contains(string(b), "VERSION_CODENAME=") {
-		t.Skip("no Debian: its backports have no name here")
-	}
+	needDebian(t)
 	const (
 		nothing = ""
 		old     = "unpack one from https://go.dev/dl/"
@@ -149,9 +156,7 @@ func TestInstallDepsNames(t *testing.T) {
 
 // TestInstallDepsValkey shows where Valkey comes from: Debian 13 has it, Debian 12 in its backports.
 func TestInstallDepsValkey(t *testing.T) {
-	if b, err := os.ReadFile("/etc/os-release"); err != nil || !strings.Contains(string(b), "VERSION_CODENAME=") {
-		t.Skip("no Debian: its backports have no name here")
-	}
+	needDebian(t)
 	for _, tt := range []struct {
 		name, policy string // of valkey-server
 		there        bool
