@@ -170,17 +170,17 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 		return err
 	}
 	start := time.Now()
-	if err := m.qmp.execute(ctx, "stop", nil, nil); err != nil {
-		return err
-	}
 	defer func() {
-		if status.Running {
+		if status.Running { // also where stop's answer was not waited for
 			resume, cancel := m.d.step(context.WithoutCancel(ctx))
 			defer cancel()
 			err = errors.Join(err, m.qmp.execute(resume, "cont", nil, nil))
 		}
 		t.paused = time.Since(start)
 	}()
+	if err := m.qmp.execute(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
 	// Nothing changes the memory now: saving devices does not, since where QEMU migrates it comes after the memory.
 	read := make(chan error, 1)
 	go func() { read <- m.readMemory(t) }()

@@ -184,7 +184,9 @@ func (m *machine) lend(ctx context.Context, f fdset, file *os.File) error {
 
 // takeBack has QEMU forget a descriptor, once it has closed what it opened by it. There may be none, or no QEMU.
 func (m *machine) takeBack(ctx context.Context, f fdset) {
-	_ = m.qmp.execute(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": int(f)}, nil)
+	ctx, cancel := m.d.step(context.WithoutCancel(ctx))
+	defer cancel()
+	_ = m.qmp.execute(ctx, "remove-fd", map[string]int{"fdset-id": int(f)}, nil)
 }
 
 // oneCheckpoint lets one be taken at a time.

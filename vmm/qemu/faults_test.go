@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -31,6 +32,7 @@ const (
 	killAfter  fault = "killed after"    // it has the command
 	refuse     fault = "refuses"         // an error for an answer
 	silent     fault = "never answers"   //
+	unheard    fault = "is not heard"    // it obeys, and its answer is lost
 	garbage    fault = "speaks nonsense" //
 	endless    fault = "answers forever" // one line without an end
 	hangUp     fault = "hangs up"        // but lives
@@ -128,6 +130,7 @@ type relay struct {
 	s          *saboteur
 	host, qemu *net.UnixConn
 	down, up   sync.WaitGroup
+	unheard    atomic.Uint64 // the command whose answer is lost
 }
 
 func (r *relay) Kill() error {
@@ -180,6 +183,9 @@ func (r *relay) command(line, rights []byte) {
 	case refuse:
 		fmt.Fprintf(r.host, `{"id":%d,"error":{"class":"GenericError","desc":"sabotage"}}`+"\n", c.ID)
 	case silent:
+	case unheard:
+		r.unheard.Store(c.ID)
+		forward()
 	case garbage:
 		fmt.Fprint(r.host, "\x00\xff{nonsense\n")
 	case endless:
@@ -219,6 +225,12 @@ func (r *relay) replies() {
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			return
+		}
+		var answer struct {
+			ID uint64 `json:"id"`
+		}
+		if _ = json.Unmarshal([]byte(line), &answer); answer.ID > 0 && answer.ID == r.unheard.Load() {
+			continue
 		}
 		if strings.Contains(line, `"MIGRATION"`) && r.s.armed(migFailed) {
 			line = strings.ReplaceAll(line, `"completed"`, `"failed"`)
@@ -298,7 +310,7 @@ func TestFaults(t *testing.T) {
 		}},
 		{"pause", []string{"stop"}, func(_ *testing.T, ctx context.Context) error { return running.Pause(ctx) }},
 		{"checkpoint", []string{
-			"blockdev-add", "stop", "xen-save-devices-state", "blockdev-backup", "cont", "block-job-set-speed", "query-jobs",
+			"add-fd", "blockdev-add", "stop", "xen-save-devices-state", "blockdev-backup", "cont", "block-job-set-speed", "query-jobs",
 		}, func(t *testing.T, ctx context.Context) error {
 			_, err := running.(vmm.Checkpointer).Checkpoint(ctx, t.TempDir(), template)
 			if err != nil && s.fault == killBefore && !strings.Contains(err.Error(), "qemu ended by itself: signal: killed") {
@@ -319,6 +331,8 @@ func TestFaults(t *testing.T) {
 			}
 			if phase.name == "checkpoint" && command == "cont" { // the machine shall run on, whoever gives up
 				faults = slices.DeleteFunc(faults, func(f fault) bool { return f == silent })
+			} else if phase.name == "checkpoint" {
+				faults = append(faults, unheard)
 			}
 			for _, f := range faults {
 				t.Run(phase.name+"/"+command+"/"+string(f), func(t *testing.T) {
@@ -326,7 +340,7 @@ func TestFaults(t *testing.T) {
 					ctx, cancel := context.WithCancel(within(t))
 					defer cancel()
 					onHit := func() {}
-					if f == silent {
+					if f == silent || f == unheard {
 						onHit = cancel // nothing else would end the wait
 					}
 					if phase.name == "pause" || phase.name == "checkpoint" {
@@ -348,8 +362,13 @@ func TestFaults(t *testing.T) {
 					if f == refuse && !strings.Contains(fmt.Sprint(err), "sabotage") {
 						t.Errorf("error does not say what QEMU said: %v", err)
 					}
-					if f == silent && !errors.Is(err, context.Canceled) {
+					if (f == silent || f == unheard) && !errors.Is(err, context.Canceled) {
 						t.Errorf("error does not say that it was cancelled: %v", err)
+					}
+					if f == unheard {
+						if _, err := guest.Get(within(t), running); err != nil {
+							t.Errorf("the machine does not run on: %v", err)
+						}
 					}
 				})
 			}
