@@ -21,7 +21,8 @@ const DefaultURL = "nats://127.0.0.1:4222"
 // pingEvery is how often a server is asked whether it is there: one that says nothing any more is left for another in 12 s at most.
 const pingEvery = 3 * time.Second
 
-// Client is one tenant's connection. Its methods may be called concurrently. Errors that Paddock answered are *jobs.Error.
+// Client is one tenant's connection. Its methods may be called concurrently. Errors that Paddock answered are *jobs.Error; so is that nobody has
+// answered, within 30 s or before the connection was lost: "unavailable", and what was asked may have been done.
 type Client struct {
 	nc     *nats.Conn
 	tenant string
@@ -77,39 +78,97 @@ func Connect(url string, opts ...Option) (*Client, error) {
 // Close disconnects.
 func (c *Client) Close() { c.nc.Close() }
 
-// askWithin bounds a request where ctx does not. Then no answer is "unavailable", as no dispatcher is: what was asked may have been done.
+// askWithin bounds a request, whatever the caller's ctx allows: an answer that is lost on its way never comes. Then it is "unavailable", as
+// it is where the connection was lost before the answer: what was asked may have been done.
 const askWithin = 30 * time.Second
 
 // ask is one request and its answer.
-func ask[R any](ctx context.Context, c *Client, subject string, body any) (r R, err error) {
-	asking, bounded := ctx, false
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		asking, cancel = context.WithTimeout(ctx, askWithin)
-		defer cancel()
-		bounded = true
-	}
+func ask[R any](ctx context.Context, c *Client, subject string, body any) (R, error) {
+	return askFor[R](ctx, c, askWithin, subject, body)
+}
+
+func askFor[R any](ctx context.Context, c *Client, within time.Duration, subject string, body any) (r R, err error) {
 	var data []byte
 	if body != nil {
 		if data, err = json.Marshal(body); err != nil {
 			return r, err
 		}
 	}
-	m, err := c.nc.RequestWithContext(asking, subject, data)
+	m, err := c.request(ctx, within, &nats.Msg{Subject: subject, Data: data})
 	switch {
-	case errors.Is(err, nats.ErrNoResponders):
-		return r, &jobs.Error{Code: jobs.CodeUnavailable, Message: "no dispatcher answers at " + c.nc.ConnectedUrl() + "; is `paddock up` running there?", RetryAfterMS: 1000}
 	case errors.Is(err, nats.ErrMaxPayload):
 		return r, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("%d bytes are more than the server takes; large files go in as objects", len(data))}
-	case err != nil && bounded && ctx.Err() == nil && asking.Err() != nil:
-		return r, &jobs.Error{Code: jobs.CodeUnavailable, Message: fmt.Sprintf("no dispatcher has answered at %s within %v", c.nc.ConnectedUrl(), askWithin), RetryAfterMS: 1000}
 	case err != nil:
-		return r, fmt.Errorf("ask %s: %w", strings.TrimPrefix(subject, "paddock."), err)
+		return r, err
 	}
 	if json.Unmarshal(m.Data, &r) != nil {
 		return r, strange(subject)
 	}
 	return r, nil
+}
+
+// request asks once. It ends with the connection as it is now: an answer to what was asked before a reconnect never comes.
+func (c *Client) request(ctx context.Context, within time.Duration, m *nats.Msg) (*nats.Msg, error) {
+	asking, stop := context.WithTimeoutCause(ctx, within, unanswered(errSilence, fmt.Sprintf("nobody has answered at %s within %v", c.nc.ConnectedUrl(), within)))
+	defer stop()
+	asking, lose := context.WithCancelCause(asking)
+	defer lose(nil)
+	status := c.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer c.nc.RemoveStatusListener(status)
+	go func() { // ends with asking
+		select {
+		case s := <-status:
+			lose(c.lost(s))
+		case <-asking.Done():
+		}
+	}()
+	answer, err := c.nc.RequestMsgWithContext(asking, m)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return nil, unanswered(errNobody, "no dispatcher answers at "+c.nc.ConnectedUrl()+"; is `paddock up` running there?")
+	case errors.Is(err, nats.ErrReconnectBufExceeded):
+		return nil, unanswered(errLost, "the connection is lost, and too much waits for the next")
+	case err != nil && asking.Err() != nil && ctx.Err() == nil:
+		return nil, context.Cause(asking)
+	case err != nil:
+		return nil, fmt.Errorf("ask %s: %w", strings.TrimPrefix(m.Subject, "paddock."), err)
+	}
+	return answer, nil
+}
+
+func (c *Client) lost(s nats.Status) error {
+	if s == nats.CLOSED {
+		return nats.ErrConnectionClosed
+	}
+	return unanswered(errLost, "the connection was lost before an answer came: what was asked may have been done")
+}
+
+// Why there was no answer.
+var (
+	errNobody  = errors.New("nobody listens") // what was asked has not been done
+	errLost    = errors.New("the connection was lost")
+	errSilence = errors.New("the time is over")
+)
+
+// unansweredError is "unavailable" to callers, and why to the client itself.
+type unansweredError struct {
+	is  *jobs.Error
+	why error
+}
+
+func unanswered(why error, message string) error {
+	return &unansweredError{&jobs.Error{Code: jobs.CodeUnavailable, Message: message, RetryAfterMS: 1000}, why}
+}
+
+func (u *unansweredError) Error() string   { return u.is.Error() }
+func (u *unansweredError) Unwrap() []error { return []error{u.is, u.why} }
+
+// unheard gives the error of a request about a running job, on which its worker alone listens: message, where nobody did.
+func unheard(err error, message string) error {
+	if errors.Is(err, errNobody) {
+		return unanswered(errNobody, message)
+	}
+	return err
 }
 
 // strange is an answer that no dispatcher gives: whoever else listens on the subject.

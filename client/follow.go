@@ -107,7 +107,7 @@ func (f *follower) catchUp(ctx context.Context) error {
 			return context.Cause(ctx)
 		case f.c.nc.IsClosed():
 			return fmt.Errorf("follow %s: %w", f.id, nats.ErrConnectionClosed)
-		case err != nil && !f.asked && !errors.Is(err, context.Canceled):
+		case err != nil && !f.asked && !errors.Is(err, errLost):
 			return err // nobody is there
 		case err == nil && reply.Error != nil && reply.Error.RetryAfterMS == 0 && reply.Error.Code != jobs.CodeInternal:
 			return reply.Error
@@ -132,27 +132,9 @@ func (f *follower) catchUp(ctx context.Context) error {
 	}
 }
 
-// replay asks once. It ends with the connection as it is now: an answer to what was asked before a reconnect never comes.
+// replay asks once.
 func (f *follower) replay(ctx context.Context) (jobs.ReplayReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, replayWithin)
-	defer cancel()
-	answered, watched := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(watched)
-		for {
-			select {
-			case s := <-f.status:
-				if s == nats.CONNECTED {
-					continue // it has been waited for
-				}
-				cancel()
-			case <-answered:
-			}
-			return
-		}
-	}()
-	defer func() { close(answered); <-watched }()
-	reply, err := ask[jobs.ReplayReply](ctx, f.c, jobs.ReplaySubject(f.c.tenant), jobs.ReplayRequest{Job: f.id, After: f.after})
+	reply, err := askFor[jobs.ReplayReply](ctx, f.c, replayWithin, jobs.ReplaySubject(f.c.tenant), jobs.ReplayRequest{Job: f.id, After: f.after})
 	if err == nil && reply.Error == nil && reply.Events == nil {
 		err = strange(jobs.ReplaySubject(f.c.tenant))
 	}

@@ -141,20 +141,11 @@ func (c *Client) putPiece(ctx context.Context, q jobs.ObjectRequest, piece []byt
 
 // askObject is one request and its answer.
 func (c *Client) askObject(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
-	asking, cancel := context.WithTimeout(ctx, objectWithin)
-	defer cancel()
-	answer, err := c.nc.RequestMsgWithContext(asking, m)
-	switch {
-	case err == nil:
-		return answer, nil
-	case ctx.Err() != nil:
+	answer, err := c.request(ctx, objectWithin, m)
+	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
-	case errors.Is(err, nats.ErrNoResponders):
-		return nil, &jobs.Error{Code: jobs.CodeUnavailable, Message: "no dispatcher answers at " + c.nc.ConnectedUrl() + "; is `paddock up` running there?", RetryAfterMS: 1000}
-	case errors.Is(err, nats.ErrMaxPayload):
-		return nil, err
 	}
-	return nil, &jobs.Error{Code: jobs.CodeUnavailable, Message: "ask for an object: " + err.Error(), RetryAfterMS: 1000}
+	return answer, err
 }
 
 func replyOf(subject string, data []byte) (r jobs.ObjectReply, err error) {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -14,12 +13,9 @@ func (c *Client) Resize(ctx context.Context, id string, r jobs.ResizeRequest) (j
 	}
 	subject := jobs.ResizeSubject(c.tenant, id)
 	reply, err := ask[jobs.ResizeReply](ctx, c, subject, r)
-	if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable {
-		return jobs.Resources{}, &jobs.Error{Code: jobs.CodeUnavailable, Message: "nobody resizes the job's machine: it does not run, or its spec has no headroom", RetryAfterMS: e.RetryAfterMS}
-	}
 	switch {
 	case err != nil:
-		return jobs.Resources{}, err
+		return jobs.Resources{}, unheard(err, "nobody resizes the job's machine: it does not run, or its spec has no headroom")
 	case reply.Error != nil:
 		return jobs.Resources{}, reply.Error
 	case reply.Resources == nil:

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/bubble"
@@ -18,6 +21,9 @@ import (
 
 // silent dials a server of NATS that is there, and on which nobody answers.
 type silent struct{}
+
+// looks is how often somebody has asked it for a job's record.
+var looks atomic.Int64
 
 func (silent) Dial(string, string) (net.Conn, error) {
 	ours, theirs := net.Pipe()
@@ -27,6 +33,9 @@ func (silent) Dial(string, string) (net.Conn, error) {
 			return
 		}
 		for l := bufio.NewScanner(theirs); l.Scan(); {
+			if strings.HasPrefix(l.Text(), "PUB paddock.v1.get.") {
+				looks.Add(1)
+			}
 			if l.Text() != "PING" {
 				continue
 			}
@@ -38,7 +47,8 @@ func (silent) Dial(string, string) (net.Conn, error) {
 	return ours, nil
 }
 
-// A request that nobody answers is "unavailable" where the time was the client's own, and the context's end where it was the caller's.
+// A request that nobody answers is "unavailable" where the time was the client's own, which a caller's that is longer does not change, and
+// the context's end where it was the caller's.
 func TestNoAnswer(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		c, err := client.Connect("nats://127.0.0.1:4222", client.NATS(nats.SetCustomDialer(silent{})))
@@ -46,18 +56,108 @@ func TestNoAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		began := time.Now()
-		_, err = c.Get(t.Context(), jobs.NewID())
-		if e := jobs.ErrorOf(err); code(err) != jobs.CodeUnavailable || e.RetryAfterMS == 0 {
-			t.Errorf("got %v, want unavailable, and when to come again", err)
-		}
-		if took := time.Since(began); took != 30*time.Second {
-			t.Errorf("it took %v", took)
+		long, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		for _, ctx := range []context.Context{t.Context(), long} {
+			began := time.Now()
+			_, err = c.Get(ctx, jobs.NewID())
+			if e := jobs.ErrorOf(err); code(err) != jobs.CodeUnavailable || e.RetryAfterMS == 0 {
+				t.Errorf("got %v, want unavailable, and when to come again", err)
+			}
+			if took := time.Since(began); took != 30*time.Second {
+				t.Errorf("it took %v", took)
+			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := c.Get(ctx, jobs.NewID()); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want the deadline", err)
+		}
+	})
+}
+
+// deaf takes what a client asks and never answers; asked has one for each question.
+func deaf(t *testing.T, s *bustest.Server) (asked chan string) {
+	t.Helper()
+	s.Connect() // for the streams
+	nc := s.Plain()
+	asked = make(chan string, 100)
+	if _, err := nc.Subscribe("paddock.v1.get.>", func(m *nats.Msg) { asked <- m.Subject }); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return asked
+}
+
+// An answer to what was asked before the connection was lost never comes: nobody waits for it.
+func TestConnectionLostBeforeTheAnswer(t *testing.T) {
+	s := bustest.Start(t)
+	asked := deaf(t, s)
+	c := connect(t, s)
+	failed := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		_, err := c.Get(t.Context(), jobs.NewID())
+		failed <- err
+	}()
+	<-asked
+	s.Close()
+	s.Restart()
+	if err := <-failed; code(err) != jobs.CodeUnavailable || time.Since(began) > 25*time.Second {
+		t.Errorf("after %v: %v, want unavailable", time.Since(began), err)
+	}
+	go func() {
+		_, err := c.Get(t.Context(), jobs.NewID())
+		failed <- err
+	}()
+	<-asked
+	c.Close()
+	if err := <-failed; !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("a client that was closed: %v", err)
+	}
+}
+
+// Whoever waits for a job's end hears of it, whether or not what he asks besides is answered.
+func TestWaitHearsTheEndWhoeverAnswers(t *testing.T) {
+	s := bustest.Start(t)
+	asked := deaf(t, s)
+	c := connect(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	id, ended := jobs.NewID(), make(chan error, 1)
+	began := time.Now()
+	go func() {
+		r, err := c.Wait(ctx, id)
+		if err == nil && r.Ending != jobs.Exited {
+			err = fmt.Errorf("got %+v", r)
+		}
+		ended <- err
+	}()
+	<-asked
+	bustest.Publish(t, s.Connect(), bustest.Final(id, 1, 1))
+	if err := <-ended; err != nil || time.Since(began) > 25*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+// A look at the job's record that is not answered is followed by another.
+func TestWaitLooksAgain(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, err := client.Connect("nats://127.0.0.1:4222", client.NATS(nats.SetCustomDialer(silent{})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		looks.Store(0)
+		if _, err := c.Wait(ctx, jobs.NewID()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want the deadline", err)
+		}
+		if n := looks.Load(); n != 300 { // 10 s, and 2 s between them
+			t.Errorf("it has looked %d times", n)
 		}
 	})
 }

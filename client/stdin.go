@@ -44,18 +44,15 @@ func (s *Stdin) send(chunk jobs.StdinChunk) error {
 	// The worker listens from just before the job runs; a viewer that is quicker tries again.
 	for wait := 10 * time.Millisecond; ; wait *= 2 {
 		r, err := ask[jobs.StdinReply](s.ctx, s.c, jobs.StdinSubject(s.c.tenant, s.id), chunk)
-		if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable {
-			if wait < time.Second {
-				if pause(s.ctx, wait); s.ctx.Err() != nil {
-					return context.Cause(s.ctx)
-				}
-				continue
+		if errors.Is(err, errNobody) && wait < time.Second {
+			if pause(s.ctx, wait); s.ctx.Err() != nil {
+				return context.Cause(s.ctx)
 			}
-			e.Message = "the job takes no input: it does not run, or was submitted without stdin_stream"
+			continue
 		}
 		if err == nil && r.Error != nil {
 			err = r.Error
 		}
-		return err
+		return unheard(err, "the job takes no input: it does not run, or was submitted without stdin_stream")
 	}
 }

@@ -12,8 +12,12 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// lookEvery is how often a waiter looks at the job's record: messages that nobody keeps for it can be lost.
-const lookEvery = 2 * time.Second
+const (
+	// lookEvery is how often a waiter looks at the job's record: messages that nobody keeps for it can be lost.
+	lookEvery = 2 * time.Second
+	// lookWithin bounds one look, whose answer can be lost too.
+	lookWithin = 10 * time.Second
+)
 
 // Wait waits for a job's end and gives its result. It ends with an error where the job is not known, where ctx ends, or where the
 // client is closed; while the servers are away it waits.
@@ -26,9 +30,12 @@ func (c *Client) Wait(ctx context.Context, id string) (jobs.Result, error) {
 	if err != nil {
 		return jobs.Result{}, err
 	}
-	defer sub.Unsubscribe()  //nolint:errcheck // the connection's end does it too
+	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	look := time.NewTimer(0) // it may have ended before
 	defer look.Stop()
+	looked := make(chan func() (*jobs.Result, error), 1)
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,8 +47,13 @@ func (c *Client) Wait(ctx context.Context, id string) (jobs.Result, error) {
 			if r := finalResult(m.Data); r != nil {
 				return *r, nil
 			}
-		case <-look.C:
-			r, err := c.ended(ctx, id)
+		case <-look.C: // while events are heard: an answer may take its time
+			go func() {
+				r, err := c.ended(ctx, id)
+				looked <- func() (*jobs.Result, error) { return r, err }
+			}()
+		case answer := <-looked:
+			r, err := answer()
 			if r != nil || err != nil {
 				return deref(r), err
 			}
@@ -64,6 +76,8 @@ func finalResult(data []byte) *jobs.Result {
 
 // ended looks at the job's record: its result, nothing yet, or why looking again is of no use.
 func (c *Client) ended(ctx context.Context, id string) (*jobs.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
 	j, err := c.Get(ctx, id)
 	e, answered := errors.AsType[*jobs.Error](err)
 	switch {
