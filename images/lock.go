@@ -18,6 +18,15 @@ func (s *Store) Lock(ctx context.Context, name string) (release func(), err erro
 	return s.flock(ctx, name, syscall.LOCK_EX)
 }
 
+// LockTold is Lock, and calls told first where it has to wait for somebody.
+func (s *Store) LockTold(ctx context.Context, name string, told func()) (release func(), err error) {
+	if release, err = s.flock(ctx, name, syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+		return release, err
+	}
+	told()
+	return s.Lock(ctx, name)
+}
+
 // Hold keeps what is in the store, named by an image or not yet, until its release: Remove waits for that. What builds have left behind
 // that died is removed first, where nobody else builds.
 func (s *Store) Hold(ctx context.Context) (release func(), err error) {

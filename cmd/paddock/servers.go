@@ -31,7 +31,7 @@ import (
 func upCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "up", Short: "Start everything in one process: NATS, dispatcher, worker", Args: arguments(0, 0),
-		Long: "Starts an embedded NATS server, a dispatcher and a worker, after building the images that are missing.\n" +
+		Long: "Starts an embedded NATS server, a dispatcher and a worker, and builds the images that are missing.\n" +
 			"SIGINT or SIGTERM lets running jobs end; a second one ends them.",
 	}
 	flags := addConfigFlags(c, forDispatcher|forWorker)
@@ -92,12 +92,7 @@ func serve(flags *configFlags, which parts) (err error) {
 	}()
 	s := &server{config: c, registry: prometheus.NewRegistry(), drain: drain}
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if which&forWorker != 0 {
-		err = s.buildImages(starting)
-	}
-	if err == nil {
-		err = s.run(ctx, starting, which)
-	}
+	err = s.run(ctx, starting, which)
 	if errors.Is(err, errStopped) || errors.Is(context.Cause(ctx), errAborted) {
 		return nil
 	}
@@ -129,18 +124,12 @@ func onSignals(ctx context.Context, signals <-chan os.Signal, drain chan struct{
 // server is one process's parts.
 type server struct {
 	config   config
-	store    *images.Store // of a worker
 	registry *prometheus.Registry
 	drain    chan struct{}
 }
 
 // buildImages builds the configured images that the store does not have in this version.
-func (s *server) buildImages(ctx context.Context) error {
-	store, err := openStore(s.config.ImageDir)
-	if err != nil {
-		return err
-	}
-	s.store = store
+func (s *server) buildImages(ctx context.Context, store *images.Store) error {
 	agent, err := agentPath(s.config.Agent)
 	if err != nil {
 		return err
@@ -171,6 +160,9 @@ func (s *server) buildImages(ctx context.Context) error {
 func (s *server) run(ctx, starting context.Context, which parts) error {
 	c := s.config
 	b, url, closeBus, err := connectBus(starting, c, c.Name, which)
+	if starting.Err() != nil && err != nil {
+		return context.Cause(starting)
+	}
 	if err != nil {
 		return err
 	}
@@ -240,9 +232,16 @@ func holder() string {
 // work starts the worker; when it ends, what it needed is stopped.
 func (s *server) work(ctx, starting context.Context, g *errgroup.Group, b *bus.Bus, stop context.CancelFunc, url string) error {
 	p := newProgress()
-	here, err := openWorker(ctx, s.config, s.store, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
+	store, err := openStore(s.config.ImageDir)
 	if err != nil {
 		return err
+	}
+	here, err := openWorker(ctx, s.config, store, b, s.registry, func(image, stage string) { p.stage("template %s: %s", image, stage) })
+	if err != nil {
+		return err
+	}
+	if err := s.buildImages(starting, store); err != nil { // which takes minutes: what this host lacks has been said by now
+		return errors.Join(err, here.Close())
 	}
 	for _, image := range s.config.Images {
 		if _, _, err := here.images.Template(starting, image, jobs.Shape{}); err != nil {
