@@ -76,6 +76,29 @@ func TestNoAnswer(t *testing.T) {
 	})
 }
 
+// Input is taken when its program reads, which may be long after a request's time.
+func TestInputThatIsNotReadYet(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, err := client.Connect("nats://127.0.0.1:4222", client.NATS(nats.SetCustomDialer(silent{})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		began := time.Now()
+		_, err = c.Stdin(ctx, jobs.NewID()).Write([]byte("x"))
+		if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != time.Hour {
+			t.Errorf("after %v: %v, want the caller's deadline", took, err)
+		}
+		began = time.Now()
+		_, err = c.Stdin(t.Context(), jobs.NewID()).Write([]byte("x"))
+		if took := time.Since(began); code(err) != jobs.CodeUnavailable || took != 30*time.Second {
+			t.Errorf("without a deadline: after %v: %v, want unavailable", took, err)
+		}
+	})
+}
+
 // deaf takes what a client asks and never answers; asked has one for each question.
 func deaf(t *testing.T, s *bustest.Server) (asked chan string) {
 	t.Helper()

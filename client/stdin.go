@@ -9,7 +9,8 @@ import (
 )
 
 // Stdin gives a writer into the input of a running job that was submitted with stdin_stream. A write returns when the program's pipe
-// has taken it; Close ends the input. It may be used once the job's state event "running" has come.
+// has taken it; Close ends the input. It may be used once the job's state event "running" has come. How long a program may leave its input
+// unread is ctx's deadline to say; where it has none, 30 s.
 func (c *Client) Stdin(ctx context.Context, id string) *Stdin { return &Stdin{c: c, ctx: ctx, id: id} }
 
 // Stdin is a job's input.
@@ -43,7 +44,7 @@ func (s *Stdin) send(chunk jobs.StdinChunk) error {
 	}
 	// The worker listens from just before the job runs; a viewer that is quicker tries again.
 	for wait := 10 * time.Millisecond; ; wait *= 2 {
-		r, err := ask[jobs.StdinReply](s.ctx, s.c, jobs.StdinSubject(s.c.tenant, s.id), chunk)
+		r, err := askFor[jobs.StdinReply](s.ctx, s.c, s.within(), jobs.StdinSubject(s.c.tenant, s.id), chunk)
 		if errors.Is(err, errNobody) && wait < time.Second {
 			if pause(s.ctx, wait); s.ctx.Err() != nil {
 				return context.Cause(s.ctx)
@@ -55,4 +56,12 @@ func (s *Stdin) send(chunk jobs.StdinChunk) error {
 		}
 		return unheard(err, "the job takes no input: it does not run, or was submitted without stdin_stream")
 	}
+}
+
+// within bounds one write, whose answer comes when the program reads.
+func (s *Stdin) within() time.Duration {
+	if by, ok := s.ctx.Deadline(); ok {
+		return time.Until(by) + askWithin // ctx ends it first
+	}
+	return askWithin
 }
