@@ -37,33 +37,46 @@ type Network interface {
 // ErrNeverAllowed is wrapped by Network.Allow's error where the job asks for what no job may reach: another try would end the same.
 var ErrNeverAllowed = errors.New("no job may reach it here")
 
-// spare is a VMM that waits for its template's state, and its machine's place in the network; nil for none.
+// spare is a VMM that waits for its template's state, nil until it is started, and its machine's place in the network, nil for none.
 type spare struct {
 	vmm.Prepared
 	net Network
 }
 
-// spare starts a VMM for a machine of the pool's.
-func (p *pool) spare() (_ *spare, err error) {
+// place gives what a VMM of the pool's is started in: its machine's place in the network, which may have to be waited for.
+func (p *pool) place() (_ *spare, err error) {
 	s := &spare{}
-	var attach vmm.Attach
-	if p.shape.NIC {
-		if p.ps.cfg.Networks == nil {
-			return nil, errors.New("this worker has no networks")
-		}
-		if s.net, err = p.ps.cfg.Networks.Take(p.ps.ctx); err != nil {
-			return nil, fmt.Errorf("take a place in the network: %w", err)
-		}
-		attach.Tap = s.net.Tap()
+	if !p.shape.NIC {
+		return s, nil
 	}
-	if s.Prepared, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, attach); err != nil {
-		return nil, errors.Join(err, leave(s.net))
+	if p.ps.cfg.Networks == nil {
+		return nil, errors.New("this worker has no networks")
+	}
+	if s.net, err = p.ps.cfg.Networks.Take(p.ps.ctx); err != nil {
+		return nil, fmt.Errorf("take a place in the network: %w", err)
 	}
 	return s, nil
 }
 
-// Close ends the VMM, then its network.
-func (s *spare) Close() error { return errors.Join(s.Prepared.Close(), leave(s.net)) }
+// start starts the VMM. On error nothing is left of it, nor of its place.
+func (p *pool) start(s *spare) (err error) {
+	var attach vmm.Attach
+	if s.net != nil {
+		attach.Tap = s.net.Tap()
+	}
+	if s.Prepared, err = p.ps.cfg.Driver.Prepare(p.ps.ctx, p.tmpl, attach); err != nil {
+		return errors.Join(err, leave(s.net))
+	}
+	return nil
+}
+
+// Close ends the VMM, where there is one, then its network.
+func (s *spare) Close() (err error) {
+	if s.Prepared != nil {
+		err = s.Prepared.Close()
+	}
+	return errors.Join(err, leave(s.net))
+}
 
 // guestNetwork is what a guest is told of its network.
 func guestNetwork(n Network) *wire.Network {

@@ -106,6 +106,41 @@ func internet(argv ...string) jobs.Spec {
 	return s
 }
 
+// crowded are networks without a free place, until there is one.
+type crowded struct {
+	*places
+	asked chan struct{}
+	free  chan struct{} // closed when there is one
+}
+
+func (c *crowded) Take(ctx context.Context) (worker.Network, error) {
+	c.asked <- struct{}{}
+	select {
+	case <-c.free:
+		return c.places.Take(ctx)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// TestNoPlaceInTheNetwork: machines that wait for a place in the network hold up none that need no such place.
+func TestNoPlaceInTheNetwork(t *testing.T) {
+	r, p, _ := newWired(t)
+	c := &crowded{p, make(chan struct{}, 10), make(chan struct{})}
+	r.cfg.Networks, r.cfg.Makers = c, 1
+	r.cfg.Ready, r.cfg.Prepared, r.cfg.Warm = 0, 0, nil
+	r.run(t)
+	waits := r.put(internet("true"))
+	<-c.asked
+	if rep := r.report(t, r.put(steps([]string{"true"})).Job); !rep.Result.Success() {
+		t.Errorf("without a network it ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+	close(c.free)
+	if rep := r.report(t, waits.Job); !rep.Result.Success() {
+		t.Errorf("with one it ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+}
+
 func TestNetworkedMachine(t *testing.T) {
 	r, p, w := newWired(t)
 	r.run(t)

@@ -187,23 +187,18 @@ func (p *pool) hand(r made) {
 	}
 }
 
-// restoreOne takes a turn among the makers and restores a machine into a prepared VMM, or into one made now.
+// restoreOne restores a machine into a prepared VMM, or into one made now.
 func (p *pool) restoreOne(giveBack func()) (*machine, error) {
-	release, err := p.ps.turn()
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	p.ps.makeRoom(p)
 	for {
 		v := p.popPrepared()
 		waited := v != nil
 		if !waited {
-			if v, err = p.spare(); err != nil {
+			var err error
+			if v, err = p.place(); err != nil {
 				return nil, err
 			}
 		}
-		m, err := p.restore(p.ps.ctx, v)
+		m, err := p.restoreInTurn(v)
 		if err == nil {
 			p.uses.add()
 			m.closed = sync.OnceFunc(func() { giveBack(); p.uses.done() })
@@ -215,6 +210,22 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 		// A VMM may die while it waits: only a fresh one's failure says something about the template.
 		zerolog.Ctx(p.ps.ctx).Warn().Err(err).Str("image", p.image).Msg("prepared machine failed, trying the next")
 	}
+}
+
+// restoreInTurn takes a turn among the makers, and restores a machine. On error nothing is left of v.
+func (p *pool) restoreInTurn(v *spare) (*machine, error) {
+	release, err := p.ps.turn()
+	if err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	defer release()
+	p.ps.makeRoom(p)
+	if v.Prepared == nil {
+		if err := p.start(v); err != nil {
+			return nil, err
+		}
+	}
+	return p.restore(p.ps.ctx, v)
 }
 
 // popPrepared gives the VMM prepared last, or nil.
@@ -250,12 +261,16 @@ func (p *pool) prepare() {
 }
 
 func (p *pool) prepareOne() (*spare, error) {
-	release, err := p.ps.turn()
+	v, err := p.place()
 	if err != nil {
 		return nil, err
 	}
+	release, err := p.ps.turn()
+	if err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
 	defer release()
-	return p.spare()
+	return v, p.start(v)
 }
 
 // tend drops machines that died while they waited, and tries again after failures.

@@ -345,7 +345,7 @@ func (ps *pools) over() bool {
 	return ps.memory > ps.cfg.Capacity.MemoryMiB
 }
 
-// turn waits for a place among the makers.
+// turn waits for a place among the makers. Who has one waits for nobody who may need a machine to be made, or to end.
 func (ps *pools) turn() (release func(), _ error) {
 	select {
 	case ps.sem <- struct{}{}:
