@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -52,19 +53,23 @@ type sizing struct {
 	ungrown func() // gives the memory that it grew by back to the pools
 }
 
-// serveResizes has the machine resized when the job's tenant asks, until stop, which gives back what it had grown by.
+// serveResizes has the machine resized when the job's tenant asks, until stop, which gives back what it had grown by. A request that is under
+// way then is given up: the machine ends.
 func (a *attempt) serveResizes(ctx context.Context, m *machine) (stop func()) {
 	r, ok := m.Machine.(vmm.Resizer)
 	if !ok || a.w.cfg.Resizes == nil || a.spec.Headroom == (jobs.Resources{}) {
 		return func() {}
 	}
 	s := &sizing{a: a, m: m, vmm: r, now: a.spec.Resources, ungrown: func() {}}
+	ctx, giveUp := context.WithCancel(ctx)
 	unserve, err := a.w.cfg.Resizes.ServeResizes(ctx, a.lease.Tenant, a.lease.Job, s.resize)
 	if err != nil { // the job runs all the same
+		giveUp()
 		zerolog.Ctx(ctx).Warn().Err(err).Msg("nobody can resize this job's machine")
 		return func() {}
 	}
 	return func() {
+		giveUp()
 		unserve()
 		s.ungrown()
 		a.w.cap.release(minus(s.now, a.spec.Resources))
@@ -138,12 +143,21 @@ func (s *sizing) change(ctx context.Context, want jobs.Resources) error {
 	if err == nil {
 		return nil
 	}
-	undo := context.WithoutCancel(ctx)
-	return errors.Join(err, s.guest(undo, s.now), s.vmm.Resize(undo, s.now.VCPUs, s.now.MemoryMiB))
+	if ctx.Err() != nil { // the machine ends
+		return err
+	}
+	return errors.Join(err, s.guest(ctx, s.now), s.vmm.Resize(ctx, s.now.VCPUs, s.now.MemoryMiB))
 }
+
+// guestWithin is how long a guest may take to answer: twice what its agent gives its kernel (guestagent). What runs in it may have silenced it.
+const guestWithin = 20 * time.Second
+
+var errGuestUnsized = fmt.Errorf("the guest has not answered for %v", guestWithin)
 
 // guest has the guest use what it shall have.
 func (s *sizing) guest(ctx context.Context, want jobs.Resources) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, guestWithin, errGuestUnsized)
+	defer cancel()
 	uses, err := s.m.agent.Resize(ctx, wire.Resize{VCPUs: want.VCPUs, PluggedMiB: want.MemoryMiB - s.a.spec.Resources.MemoryMiB})
 	if err != nil {
 		return err
