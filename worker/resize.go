@@ -48,8 +48,10 @@ type sizing struct {
 	m   *machine
 	vmm vmm.Resizer
 
-	mu      sync.Mutex
-	now     jobs.Resources
+	mu  sync.Mutex
+	now jobs.Resources
+	// most is what the machine may have: more than now where it could not be made as it was. That much is taken from the worker's capacity.
+	most    jobs.Resources
 	ungrown func() // gives the memory that it grew by back to the pools
 }
 
@@ -60,7 +62,7 @@ func (a *attempt) serveResizes(ctx context.Context, m *machine) (stop func()) {
 	if !ok || a.w.cfg.Resizes == nil || a.spec.Headroom == (jobs.Resources{}) {
 		return func() {}
 	}
-	s := &sizing{a: a, m: m, vmm: r, now: a.spec.Resources, ungrown: func() {}}
+	s := &sizing{a: a, m: m, vmm: r, now: a.spec.Resources, most: a.spec.Resources, ungrown: func() {}}
 	ctx, giveUp := context.WithCancel(ctx)
 	unserve, err := a.w.cfg.Resizes.ServeResizes(ctx, a.lease.Tenant, a.lease.Job, s.resize)
 	if err != nil { // the job runs all the same
@@ -72,11 +74,11 @@ func (a *attempt) serveResizes(ctx context.Context, m *machine) (stop func()) {
 		giveUp()
 		unserve()
 		s.ungrown()
-		a.w.cap.release(minus(s.now, a.spec.Resources))
+		a.w.cap.release(minus(s.most, a.spec.Resources))
 	}
 }
 
-// resize answers one request. What the machine grows by is taken from the worker's capacity before, and what it shrinks by given back after.
+// resize answers one request. What the machine grows by is taken from the worker's capacity before, and what it has no more given back after.
 func (s *sizing) resize(ctx context.Context, r jobs.ResizeRequest) (jobs.Resources, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,21 +86,32 @@ func (s *sizing) resize(ctx context.Context, r jobs.ResizeRequest) (jobs.Resourc
 	if err != nil {
 		return s.now, err
 	}
-	grown := jobs.Resources{VCPUs: max(0, want.VCPUs-s.now.VCPUs), MemoryMiB: max(0, want.MemoryMiB-s.now.MemoryMiB)}
-	if !s.a.w.cap.tryTake(grown) {
+	larger := largest(want, s.most)
+	if !s.a.w.cap.tryTake(minus(larger, s.most)) {
 		return s.now, &jobs.Error{Code: jobs.CodeNoCapacity, Message: "the worker has no room for so large a machine now", RetryAfterMS: 1000}
 	}
-	before := s.now
+	s.count(larger)
 	if err := s.change(ctx, want); err != nil {
-		s.a.w.cap.release(grown)
+		err = errors.Join(err, s.undo(ctx))
 		zerolog.Ctx(ctx).Warn().Err(err).Str("machine", s.m.ID()).Msg("resize")
 		return s.now, &jobs.Error{Code: jobs.CodeUnsupported, Message: "the machine could not be resized: " + said(err.Error())}
 	}
 	s.now = want
-	s.ungrown()
-	s.ungrown = s.a.w.pools.demand(want.MemoryMiB - s.a.spec.Resources.MemoryMiB)
-	s.a.w.cap.release(jobs.Resources{VCPUs: max(0, before.VCPUs-want.VCPUs), MemoryMiB: max(0, before.MemoryMiB-want.MemoryMiB)})
+	s.shrunk()
 	return want, nil
+}
+
+// count notes what the machine may have, which has been taken.
+func (s *sizing) count(most jobs.Resources) {
+	s.most = most
+	s.ungrown()
+	s.ungrown = s.a.w.pools.demand(most.MemoryMiB - s.a.spec.Resources.MemoryMiB)
+}
+
+// shrunk notes that the machine has no more than it has now.
+func (s *sizing) shrunk() {
+	s.a.w.cap.release(minus(s.most, s.now))
+	s.count(s.now)
 }
 
 // wanted is what a request asks for, within what the machine can have.
@@ -130,23 +143,24 @@ func (s *sizing) wanted(r jobs.ResizeRequest) (jobs.Resources, error) {
 
 // change has the machine grow before its guest uses more, and the guest use less before the machine shrinks.
 func (s *sizing) change(ctx context.Context, want jobs.Resources) error {
-	largest := jobs.Resources{VCPUs: max(want.VCPUs, s.now.VCPUs), MemoryMiB: max(want.MemoryMiB, s.now.MemoryMiB)}
-	if largest != s.now {
-		if err := s.vmm.Resize(ctx, largest.VCPUs, largest.MemoryMiB); err != nil {
-			return err
-		}
-	}
-	err := s.guest(ctx, want)
-	if err == nil && want != largest {
-		err = s.vmm.Resize(ctx, want.VCPUs, want.MemoryMiB)
-	}
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil { // the machine ends
+	larger := largest(want, s.now)
+	if err := s.vmm.Resize(ctx, larger.VCPUs, larger.MemoryMiB); err != nil { // also where it may have that already, and more
 		return err
 	}
-	return errors.Join(err, s.guest(ctx, s.now), s.vmm.Resize(ctx, s.now.VCPUs, s.now.MemoryMiB))
+	if err := s.guest(ctx, want); err != nil || want == larger {
+		return err
+	}
+	return s.vmm.Resize(ctx, want.VCPUs, want.MemoryMiB)
+}
+
+// undo has the machine be as it was, unless ctx is over: then it ends. One that does not let go of what it was given keeps it, in the books too.
+func (s *sizing) undo(ctx context.Context) error {
+	err := s.guest(ctx, s.now)
+	if resizeErr := s.vmm.Resize(ctx, s.now.VCPUs, s.now.MemoryMiB); resizeErr != nil {
+		return errors.Join(err, resizeErr)
+	}
+	s.shrunk()
+	return err
 }
 
 // guestWithin is how long a guest may take to answer: twice what its agent gives its kernel (guestagent). What runs in it may have silenced it.
@@ -166,6 +180,10 @@ func (s *sizing) guest(ctx context.Context, want jobs.Resources) error {
 		return fmt.Errorf("the guest uses %d processors and %d MiB of plugged memory", uses.VCPUs, uses.PluggedMiB)
 	}
 	return nil
+}
+
+func largest(a, b jobs.Resources) jobs.Resources {
+	return jobs.Resources{VCPUs: max(a.VCPUs, b.VCPUs), MemoryMiB: max(a.MemoryMiB, b.MemoryMiB)}
 }
 
 func minus(a, b jobs.Resources) jobs.Resources {

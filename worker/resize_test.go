@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ type growing struct {
 	vmm.Driver
 	mu    sync.Mutex
 	sizes [][2]int
+	keeps error // what a machine says that shall have less; nil: it has
 }
 
 func (g *growing) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
@@ -52,8 +54,17 @@ func (m growingMachine) Resize(ctx context.Context, vcpus, memoryMiB int) error 
 	}
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
+	if n := len(m.g.sizes); m.g.keeps != nil && n > 0 && memoryMiB < m.g.sizes[n-1][1] {
+		return m.g.keeps
+	}
 	m.g.sizes = append(m.g.sizes, [2]int{vcpus, memoryMiB})
 	return nil
+}
+
+func (g *growing) keep(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keeps = err
 }
 
 // asking is who takes requests, and asks.
@@ -111,6 +122,37 @@ func (r *rig) free(t *testing.T, vcpus, memoryMiB int) {
 		r.set(func() { is = len(r.requests) > 0 && r.requests[len(r.requests)-1].Free == want })
 		return is
 	})
+}
+
+// TestResizeThatCannotBeUndone: what a machine does not let go of is its own, in the worker's books too, until it has let go, or has ended.
+func TestResizeThatCannotBeUndone(t *testing.T) {
+	r, g := newRig(t), &growing{}
+	l, resize, end := resizable(t, r, g)
+	g.keep(errors.New("the guest does not let go of it"))
+	_, err := resize(jobs.ResizeRequest{MemoryMiB: 576}) // this guest does not use it
+	if e, ok := errors.AsType[*jobs.Error](err); !ok || e.Code != jobs.CodeUnsupported || !strings.Contains(e.Message, "does not let go") {
+		t.Errorf("resize: %v", err)
+	}
+	r.free(t, 3, 448)
+	for range 2 { // asked for again, it is not taken twice
+		if _, err := resize(jobs.ResizeRequest{MemoryMiB: 576}); err == nil {
+			t.Error("it has been resized")
+		}
+	}
+	r.free(t, 3, 448)
+	g.keep(nil)
+	if _, err := resize(jobs.ResizeRequest{VCPUs: 2}); err == nil {
+		t.Error("it has been resized")
+	}
+	r.free(t, 3, 960)
+	g.keep(errors.New("not again"))
+	if _, err := resize(jobs.ResizeRequest{MemoryMiB: 576}); err == nil {
+		t.Error("it has been resized")
+	}
+	r.free(t, 3, 448)
+	end()
+	r.report(t, l.Job)
+	r.free(t, 4, 1024)
 }
 
 // A guest that does not answer holds up neither who asks for another size nor the end of the job.
