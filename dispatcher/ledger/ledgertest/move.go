@@ -38,9 +38,58 @@ func (s *suite) fill() {
 	if err := s.Seen(s.ctx(), []ledger.Seen{{Worker: "a", At: s.now, Offer: []byte("offers")}}); err != nil {
 		s.Fatal(err)
 	}
+	s.fillStates()
 	s.fillWebhooks()
 	out := s.outgoing(1000)
 	s.published(out[len(out)-1].ID) // the last id is counted, and gone
+}
+
+// fillStates puts in jobs that have each come as far as a job can, and workers that were told something.
+func (s *suite) fillStates() {
+	must := func(err error) {
+		s.Helper()
+		if err != nil {
+			s.Fatal(err)
+		}
+	}
+	s.naming("t", "queued")
+	s.cancel("t", s.queued("t").Job.ID)
+	s.leased("t")
+	_, running := s.leased("other")
+	must(s.Running(s.ctx(), []jobs.Held{running}, s.now))
+	_, again := s.leased("t")
+	s.requeue(again, true)
+	again.Attempt, again.Epoch = 2, 20
+	s.lease(again, true) // it has it still
+	_, canceled := s.leased("t")
+	s.cancel("t", canceled.Job)
+	_, ended := s.leased("t")
+	r := s.success(1)
+	r.Artifacts = []jobs.ArtifactResult{{Path: "large", Object: object("ended")}}
+	s.finishAs(ended, jobs.StateEnded, r, true)
+	_, failed := s.leased("t")
+	one := 1
+	r = s.success(1)
+	r.ExitCode = &one
+	s.finishAs(failed, jobs.StateEnded, r, true)
+	open := s.batch("t", 2)
+	s.admitBatch(open)
+	s.endQueued(open.Jobs[0].Job.ID, 0, true)
+	for name, f := range map[string]ledger.Flags{"cordoned": {Cordoned: true}, "draining": {Draining: true, DrainBy: s.tick()}} {
+		_, err := s.Register(s.ctx(), name, s.now)
+		must(err)
+		must(s.Flag(s.ctx(), name, f))
+	}
+	paused := s.schedule("paused")
+	paused.Paused = true
+	paused.Spec.Files = []jobs.File{{Path: "x", Object: object("scheduled")}}
+	s.put("other", paused)
+	due := s.schedule("fired")
+	s.put("t", due)
+	moved, err := s.Fired(s.ctx(), "t", "fired", due.NextAt, due.NextAt.Add(1<<40), ended.Job, 3)
+	if must(err); !moved {
+		s.Fatal("a schedule that is due has not moved on")
+	}
 }
 
 func (s *suite) exported() []byte {

@@ -115,6 +115,11 @@ func exportRows(ctx context.Context, tx *sql.Tx, t *table, lines *json.Encoder) 
 		if err := rows.Scan(into...); err != nil {
 			return err
 		}
+		for i, c := range t.columns {
+			if b, ok := into[i].(*[]byte); ok && c.kind == blob && *b == nil {
+				*b = []byte{} // SQLite's driver gives nil for an empty one
+			}
+		}
 		if err := lines.Encode(into); err != nil {
 			return err
 		}
@@ -133,7 +138,7 @@ func (t *table) values() []any {
 			into[i] = new(int64)
 		case truth:
 			into[i] = new(bool)
-		case blob:
+		case blob, null:
 			into[i] = new([]byte)
 		}
 	}

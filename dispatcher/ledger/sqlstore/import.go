@@ -85,7 +85,11 @@ func (s *Store) importTable(tx *tx, in *lines, t *table, h headerTable) error {
 			return fmt.Errorf("row %d of %d has %d values", n+1, h.Rows, len(row))
 		}
 		for i := range row {
+			if row[i] == nil && t.columns[i].kind == null {
+				continue
+			}
 			if row[i] == nil && t.columns[i].kind == blob {
+				row[i] = []byte{} // as it was exported from SQLite
 				continue
 			}
 			v := reflect.ValueOf(row[i])

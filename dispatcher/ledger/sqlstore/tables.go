@@ -21,14 +21,15 @@ const (
 	text kind = iota
 	number
 	truth
-	blob // or null
+	blob
+	null // or a blob
 )
 
 // tables are all besides the leader's. A column that is missing here is an error of Export.
 func tables() []table {
 	return []table{
 		of("jobs", "id", `id tenant state attempt# epoch# worker session# image priority# vcpus# memory_mib# network infra_left# user_left# cancel? labels hash
-			spec@ spec_bytes# result@ ok? dead? pool requires conc_key conc_limit# depends_on rules? failed_on batch redrive_of redriven_by hooks?
+			spec@ spec_bytes# result~ ok? dead? pool requires conc_key conc_limit# depends_on rules? failed_on batch redrive_of redriven_by hooks?
 			accepted_at# expires_at# run_at# not_before# leased_at# ended_at#`),
 		of("idempotency", "tenant, key", `tenant key job until#`),
 		of("attempts", "job, n", `job n# data@`),
@@ -46,12 +47,12 @@ func tables() []table {
 	}
 }
 
-// of makes a table; # follows a number's name, ? a truth's, @ a blob's.
+// of makes a table; # follows a number's name, ? a truth's, @ a blob's, ~ one's that may be null.
 func of(name, key, columns string) table {
 	t := table{name: name, key: key}
 	for _, c := range strings.Fields(columns) {
-		bare := strings.TrimRight(c, "#?@")
-		t.columns = append(t.columns, column{bare, map[string]kind{"": text, "#": number, "?": truth, "@": blob}[c[len(bare):]]})
+		bare := strings.TrimRight(c, "#?@~")
+		t.columns = append(t.columns, column{bare, map[string]kind{"": text, "#": number, "?": truth, "@": blob, "~": null}[c[len(bare):]]})
 	}
 	return t
 }
