@@ -28,6 +28,9 @@ const (
 func Lead(ctx context.Context, cfg Config, holder string, serve func(ctx context.Context, d *Dispatcher) error) error {
 	for ctx.Err() == nil {
 		term, at, err := campaign(ctx, cfg.Store, holder)
+		if errors.Is(err, ledger.ErrOutdated) {
+			return err
+		}
 		if err != nil {
 			return nil //nolint:nilerr // ctx has ended
 		}
@@ -42,7 +45,7 @@ func Lead(ctx context.Context, cfg Config, holder string, serve func(ctx context
 	return nil
 }
 
-// campaign waits until this process leads. at is when the ledger was asked.
+// campaign waits until this process leads, or never may: ErrOutdated. at is when the ledger was asked.
 func campaign(ctx context.Context, store ledger.Store, holder string) (term int64, at time.Time, err error) {
 	log := zerolog.Ctx(ctx)
 	for told := false; ; pause(ctx, leadEvery) {
@@ -52,8 +55,8 @@ func campaign(ctx context.Context, store ledger.Store, holder string) (term int6
 		at = time.Now()
 		term, err = store.Lead(ctx, holder, leadTTL)
 		switch {
-		case err == nil:
-			return term, at, nil
+		case err == nil, errors.Is(err, ledger.ErrOutdated):
+			return term, at, err
 		case errors.Is(err, ledger.ErrNotLeader):
 			if !told {
 				log.Info().Err(err).Msg("another dispatcher leads; this one stands by")
@@ -148,7 +151,7 @@ func (d *Dispatcher) renew(ctx context.Context, holder string, term int64) error
 		case err == nil:
 			d.deposed()
 			return fmt.Errorf("term %d has begun: %w", got, ledger.ErrNotLeader)
-		case errors.Is(err, ledger.ErrNotLeader):
+		case errors.Is(err, ledger.ErrNotLeader), errors.Is(err, ledger.ErrOutdated):
 			d.deposed()
 			return err
 		case ctx.Err() == nil:

@@ -21,6 +21,8 @@ type candidate struct {
 	lost  *lossy
 	end   func() // an orderly end
 	leads chan *dispatcher.Dispatcher
+	done  chan struct{} // closed when it has ended, with err
+	err   error
 }
 
 // lossy is a ledger that can be cut off: what is asked of it fails.
@@ -67,11 +69,11 @@ func stand(t *testing.T, name, url string, peers dispatcher.Peers) *candidate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &candidate{name: name, lost: &lossy{Store: store}, leads: make(chan *dispatcher.Dispatcher, 10)}
+	c := &candidate{name: name, lost: &lossy{Store: store}, leads: make(chan *dispatcher.Dispatcher, 10), done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	done := make(chan error, 1)
 	go func() {
-		done <- dispatcher.Lead(ctx, dispatcher.Config{Store: c.lost, Events: newBoard(t), Peers: peers}, name, func(ctx context.Context, d *dispatcher.Dispatcher) error {
+		defer close(c.done)
+		c.err = dispatcher.Lead(ctx, dispatcher.Config{Store: c.lost, Events: newBoard(t), Peers: peers}, name, func(ctx context.Context, d *dispatcher.Dispatcher) error {
 			c.leads <- d
 			<-ctx.Done()
 			return nil
@@ -79,8 +81,8 @@ func stand(t *testing.T, name, url string, peers dispatcher.Peers) *candidate {
 	}()
 	c.end = sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(name, err)
+		if <-c.done; c.err != nil && !errors.Is(c.err, ledger.ErrOutdated) {
+			t.Error(name, c.err)
 		}
 		if err := store.Close(); err != nil {
 			t.Error(name, err)
@@ -115,7 +117,7 @@ func (c *candidate) deposes(t *testing.T, d *dispatcher.Dispatcher) {
 }
 
 // One of two leads; the other takes over, with all that was accepted, when it ends; and when it is cut off from the ledger. Whoever is deposed
-// accepts nothing any more.
+// accepts nothing any more. When a newer version has brought the ledger up to date, who leads and who stands by end, and say why.
 func TestLead(t *testing.T) {
 	server := pgtest.Start(t)
 	url, air := server.Database(t), &ether{}
@@ -159,5 +161,17 @@ func TestLead(t *testing.T) {
 	b.deposes(t, third)
 	if len(c.leads) > 0 {
 		t.Error("c leads anew")
+	}
+
+	server.Exec(t, "test1", `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9000, true)`)
+	for _, old := range []*candidate{b, c} {
+		select {
+		case <-old.done:
+			if !errors.Is(old.err, ledger.ErrOutdated) {
+				t.Errorf("%s ends with %v", old.name, old.err)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("%s goes on with a ledger that it does not know", old.name)
+		}
 	}
 }

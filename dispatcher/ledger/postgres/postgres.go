@@ -78,7 +78,10 @@ func Open(ctx context.Context, url string) (*Store, error) {
 		Read:    read,
 		Schema:  schema,
 		Dialect: sqlstore.Dialect{
-			Bind: b.bind, Begin: `BEGIN`, Share: ` FOR SHARE`, Now: `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)`, Error: meaning, Again: again,
+			Bind: b.bind, Begin: `BEGIN`, Share: ` FOR SHARE`,
+			Keep:    `SELECT pg_advisory_xact_lock_shared(` + strconv.Itoa(writing) + `)`,
+			Version: `SELECT max(version_id) FROM goose_db_version`,
+			Now:     `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)`, Error: meaning, Again: again,
 			Snapshot:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 			Unhurried: []string{`SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`},
 			Last: func(table string) string {
@@ -94,26 +97,47 @@ func setLast(table string, n int64) []*sqlstore.Stmt {
 	return []*sqlstore.Stmt{{Query: `SELECT setval(CAST(? AS regclass), ?, ?)`, Args: []any{table + "_id_seq", max(n, 1), n > 0}, Scan: func(sqlstore.Row) error { return nil }}}
 }
 
+// writing is an advisory lock, which nobody else in the database should use: who writes shares it until his transaction's end, who migrates has it for
+// himself. So a migration sees all that was written before it, and who wrote that is outdated from then on.
+const writing = 0x706164646f636b // "paddock"
+
+// keeper has goose, where there is something to migrate, wait for those who write, and those wait for it.
+type keeper struct{ lock.SessionLocker }
+
+// SessionLock implements lock.SessionLocker. After an error what it has is given back with the connection.
+func (k keeper) SessionLock(ctx context.Context, conn *sql.Conn) error {
+	err := k.SessionLocker.SessionLock(ctx, conn)
+	if err == nil {
+		_, err = conn.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, writing)
+	}
+	return err
+}
+
+// SessionUnlock implements lock.SessionLocker.
+func (k keeper) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, `SELECT pg_advisory_unlock($1)`, writing)
+	return errors.Join(err, k.SessionLocker.SessionUnlock(ctx, conn))
+}
+
 // migrate gives the schema's version.
 func migrate(ctx context.Context, cfg pgx.ConnConfig) (schema int64, err error) {
 	cfg.RuntimeParams = maps.Clone(cfg.RuntimeParams)
 	cfg.RuntimeParams["statement_timeout"], cfg.RuntimeParams["lock_timeout"] = "0", "0" // a large ledger takes its time, and another may be at it
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	db := stdlib.OpenDB(cfg)
-	schema, err = up(ctx, db)
+	dir, err := fs.Sub(migrations, "migrations")
+	if err == nil {
+		schema, err = up(ctx, db, dir)
+	}
 	return schema, errors.Join(err, db.Close())
 }
 
-func up(ctx context.Context, db *sql.DB) (int64, error) {
-	dir, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return 0, err
-	}
+func up(ctx context.Context, db *sql.DB, dir fs.FS) (int64, error) {
 	locker, err := lock.NewPostgresSessionLocker()
 	if err != nil {
 		return 0, err
 	}
-	p, err := goose.NewProvider(goose.DialectPostgres, db, dir, goose.WithSessionLocker(locker))
+	p, err := goose.NewProvider(goose.DialectPostgres, db, dir, goose.WithSessionLocker(keeper{locker}))
 	if err != nil {
 		return 0, err
 	}
@@ -122,7 +146,7 @@ func up(ctx context.Context, db *sql.DB) (int64, error) {
 	}
 	have, known, err := p.GetVersions(ctx)
 	if err == nil && have > known { // goose has left it as it is, and we would write into what we do not know
-		err = fmt.Errorf("its schema has the version %d, newer than this Paddock's %d", have, known)
+		err = sqlstore.Outdated(have, known)
 	}
 	return known, err
 }

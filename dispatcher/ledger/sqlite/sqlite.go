@@ -121,7 +121,7 @@ func migrate(ctx context.Context, db *sql.DB) (int64, error) {
 		return 0, err
 	}
 	if have > known { // goose would leave it as it is, and we would write into what we do not know
-		return 0, fmt.Errorf("its schema has the version %d, newer than this Paddock's %d", have, known)
+		return 0, sqlstore.Outdated(have, known)
 	}
 	_, err = p.Up(ctx)
 	return known, err

@@ -53,8 +53,24 @@ func (s *Store) Lead(ctx context.Context, holder string, ttl time.Duration) (ter
 // Resign implements ledger.Store.
 func (s *Store) Resign(ctx context.Context) error {
 	w := s.write
-	return w.do(ctx, op{lead: true, do: func(tx *tx) error {
+	return w.do(ctx, op{lead: true, resign: true, do: func(tx *tx) error {
 		_, err := tx.exec(`UPDATE leader SET holder = '', renewed = 0 WHERE term = ?`, w.term)
 		return err
 	}, committed: func() { w.term = resigned }})
+}
+
+// Outdated is the error for a schema of a version that this Paddock does not know.
+func Outdated(have, known int64) error {
+	return fmt.Errorf("%w: its schema has the version %d, and this one knows %d", ledger.ErrOutdated, have, known)
+}
+
+// keep are the statements that keep the schema as it is until the transaction's end, and give its version. None where nobody else can change it.
+func (w *writer) keep(version *int64) []*Stmt {
+	if w.dialect.Keep == "" {
+		return nil
+	}
+	return []*Stmt{
+		{Query: w.dialect.Keep, Scan: func(Row) error { return nil }},
+		{Query: w.dialect.Version, Scan: func(row Row) error { return row.Scan(version) }}, // by itself: it is to see what Keep has waited for
+	}
 }

@@ -38,6 +38,9 @@ type Dialect struct {
 	Exclusive bool
 	// Share follows a SELECT whose rows nobody may change until the transaction's end; empty where nobody can.
 	Share string
+	// Keep keeps the schema as it is until the transaction's end, and waits for who changes it; Version is a query for its version. Empty where
+	// nobody else can change it.
+	Keep, Version string
 	// Now is the time by the database's clock, in microseconds.
 	Now string
 	// Snapshot begins a transaction that sees one moment all along; nil where each does.

@@ -19,6 +19,7 @@ import (
 type writer struct {
 	connect func(ctx context.Context) (Conn, error)
 	dialect Dialect
+	schema  int64 // the version of the schema that it knows
 	conn    Conn  // run's; nil where there is none at the moment
 	term    int64 // run's: in which it leads, or has led; see leader.go
 	ops     chan *op
@@ -33,7 +34,9 @@ type op struct {
 	alone bool
 	// lead is of an operation on the leadership itself: it needs none, and has a transaction of its own.
 	lead bool
-	do   func(tx *tx) error
+	// resign is of one that gives the leadership up, which who is outdated may do.
+	resign bool
+	do     func(tx *tx) error
 	// committed is called by the writer when all is durable; nil for nothing.
 	committed func()
 	done      chan error
@@ -49,7 +52,7 @@ const (
 var errClosed = errors.New("ledger closed")
 
 func newWriter(db Database) *writer {
-	return &writer{connect: db.Connect, dialect: db.Dialect, ops: make(chan *op, maxGroup), end: make(chan struct{})}
+	return &writer{connect: db.Connect, dialect: db.Dialect, schema: db.Schema, ops: make(chan *op, maxGroup), end: make(chan struct{})}
 }
 
 // do runs an operation in a transaction and returns when that is durable. Once handed in, it is not given up when ctx ends: the caller
@@ -114,7 +117,7 @@ func (w *writer) commit(ctx context.Context, group []*op) {
 		return
 	}
 	err := w.transact(ctx, group)
-	if err != nil && len(group) > 1 && !errors.Is(err, ledger.ErrUnavailable) && !errors.Is(err, ledger.ErrNotLeader) {
+	if err != nil && len(group) > 1 && !forAll(err) {
 		for _, o := range group { // one of them spoiled it for all: each on its own
 			o.done <- w.transact(ctx, []*op{o})
 		}
@@ -123,6 +126,11 @@ func (w *writer) commit(ctx context.Context, group []*op) {
 	for _, o := range group {
 		o.done <- err
 	}
+}
+
+// forAll tells of errors that none of a group's operations would be without.
+func forAll(err error) bool {
+	return errors.Is(err, ledger.ErrUnavailable) || errors.Is(err, ledger.ErrNotLeader) || errors.Is(err, ledger.ErrOutdated)
 }
 
 // transact commits a group, or nothing of it. Where the connection was lost that may be unknown.
@@ -155,6 +163,16 @@ func (w *writer) try(ctx context.Context, group []*op) (err error) {
 		}
 	}
 	step := &stepper{ctx: ctx, conn: w.conn, first: []*Stmt{{Query: w.dialect.Begin}}}
+	if !group[0].resign {
+		var version int64
+		step.first = append(step.first, w.keep(&version)...)
+		step.outdated = func() error {
+			if version > w.schema {
+				return Outdated(version, w.schema)
+			}
+			return nil
+		}
+	}
 	if !group[0].lead {
 		var term int64
 		fence, err := w.fence(&term)
@@ -214,6 +232,8 @@ type stepper struct {
 	ctx   context.Context //nolint:containedctx // of one transaction
 	conn  Conn
 	first []*Stmt // what goes before the first statement; nil when it has gone
+	// outdated gives ErrOutdated, when first has gone, where the schema is newer; nil where that does not matter.
+	outdated func() error
 	// fenced tells, when first has gone, that another leads; nil where there is no other.
 	fenced func() bool
 }
@@ -247,7 +267,13 @@ func (s *stepper) through(wave []*op) (err error) {
 		}
 		began := s.first != nil
 		s.first = nil
-		if err := s.conn.Run(s.ctx, list); err != nil {
+		err = s.conn.Run(s.ctx, list)
+		if began && s.outdated != nil {
+			if err := s.outdated(); err != nil { // which may be why a statement has failed
+				return err
+			}
+		}
+		if err != nil {
 			return err
 		}
 		if began && s.fenced != nil && s.fenced() {
