@@ -13,13 +13,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/paddockvm/paddock/dispatcher/asynqin"
 	"github.com/paddockvm/paddock/test/harness"
@@ -122,7 +120,7 @@ func TestCluster(t *testing.T) {
 	for _, binary := range harness.NeedRedis(t) {
 		t.Run(binary, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, cluster(t, binary), asynqin.Access{})
+			r := newRig(t, harness.StartRedisCluster(t, binary), asynqin.Access{})
 			slots := map[int64]bool{}
 			for _, q := range []string{"critical", "default", "low"} {
 				slot, err := r.inspect.ClusterKeySlot("paddock:" + q)
@@ -139,45 +137,6 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// cluster starts one of three nodes, and gives its URL.
-func cluster(t *testing.T, binary string) string {
-	t.Helper()
-	var nodes []*harness.Redis
-	for range 3 {
-		nodes = append(nodes, harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{
-			"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(harness.FreePort(t)), "--cluster-node-timeout", "2000",
-		}}))
-	}
-	var clients []redis.UniversalClient
-	for i, n := range nodes {
-		c := open(t, n.URL(), asynqin.Access{})
-		clients = append(clients, c)
-		if err := c.ClusterAddSlotsRange(t.Context(), i*5462, min(i*5462+5461, 16383)).Err(); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Do(t.Context(), "cluster", "set-config-epoch", i+1).Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, n := range nodes[1:] {
-		if err := clients[0].Do(t.Context(), "cluster", "meet", "127.0.0.1", n.Port, n.Setting("--cluster-port")).Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, c := range clients {
-		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-			info := c.ClusterInfo(t.Context()).Val()
-			if strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:3") {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("no cluster:\n%s", info)
-			}
-		}
-	}
-	return fmt.Sprintf("%s?addr=%s&addr=%s", nodes[0].URL(), nodes[1].Addr(), nodes[2].Addr())
-}
-
 // The server dies, and the Sentinels make the replica the server.
 func TestSentinel(t *testing.T) {
 	for _, binary := range harness.NeedRedis(t) {
@@ -185,7 +144,7 @@ func TestSentinel(t *testing.T) {
 			t.Parallel()
 			main := harness.StartRedis(t, harness.RedisOptions{Binary: binary})
 			harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{"--replicaof", fmt.Sprintf("127.0.0.1 %d", main.Port)}})
-			r := newRig(t, sentinels(t, binary, main), asynqin.Access{})
+			r := newRig(t, harness.StartSentinels(t, binary, main), asynqin.Access{})
 			r.works()
 			held := r.run("hold", asynq.Retention(time.Hour))
 			r.until("the job", func() bool { return len(r.brain.all()) == 6 })
@@ -200,60 +159,17 @@ func TestSentinel(t *testing.T) {
 	}
 }
 
-// sentinels starts two, and gives the URL.
-func sentinels(t *testing.T, binary string, of *harness.Redis) string {
-	t.Helper()
-	var addrs []string
-	for range 2 {
-		port := harness.FreePort(t)
-		file := filepath.Join(t.TempDir(), "sentinel.conf")
-		conf := fmt.Sprintf("port %d\nsentinel monitor main 127.0.0.1 %d 2\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n", port, of.Port)
-		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s := harness.StartRedis(t, harness.RedisOptions{Binary: binary, Port: port, Args: []string{file, "--sentinel"}})
-		addrs = append(addrs, s.Addr())
-		c := open(t, s.URL(), asynqin.Access{})
-		for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-			m, err := c.Do(t.Context(), "sentinel", "master", "main").Result()
-			if err == nil && strings.Contains(fmt.Sprint(m), "num-slaves:1") {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("the Sentinel knows no replica: %v %v", m, err)
-			}
-		}
-	}
-	return fmt.Sprintf("redis://%s?addr=%s&master_name=main", addrs[0], addrs[1])
-}
-
-var acl = regexp.MustCompile("(?s)```acl\n(.*?)```")
-
 // The rights of docs/redis.md are enough for producers and for the bridge, and keep tenants apart.
 func TestTenants(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/redis.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rights := acl.FindSubmatch(doc)
-	if rights == nil {
-		t.Fatal("docs/redis.md has no rights")
+	users := harness.RedisUsers(t)
+	zeta := make([]any, len(users[0]))
+	for i, w := range users[0] {
+		zeta[i] = strings.ReplaceAll(w.(string), "acme", "zeta")
 	}
 	each(t, func(r *rig) {
-		for line := range strings.Lines(string(rights[1]) + strings.ReplaceAll(strings.SplitAfter(string(rights[1]), "\n")[0], "acme", "zeta")) {
-			words := strings.Fields(line)
-			for i, w := range words { // a selector is one argument
-				if strings.HasPrefix(w, "(") {
-					words = append(words[:i], strings.Join(words[i:], " "))
-					break
-				}
-			}
-			var args []any
-			for _, w := range words {
-				args = append(args, w)
-			}
+		for _, args := range append(users, zeta) {
 			if err := r.plain.Do(r.Context(), args...).Err(); err != nil {
-				r.Fatalf("%q: %v", words, err)
+				r.Fatalf("%q: %v", args, err)
 			}
 		}
 		as := func(user string) string { return strings.Replace(r.at, "redis://", "redis://"+user+"@", 1) }
