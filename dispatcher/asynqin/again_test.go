@@ -118,6 +118,37 @@ func TestKilled(t *testing.T) {
 	})
 }
 
+// Redis is away when the bridge looks for abandoned tasks, and there when asynq's recoverer would: a task without retries, whose lease ran
+// out long ago, is not archived while its job runs.
+func TestAbandonedForLong(t *testing.T) {
+	each(t, func(r *rig) {
+		c := r.startChild()
+		task := r.run("hold", asynq.MaxRetry(0), asynq.Retention(time.Hour))
+		r.until("the job", func() bool { return len(r.brain.all()) == 1 })
+		c.kill()
+		r.leaseUntil(task, time.Now().Add(-time.Minute))
+		r.redis = &stumbling{UniversalClient: r.redis, looks: 3} // one a queue
+		r.bridge()
+		r.brain.letGo()
+		r.untilState(task, asynq.TaskStateCompleted)
+		r.wantJobs(1)
+	})
+}
+
+// stumbling is a Redis that is away for the first looks at abandoned tasks.
+type stumbling struct {
+	redis.UniversalClient
+	looks int
+}
+
+func (s *stumbling) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	if len(keys) == 3 && strings.HasSuffix(keys[0], "}:lease") && s.looks > 0 {
+		s.looks--
+		return redis.NewCmdResult(nil, errors.New("away"))
+	}
+	return s.UniversalClient.EvalSha(ctx, sha, keys, args...)
+}
+
 // The bridge dies between the mapping and the admission, or the dispatcher is away: the job is admitted by the next, once.
 func TestKilledBeforeAdmission(t *testing.T) {
 	each(t, func(r *rig) {

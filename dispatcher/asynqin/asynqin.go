@@ -152,13 +152,13 @@ type bridge struct {
 type taskName struct{ queue, id string }
 
 func (b *bridge) run(ctx context.Context) {
-	b.reclaim(ctx) // before asynq's recoverer looks, which it does at once
+	b.reclaim(ctx)
 	weights := map[string]int{}
 	for _, q := range b.queues {
 		weights[q.name] = q.weight
 	}
 	base := context.WithoutCancel(ctx) // the end of the bridge is not the end of tasks
-	server := asynq.NewServerFromRedisClient(b.cfg.Redis, asynq.Config{
+	server := asynq.NewServerFromRedisClient(withoutRecoverer{b.cfg.Redis}, asynq.Config{
 		Queues: weights, Concurrency: b.cfg.Concurrency, TaskCheckInterval: checkEvery, DelayedTaskCheckInterval: delayedEvery,
 		ShutdownTimeout: handBackWithin, HealthCheckInterval: healthEvery, HealthCheckFunc: b.health(),
 		BaseContext:    func() context.Context { return withAttempt(base) },
