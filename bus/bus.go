@@ -115,7 +115,9 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	if b.js, err = jetstream.New(b.nc.Conn); err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
-	b.openObjects(c)
+	if err := b.openObjects(c); err != nil {
+		return nil, err
+	}
 	if err := b.streams(ctx, c); err != nil {
 		return nil, err
 	}

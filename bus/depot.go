@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/objects"
@@ -39,12 +38,10 @@ func (b *Bus) openDepot(brain Brain) (*depot, error) {
 	}
 	d := &depot{conn: nc, store: b.store, brain: brain}
 	if _, ours := b.store.(*objects.JetStream); ours {
-		js, err := jetstream.New(nc.Conn)
-		if err != nil {
+		if d.store, err = storeOf(nc); err != nil {
 			nc.Close()
 			return nil, err
 		}
-		d.store = objects.NewJetStream(js)
 	}
 	d.uploads = objects.NewUploads(d.store, b.spool, storedWithin)
 	return d, nil

@@ -2,9 +2,12 @@ package bus
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/jobs"
@@ -12,8 +15,11 @@ import (
 )
 
 // openObjects opens the store of objects: this is where it is chosen. A worker may not make buckets, and has no key of S3.
-func (b *Bus) openObjects(c Config) {
-	js := objects.NewJetStream(b.js)
+func (b *Bus) openObjects(c Config) error {
+	js, err := storeOf(b.nc)
+	if err != nil {
+		return err
+	}
 	switch {
 	case c.Worker != "":
 		if b.worker != "" {
@@ -25,6 +31,19 @@ func (b *Bus) openObjects(c Config) {
 	default:
 		b.store = js
 	}
+	return nil
+}
+
+// storedAnswer is how long JetStream is waited for that has up to 4 MiB to write before it answers, and others' beside.
+const storedAnswer = 30 * time.Second
+
+// storeOf gives the objects that are in JetStream.
+func storeOf(nc *conn) (*objects.JetStream, error) {
+	js, err := jetstream.New(nc.Conn, jetstream.WithDefaultTimeout(storedAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("nats: %w", err)
+	}
+	return objects.NewJetStream(js), nil
 }
 
 // Objects is the store of objects, of a dispatcher.
@@ -69,8 +88,12 @@ func (s *serving) makeBucket(ctx context.Context, m *nats.Msg) any {
 	if err == nil {
 		err = s.errorOf(jobs.ValidTenant(q.Tenant))
 	}
-	if err == nil {
-		err = s.errorOf(objects.NewJetStream(s.bus.js).Make(ctx, q.Tenant))
+	if err != nil {
+		return failure{err}
 	}
-	return failure{err}
+	store, makeErr := storeOf(s.bus.nc)
+	if makeErr == nil {
+		makeErr = store.Make(ctx, q.Tenant)
+	}
+	return failure{s.errorOf(ofObjects(makeErr))}
 }
