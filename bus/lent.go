@@ -69,7 +69,8 @@ func (s *serving) lend(ctx context.Context, m *nats.Msg) any {
 const (
 	// jetStreamFor is how long a worker believes that it is JetStream that keeps objects.
 	jetStreamFor = time.Minute
-	// lendTries and lendPause are how long a worker waits for a dispatcher to say where they are kept: another begins to lead.
+	// lendTries and lendPause are how long a worker waits for a dispatcher to say where they are kept, or to make a bucket: another begins to
+	// lead, or an answer is lost.
 	lendTries  = 15
 	lendPause  = time.Second
 	lendWithin = 15 * time.Second // each

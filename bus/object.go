@@ -72,11 +72,20 @@ type bucketRequest struct {
 }
 
 func (b *Bus) askForBucket(ctx context.Context, tenant string) error {
-	r, _, err := ask[failure](ctx, b, b.fleet(access.BucketSubject), bucketRequest{b.worker, tenant})
-	if err == nil && r.Error != nil {
-		err = r.Error
+	for try := 0; ; try++ {
+		asking, cancel := context.WithTimeout(ctx, lendWithin)
+		r, _, err := ask[failure](asking, b, b.fleet(access.BucketSubject), bucketRequest{b.worker, tenant})
+		cancel()
+		switch {
+		case err == nil && r.Error == nil:
+			return nil
+		case err == nil:
+			return r.Error
+		case ctx.Err() != nil || try == lendTries:
+			return err
+		}
+		pause(ctx, lendPause)
 	}
-	return err
 }
 
 // makeBucket makes a tenant's bucket for a worker.

@@ -9,12 +9,15 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -185,5 +188,39 @@ func small(t *testing.T, nc *nats.Conn, tenant string) {
 	js := bustest.JetStream(t, nc)
 	if _, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: jobs.ObjectBucket(tenant), MaxBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestBucketAskedForAgain: a worker whose request for a bucket nobody answers, because its dispatcher has died with it or the answer is lost,
+// asks again: what a job has to store is not given up for that.
+func TestBucketAskedForAgain(t *testing.T) {
+	s := bustest.StartGuarded(t)
+	js := bustest.JetStream(t, s.As(s.Let(access.Operator, "op")))
+	s.Dispatcher() // for the streams
+	w := s.Worker("w1", s.Let(access.Worker, "w1"))
+	dispatcher := s.As(s.Let(access.Operator, "dispatcher"))
+	subscribe := func(subject string, answer func(m *nats.Msg)) {
+		if _, err := dispatcher.Subscribe(access.FleetSubject(subject, "*"), answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	subscribe(access.LendSubject, func(m *nats.Msg) { _ = m.Respond([]byte(`{"jetstream": true}`)) })
+	asked := 0
+	subscribe(access.BucketSubject, func(m *nats.Msg) {
+		if asked++; asked == 1 {
+			return
+		}
+		if _, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: jobs.ObjectBucket("acme"), MaxBytes: 1 << 20}); err != nil {
+			t.Error(err)
+		}
+		_ = m.Respond([]byte(`{}`))
+	})
+	if err := dispatcher.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // as long as a worker has for it
+	defer cancel()
+	if _, err := w.PutObject(ctx, "acme", strings.NewReader("kept")); err != nil {
+		t.Error(err)
 	}
 }
