@@ -1,15 +1,21 @@
 package bus_test
 
 import (
+	"bufio"
+	"context"
+	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/bus"
+	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -172,4 +178,68 @@ func TestEndsWhileItConnectsAgain(t *testing.T) {
 	stop()
 	bustest.Eventually(t, "the connection is back", ends.Connected)
 	answered(t, s)
+}
+
+// TestSilentServerOfCallout: who decides who may connect leaves a server that says nothing any more as soon as everybody else does: until then
+// the cluster's other servers, which those turn to, let nobody in.
+func TestSilentServerOfCallout(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var silent atomic.Bool
+	var serving sync.WaitGroup
+	connected := make(chan struct{}, 10)
+	serving.Go(func() {
+		for first := true; ; first = false {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			connected <- struct{}{}
+			serving.Go(func() {
+				defer c.Close()
+				fmt.Fprintf(c, "INFO {\"server_id\":\"s\",\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576,\"nonce\":\"n\"}\r\n")
+				for lines := bufio.NewScanner(c); lines.Scan(); {
+					if lines.Text() == "PING" && !(first && silent.Load()) {
+						fmt.Fprint(c, "PONG\r\n")
+					}
+				}
+			})
+		}
+	})
+	defer serving.Wait()
+	defer l.Close()
+	keys, err := access.MakeCalloutKeys(filepath.Join(t.TempDir(), "callout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	credentials := filepath.Join(t.TempDir(), "credentials.yaml")
+	if err := access.Change(credentials, func(l []access.Credential) ([]access.Credential, error) { return l, nil }); err != nil {
+		t.Fatal(err)
+	}
+	file, err := access.Open(credentials)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := bus.ConnectCallout(t.Context(), bus.CalloutConfig{URL: "nats://" + l.Addr().String(), Keys: keys, Credentials: file, Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-connected
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := a.Run(ctx, func() { silent.Store(true) }); err != nil {
+			t.Error(err)
+		}
+	})
+	defer running.Wait()
+	defer cancel()
+	const within = 30 * time.Second // 12 s, on a loaded machine
+	select {
+	case <-connected:
+	case <-time.After(within):
+		t.Errorf("after %v it still waits for a server that says nothing", within)
+	}
 }
