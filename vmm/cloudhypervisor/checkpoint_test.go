@@ -145,18 +145,20 @@ func TestCheckpointBreaksDown(t *testing.T) {
 // TestCheckpointGivenUp at each request: the machine runs on.
 func TestCheckpointGivenUp(t *testing.T) {
 	for _, path := range []string{"vm.info", "vm.pause", "vm.snapshot"} {
-		t.Run(path, func(t *testing.T) {
-			vmmtest.NoLeaks(t)
-			c := newCheckpoints(t, "v53.0", 30*time.Second)
-			ctx, cancel := context.WithCancel(within(t))
-			defer cancel()
-			c.next(path, silent, cancel)
-			if err := c.take(t, ctx); !errors.Is(err, context.Canceled) {
-				t.Errorf("err = %v", err)
-			}
-			c.answers(t)
-			must(t, c.take(t, within(t)))
-		})
+		for _, f := range []fault{silent, unheard} {
+			t.Run(path+"/"+string(f), func(t *testing.T) {
+				vmmtest.NoLeaks(t)
+				c := newCheckpoints(t, "v53.0", 30*time.Second)
+				ctx, cancel := context.WithCancel(within(t))
+				defer cancel()
+				c.next(path, f, cancel)
+				if err := c.take(t, ctx); !errors.Is(err, context.Canceled) {
+					t.Errorf("err = %v", err)
+				}
+				c.answers(t)
+				must(t, c.take(t, within(t)))
+			})
+		}
 	}
 }
 
@@ -171,7 +173,7 @@ func TestCheckpointUnsupported(t *testing.T) {
 	must(t, r.Resize(within(t), 1, c.base.Boot.MemoryMiB))
 	must(t, c.take(t, within(t)))
 	c.answers(t)
-	c.next("vm.resize", hangUp, nil)
+	c.next("vm.resize", hangUp, func() { c.hits = 0 }) // each time
 	if err := r.Resize(within(t), 2, c.base.Boot.MemoryMiB); err == nil {
 		t.Error("nobody noticed that there was no answer")
 	}

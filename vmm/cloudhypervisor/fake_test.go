@@ -118,6 +118,25 @@ func TestResizing(t *testing.T) {
 	}
 }
 
+// TestResizeNotHeard: a machine that has been given processors, and did not say so, gives them back.
+func TestResizeNotHeard(t *testing.T) {
+	c := newCheckpoints(t, "v53.0", 30*time.Second)
+	vm, memoryMiB := c.procs[c.ID()].vm, c.base.Boot.MemoryMiB
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	c.next("vm.resize", unheard, cancel)
+	if err := c.Machine.(vmm.Resizer).Resize(ctx, 2, memoryMiB); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
+	}
+	vm.mu.Lock()
+	if vm.vcpus != 1 {
+		t.Errorf("it has %d processors", vm.vcpus)
+	}
+	vm.mu.Unlock()
+	must(t, c.take(t, within(t))) // it is as its template
+	c.answers(t)
+}
+
 // TestDiskLimits has them in the request, and in a clone's configuration as they are then.
 func TestDiskLimits(t *testing.T) {
 	l, _ := newFakes(t, "v53.0")
@@ -225,7 +244,10 @@ func TestFaults(t *testing.T) {
 		}},
 	} {
 		for _, path := range phase.paths {
-			for _, f := range []fault{killBefore, killAfter, refuse, silent, garbage, hangUp, endless, badEvents} {
+			for _, f := range []fault{killBefore, killAfter, refuse, silent, unheard, garbage, hangUp, endless, badEvents} {
+				if f == unheard && phase.name == "probe" && path == "vm.boot" {
+					continue // the guest's end says it all
+				}
 				t.Run(phase.name+"/"+path+"/"+string(f), func(t *testing.T) {
 					strike(t, l, path, f, phase.run)
 				})
@@ -240,7 +262,7 @@ func strike(t *testing.T, l *fakeLauncher, path string, f fault, run func(*testi
 	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
 	onHit := func() {}
-	if f == silent {
+	if f == silent || f == unheard {
 		onHit = cancel // nothing else would end the wait
 	}
 	l.next(path, f, onHit)
@@ -255,7 +277,7 @@ func strike(t *testing.T, l *fakeLauncher, path string, f fault, run func(*testi
 	if f == refuse && !strings.Contains(fmt.Sprint(err), "sabotage") {
 		t.Errorf("error does not say what the VMM said: %v", err)
 	}
-	if f == silent && !errors.Is(err, context.Canceled) {
+	if (f == silent || f == unheard) && !errors.Is(err, context.Canceled) {
 		t.Errorf("error does not say that it was cancelled: %v", err)
 	}
 }

@@ -156,6 +156,7 @@ const (
 	killAfter   fault = "killed after it has answered"
 	refuse      fault = "refuses"
 	silent      fault = "does not answer"
+	unheard     fault = "obeys, and does not answer"
 	garbage     fault = "answers garbage"
 	hangUp      fault = "hangs up in its answer"
 	endless     fault = "answers without end"

@@ -35,6 +35,7 @@ type fakeVMM struct {
 	config map[string]any
 	guest  *fakeGuest
 	memory []byte // the guest's, mapped
+	vcpus  int    // since the last resize; 0: there was none
 }
 
 func (v *fakeVMM) closeFiles() {
@@ -191,6 +192,9 @@ func (v *fakeVMM) answer(conn *net.UnixConn, q *http.Request, body []byte, fds i
 		return
 	case silent:
 		return // whoever waits has to give up by himself
+	case unheard:
+		_, _ = v.handle(q.Method, path, body, fds)
+		return
 	case garbage:
 		_, _ = io.WriteString(conn, "\x00\x01 this is not HTTP\r\n\r\n")
 		return
@@ -286,7 +290,12 @@ func (v *fakeVMM) handle(method, path string, body []byte, fds int) (any, error)
 		return v.add("disks", body, 0)
 	case "PUT vm.add-vsock", "PUT vm.add-device":
 		return v.add("devices", body, 0)
-	case "PUT vm.resize", "PUT vm.resize-disk", "PUT vm.remove-device":
+	case "PUT vm.resize":
+		var size struct{ Desired_vcpus int }
+		_ = json.Unmarshal(body, &size)
+		v.vcpus = size.Desired_vcpus
+		return nil, v.needs("The VM could not be resized")
+	case "PUT vm.resize-disk", "PUT vm.remove-device":
 		return nil, v.needs("The VM could not be resized")
 	case "PUT vmm.shutdown":
 		v.die(nil)

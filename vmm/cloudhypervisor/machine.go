@@ -371,9 +371,10 @@ func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	defer release()
 	had := m.vcpus
 	if err = m.setVCPUs(ctx, vcpus); err == nil {
-		if err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB)); err != nil && had != unknown {
-			err = errors.Join(err, m.setVCPUs(context.WithoutCancel(ctx), had))
-		}
+		err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB))
+	}
+	if err != nil && m.vcpus != had && had != unknown { // also where nobody knows whether it obeyed
+		err = errors.Join(err, m.setVCPUs(context.WithoutCancel(ctx), had))
 	}
 	if err != nil {
 		return fmt.Errorf("resize %s: %w", m.id, err)
