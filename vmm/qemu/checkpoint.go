@@ -102,6 +102,9 @@ func (m *machine) take(ctx context.Context, dir string) (_ *taken, err error) {
 		return nil, err
 	}
 	defer release()
+	if err := m.look(ctx); err != nil {
+		return nil, err
+	}
 	if m.size.plugged() {
 		return nil, fmt.Errorf("it has grown since: %w", vmm.ErrUnsupported)
 	}

@@ -15,7 +15,7 @@ import (
 // A machine grows by processors of its own kind and by DIMMs of memory, all of one size, plugged into slots that it was booted with. It
 // shrinks by the same, last in first out, as its guest lets go of them by ACPI.
 
-// size is what is plugged into a machine.
+// size is what is plugged into a machine, as it was last looked at, or changed.
 type size struct {
 	cpus  []string // by id, in the order in which they came
 	dimms []string
@@ -28,8 +28,8 @@ func newSize(b vmm.Boot) *size { return &size{unit: dimmMiB(b)} }
 // plugged tells whether the machine has more than its template's devices.
 func (s *size) plugged() bool { return len(s.cpus)+len(s.dimms) > 0 }
 
-// Resize grows first and shrinks then, and has the machine weigh what it then has; where a step fails, those before it are undone. Memory that the guest does not give up, or a
-// processor, is an error after StepTimeout.
+// Resize has the machine weigh what it shall have, grows first and shrinks then; where a step fails, those before it are undone. Memory that the
+// guest does not give up, or a processor, is an error after StepTimeout.
 func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	if err := m.resize(ctx, vcpus, memoryMiB); err != nil {
 		return fmt.Errorf("resize %s to %d processors and %d MiB: %w", m.id, vcpus, memoryMiB, err)
@@ -43,21 +43,24 @@ func (m *machine) resize(ctx context.Context, vcpus, memoryMiB int) error {
 		return err
 	}
 	defer release()
-	if err := m.forgetGone(ctx); err != nil {
+	if err := m.look(ctx); err != nil {
 		return err
 	}
 	if err := m.canBe(vcpus, memoryMiB); err != nil {
 		return err
 	}
-	cpus, dimms := vcpus-m.boot.VCPUs, (memoryMiB-m.boot.MemoryMiB)/m.size.unit
 	hadCPUs, hadDIMMs := len(m.size.cpus), len(m.size.dimms)
-	if err = m.plug(ctx, cpus, dimms); err == nil {
-		err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB))
+	if err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB)); err == nil {
+		err = m.plug(ctx, vcpus-m.boot.VCPUs, (memoryMiB-m.boot.MemoryMiB)/m.size.unit)
 	}
 	if err == nil {
 		return nil
 	}
-	return errors.Join(err, m.plug(context.WithoutCancel(ctx), hadCPUs, hadDIMMs))
+	ctx = context.WithoutCancel(ctx)
+	if lookErr := m.look(ctx); lookErr != nil { // QEMU may have obeyed where nobody heard its answer
+		return errors.Join(err, lookErr)
+	}
+	return errors.Join(err, m.plug(ctx, hadCPUs, hadDIMMs), vmm.Weigh(m.proc, weight(m.boot.VCPUs+hadCPUs, m.boot.MemoryMiB+hadDIMMs*m.size.unit)))
 }
 
 // canBe tells whether the machine can have that size.
@@ -71,15 +74,17 @@ func (m *machine) canBe(vcpus, memoryMiB int) error {
 	case vcpus > max(b.VCPUs, b.MaxVCPUs) || memoryMiB > max(b.MemoryMiB, b.MaxMemoryMiB):
 		return fmt.Errorf("it can have at most %d processors and %d MiB: %w", max(b.VCPUs, b.MaxVCPUs), max(b.MemoryMiB, b.MaxMemoryMiB), vmm.ErrUnsupported)
 	case m.platform.Accel == accelTCG && vcpus-b.VCPUs < len(m.size.cpus):
-		// QEMU 7.2 dies when a processor is plugged in after one was pulled.
-		return fmt.Errorf("an emulated processor cannot be pulled: %w", vmm.ErrUnsupported)
+		return errEmulated
 	case (memoryMiB-b.MemoryMiB)%m.size.unit != 0:
 		return fmt.Errorf("its memory grows from %d MiB by %d MiB at a time: %w", b.MemoryMiB, m.size.unit, vmm.ErrUnsupported)
 	}
 	return nil
 }
 
-// plug has the machine have so many processors and DIMMs besides those that it was booted with.
+// errEmulated is why an emulated machine keeps its processors: QEMU 7.2 dies when one is plugged in after one was pulled.
+var errEmulated = fmt.Errorf("an emulated processor cannot be pulled: %w", vmm.ErrUnsupported)
+
+// plug plugs in and pulls. What it has to leave is an error once it has done the rest.
 func (m *machine) plug(ctx context.Context, cpus, dimms int) error {
 	s := m.size
 	for len(s.dimms) < dimms {
@@ -91,6 +96,10 @@ func (m *machine) plug(ctx context.Context, cpus, dimms int) error {
 		if err := m.addCPU(ctx); err != nil {
 			return err
 		}
+	}
+	var left error
+	if len(s.cpus) > cpus && m.platform.Accel == accelTCG {
+		left, cpus = errEmulated, len(s.cpus)
 	}
 	for len(s.cpus) > cpus {
 		if err := m.pull(ctx, s.cpus[len(s.cpus)-1]); err != nil {
@@ -104,7 +113,7 @@ func (m *machine) plug(ctx context.Context, cpus, dimms int) error {
 		}
 		s.dimms = s.dimms[:len(s.dimms)-1]
 	}
-	return nil
+	return left
 }
 
 // cpuPlace is where a processor can be plugged in (qapi/machine.json, HotpluggableCPU).
@@ -162,7 +171,7 @@ func (m *machine) addDIMM(ctx context.Context) error {
 		return err
 	}
 	if err := m.qmp.execute(ctx, "device_add", map[string]any{"driver": "pc-dimm", "id": id, "memdev": memoryOf(id)}, nil); err != nil {
-		return errors.Join(err, m.qmp.execute(ctx, "object-del", map[string]string{"id": memoryOf(id)}, nil))
+		return err // look gives the memory back
 	}
 	m.size.dimms = append(m.size.dimms, id)
 	return nil
@@ -226,19 +235,32 @@ func (m *machine) pulled(ctx context.Context, id string, answer <-chan error) er
 			return context.Cause(ctx)
 		case <-time.After(wait):
 		}
-		var devices []qomProperty
-		if err := m.qmp.execute(ctx, "qom-list", map[string]string{"path": "/machine/peripheral"}, &devices); err != nil {
+		devices, err := m.list(ctx, peripherals)
+		if err != nil {
 			return err
 		}
-		if !slices.Contains(devices, qomProperty{id}) {
+		if !slices.Contains(devices, id) {
 			return nil
 		}
 	}
 }
 
-// qomProperty names one; /machine/peripheral has those devices that have an id.
-type qomProperty struct {
-	Name string `json:"name"`
+// Where QEMU keeps those devices that have an id, and what is no device, as a DIMM's memory.
+const (
+	peripherals = "/machine/peripheral"
+	objects     = "/objects"
+)
+
+// list gives the names of what is somewhere.
+func (m *machine) list(ctx context.Context, path string) (names []string, err error) {
+	var properties []struct {
+		Name string `json:"name"`
+	}
+	err = m.qmp.execute(ctx, "qom-list", map[string]string{"path": path}, &properties)
+	for _, p := range properties {
+		names = append(names, p.Name)
+	}
+	return names, err
 }
 
 // freeMemory gives a DIMM's memory back; a processor has none.
@@ -251,18 +273,40 @@ func (m *machine) freeMemory(ctx context.Context, id string) error {
 	return m.qmp.execute(ctx, "object-del", map[string]string{"id": memoryOf(id)}, nil)
 }
 
-// forgetGone takes note of what the guest let go of when nobody waited for it any more.
-func (m *machine) forgetGone(ctx context.Context) error {
+// look asks QEMU what is plugged in. It is not always what was heard: a guest may have let go when nobody waited for it any more, and QEMU, which
+// does one command after the other, may have obeyed when nobody waited for its answer. Memory of which there is no DIMM is given back.
+func (m *machine) look(ctx context.Context) error {
+	s := m.size
+	if s.named == 0 { // nothing ever was
+		return nil
+	}
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	devices, err := m.list(ctx, peripherals)
+	if err != nil {
+		return err
+	}
+	s.cpus, s.dimms = nil, nil
 	var errs []error
-	for _, id := range m.unplugs.gone() {
-		errs = append(errs, m.freeMemory(ctx, id))
-		same := func(other string) bool { return other == id }
-		m.size.cpus, m.size.dimms = slices.DeleteFunc(m.size.cpus, same), slices.DeleteFunc(m.size.dimms, same)
+	memory, err := m.list(ctx, objects)
+	errs = append(errs, err)
+	for n := range s.named {
+		cpu, dimm := idOf("cpu", n+1), idOf("dimm", n+1)
+		switch {
+		case slices.Contains(devices, cpu):
+			s.cpus = append(s.cpus, cpu)
+		case slices.Contains(devices, dimm):
+			s.dimms = append(s.dimms, dimm)
+		case slices.Contains(memory, memoryOf(dimm)):
+			errs = append(errs, m.qmp.execute(ctx, "object-del", map[string]string{"id": memoryOf(dimm)}, nil))
+		}
 	}
 	return errors.Join(errs...)
 }
 
 func (s *size) name(kind string) string {
 	s.named++
-	return kind + "-" + strconv.Itoa(s.named)
+	return idOf(kind, s.named)
 }
+
+func idOf(kind string, n int) string { return kind + "-" + strconv.Itoa(n) }

@@ -143,13 +143,18 @@ func TestResizeFails(t *testing.T) {
 		}
 		used(t, c, 1, 0)
 	}
-	grown(t, m, c, 2, 384)
 	weightless := errors.New("it cannot be weighed")
-	scales.Refuse(weightless)
-	if err := m.(vmm.Resizer).Resize(within(t), 2, 512); !errors.Is(err, weightless) {
-		t.Errorf("weight: %v", err)
+	refused := func(vcpus, memoryMiB int) {
+		t.Helper()
+		scales.Refuse(weightless)
+		defer scales.Refuse(nil)
+		if err := m.(vmm.Resizer).Resize(within(t), vcpus, memoryMiB); !errors.Is(err, weightless) {
+			t.Errorf("weight: %v", err)
+		}
 	}
-	scales.Refuse(nil)
+	refused(2, 256)
+	grown(t, m, c, 2, 384) // which an emulator does not survive that has plugged in a processor and pulled it
+	refused(2, 512)
 	used(t, c, 2, 128)
 	weighs(t, scales, m, 2, 384)
 	grown(t, m, c, 2, 512)
@@ -159,4 +164,60 @@ func TestResizeFails(t *testing.T) {
 	}
 	used(t, c, 2, 256)
 	must(t, m.(vmm.Resizer).Resize(within(t), 2, 512)) // as it was
+}
+
+// TestResizeNotHeard has QEMU obey, and nobody hear of it: the next who resizes the machine finds it as it is.
+func TestResizeNotHeard(t *testing.T) {
+	s := &saboteur{Launcher: vmm.Direct{}}
+	d := newDriver(t, qemu.Config{Launcher: s})
+	boot := agentBoot(t)
+	boot.MaxVCPUs, boot.MaxMemoryMiB = 2, 512
+	template := agentTemplate(t, d, boot, vmm.Attach{})
+	caps, err := d.Probe(within(t))
+	must(t, err)
+	m, c := agentClone(t, d, template, vmm.Attach{}, nil)
+	givenUp := func(command string, vcpus, memoryMiB int) error {
+		ctx, cancel := context.WithCancel(within(t))
+		defer cancel()
+		hit := false
+		s.next(command, unheard, func() {
+			s.command, hit = "", true // once
+			cancel()
+		})
+		err := m.(vmm.Resizer).Resize(ctx, vcpus, memoryMiB)
+		if s.next("", "", nil); !hit {
+			t.Errorf("%s: the fault was never met", command)
+		}
+		return err
+	}
+	for _, command := range []string{"object-add", "device_add"} {
+		if err := givenUp(command, 1, 384); !errors.Is(err, context.Canceled) || errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("%s: %v", command, err)
+		}
+		used(t, c, 1, 0)
+		_, err := m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), template)
+		must(t, err)           // it has what its template has
+		grown(t, m, c, 1, 512) // for which there is a place, and no more
+		grown(t, m, c, 1, 256)
+	}
+	grown(t, m, c, 1, 512)
+	// The guest may have let go before anybody has given up.
+	if err := givenUp("device_del", 1, 384); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("device_del: %v", err)
+	}
+	grown(t, m, c, 1, 384)
+	s.next("object-del", refuse, func() { s.command = "" })
+	if err := m.(vmm.Resizer).Resize(within(t), 1, 256); err == nil || !strings.Contains(err.Error(), "object-del: sabotage") {
+		t.Errorf("object-del: %v", err)
+	}
+	grown(t, m, c, 1, 384) // as it was
+	grown(t, m, c, 1, 256)
+	err = givenUp("device_add", 2, 256)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, vmm.ErrUnsupported) != (caps.Accel == "tcg") {
+		t.Errorf("device_add of a processor: %v", err)
+	}
+	if _, err := m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), template); caps.Accel == "tcg" && !errors.Is(err, vmm.ErrUnsupported) {
+		t.Errorf("checkpoint of a machine with another processor: %v", err)
+	}
+	grown(t, m, c, 2, 256) // for which there is one place
 }

@@ -25,7 +25,6 @@ func (o ost) kept() bool {
 type unplugs struct {
 	mu       sync.Mutex
 	expected map[string]chan error
-	late     []string // let go of when nobody waited any more
 }
 
 // expect gives a channel on which the guest's answer comes.
@@ -58,23 +57,10 @@ func (u *unplugs) giveUp(id string) (gone bool) {
 func (u *unplugs) tell(id string, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	answer := u.expected[id]
-	switch {
-	case answer != nil:
+	if answer := u.expected[id]; answer != nil {
 		select {
 		case answer <- err:
 		default: // it has been told
 		}
-	case err == nil && id != "":
-		u.late = append(u.late, id)
 	}
-}
-
-// gone gives, once, what was let go of late.
-func (u *unplugs) gone() []string {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	late := u.late
-	u.late = nil
-	return late
 }
