@@ -148,6 +148,9 @@ func New(cfg Config) (*Dispatcher, error) {
 // until ctx ends. It returns an error where the ledger cannot be read.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	if err := d.load(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it was stopped, and not refused
+		}
 		return fmt.Errorf("dispatcher: %w", err)
 	}
 	defer d.stopPolls()

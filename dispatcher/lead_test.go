@@ -175,3 +175,32 @@ func TestLead(t *testing.T) {
 		}
 	}
 }
+
+// endless is a ledger that takes its time to be read.
+type endless struct {
+	ledger.Store
+	asked chan struct{}
+}
+
+func (e *endless) Workers(ctx context.Context) ([]ledger.Worker, error) {
+	close(e.asked)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Who is stopped while it reads the ledger ends in order.
+func TestStoppedWhileItReads(t *testing.T) {
+	e := &endless{asked: make(chan struct{})}
+	d, err := dispatcher.New(dispatcher.Config{Store: e, Events: newBoard(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	<-e.asked
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
