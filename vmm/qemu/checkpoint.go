@@ -158,7 +158,7 @@ func newState(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-// standing is what is done while the machine stands still. Whatever fails in it, the machine runs on.
+// standing is what is done while the machine stands still. Whatever fails in it, the machine runs on, or is over.
 func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os.File) (err error) {
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
@@ -175,9 +175,7 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	start := time.Now()
 	defer func() {
 		if status.Running { // also where stop's answer was not waited for
-			resume, cancel := m.d.step(context.WithoutCancel(ctx))
-			defer cancel()
-			err = errors.Join(err, m.qmp.execute(resume, "cont", nil, nil))
+			err = errors.Join(err, m.runOn(context.WithoutCancel(ctx)))
 		}
 		t.paused = time.Since(start)
 	}()
@@ -189,6 +187,18 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	go func() { read <- m.readMemory(t) }()
 	err = m.saveDevices(ctx, job)
 	return errors.Join(err, <-read)
+}
+
+// runOn lets the machine run again. One of which QEMU says that it cannot is over: it would stand still for ever.
+func (m *machine) runOn(ctx context.Context) error {
+	ctx, cancel := m.d.step(ctx)
+	defer cancel()
+	err := m.qmp.execute(ctx, "cont", nil, nil)
+	if refused(err) {
+		err = fmt.Errorf("let it run on: %w", err)
+		m.breakDown(err)
+	}
+	return err
 }
 
 // saveDevices saves the devices' state and begins the copy of the disk.

@@ -350,6 +350,10 @@ func TestFaults(t *testing.T) {
 						}
 						defer running.Close()
 					}
+					if phase.name == "checkpoint" { // once: what clears up works
+						inner := onHit
+						onHit = func() { s.command = ""; inner() }
+					}
 					s.next(command, f, onHit)
 					defer s.next("", "", nil)
 					err := phase.run(t, ctx)
@@ -364,6 +368,16 @@ func TestFaults(t *testing.T) {
 					}
 					if (f == silent || f == unheard) && !errors.Is(err, context.Canceled) {
 						t.Errorf("error does not say that it was cancelled: %v", err)
+					}
+					if phase.name == "checkpoint" && command == "cont" && f == refuse {
+						select { // it would stand still
+						case <-running.Done():
+						case <-within(t).Done():
+							t.Fatal("it is not over")
+						}
+						if exit := running.Exit(); exit.Guest || !strings.Contains(fmt.Sprint(exit.Err), "sabotage") {
+							t.Errorf("exit: %+v", exit)
+						}
 					}
 					if f == unheard {
 						if _, err := guest.Get(within(t), running); err != nil {

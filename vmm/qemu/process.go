@@ -34,6 +34,7 @@ type process struct {
 
 	exit    vmm.Exit
 	killErr error
+	broken  error // why it was ended, where that was nobody's wish; set before stop is closed
 
 	mu     sync.Mutex
 	reason string // why the guest ended itself, empty: it did not
@@ -141,7 +142,7 @@ func (p *process) cause(stopped bool) vmm.Exit {
 		return vmm.Exit{Guest: true, Reason: reason}
 	}
 	if stopped {
-		return vmm.Exit{}
+		return vmm.Exit{Err: p.broken}
 	}
 	err := p.proc.Err()
 	if err == nil {
@@ -170,6 +171,15 @@ func (p *process) close() error {
 	p.stopOnce.Do(func() { close(p.stop) })
 	<-p.done
 	return p.killErr
+}
+
+// breakDown ends the process because it cannot go on, which is its Exit then.
+func (p *process) breakDown(err error) {
+	p.stopOnce.Do(func() {
+		p.broken = err
+		close(p.stop)
+	})
+	<-p.done
 }
 
 // fail ends the process and tells why, in QEMU's own words too.
