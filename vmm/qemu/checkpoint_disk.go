@@ -28,6 +28,11 @@ func (m *machine) prepareBackup(ctx context.Context) (_ *backup, err error) {
 	if m.boot.Scratch == "" {
 		return nil, nil
 	}
+	if m.uncleared != nil {
+		if err := m.uncleared.clear(ctx); err != nil {
+			return nil, fmt.Errorf("what the last checkpoint left: %w", err)
+		}
+	}
 	b := &backup{m: m}
 	defer func() {
 		if err != nil {
@@ -84,7 +89,6 @@ func (b *backup) finish(ctx context.Context) error {
 	if err := b.concluded(ctx); err != nil {
 		return err
 	}
-	b.running = false
 	ctx, cancel := b.m.d.step(ctx)
 	defer cancel()
 	var jobs []struct {
@@ -95,6 +99,7 @@ func (b *backup) finish(ctx context.Context) error {
 		return err
 	}
 	err := b.m.qmp.execute(ctx, "job-dismiss", map[string]string{"id": backupName}, nil)
+	b.running = err != nil
 	for _, j := range jobs {
 		if j.ID == backupName && j.Error != "" {
 			return errors.Join(fmt.Errorf("copy the scratch disk: %s", j.Error), err)
@@ -125,25 +130,37 @@ func (b *backup) concluded(ctx context.Context) error {
 	}
 }
 
-// close ends the job where it still runs, and takes what was lent back.
+// close ends the job where it still runs, and takes what was lent back. What QEMU has not done in time is left to the next checkpoint.
 func (b *backup) close(ctx context.Context) error {
 	defer b.file.Close()
-	ctx, cancel := b.m.d.step(context.WithoutCancel(ctx))
-	defer cancel()
-	var errs []error
-	if b.running {
-		errs = append(errs, b.end(ctx))
-	}
-	if b.node {
-		errs = append(errs, b.m.qmp.execute(ctx, "blockdev-del", map[string]string{"node-name": backupName}, nil))
-	}
+	err := b.clear(context.WithoutCancel(ctx))
 	b.m.takeBack(ctx, diskSet)
 	select {
 	case <-b.m.done: // nothing is left to be cleared away
 		return nil
 	default:
-		return errors.Join(errs...)
+		return err
 	}
+}
+
+// clear has QEMU forget the job and its target.
+func (b *backup) clear(ctx context.Context) error {
+	ctx, cancel := b.m.d.step(ctx)
+	defer cancel()
+	b.m.uncleared = b
+	if b.running {
+		if err := b.end(ctx); err != nil {
+			return err
+		}
+	}
+	if b.node {
+		err := b.m.qmp.execute(ctx, "blockdev-del", map[string]string{"node-name": backupName}, nil)
+		if b.node = err != nil && !refused(err); err != nil { // without the job nothing keeps the target: there is none
+			return err
+		}
+	}
+	b.m.uncleared = nil
+	return nil
 }
 
 // end ends a job that may run, may have ended, or may never have begun.
@@ -152,9 +169,15 @@ func (b *backup) end(ctx context.Context) error {
 	switch {
 	case err == nil:
 		_ = b.finish(ctx) // its error is that it was cancelled
-		return context.Cause(ctx)
-	case refused(err):
-		_ = b.m.qmp.execute(ctx, "job-dismiss", map[string]string{"id": backupName}, nil) // it is over, or there is none
+		if !b.running {
+			return nil
+		}
+		return errors.Join(errors.New("the copy of the scratch disk does not end"), context.Cause(ctx))
+	case refused(err): // it is over, or there is none
+		err = b.m.qmp.execute(ctx, "job-dismiss", map[string]string{"id": backupName}, nil)
+		if b.running = err != nil && !refused(err); b.running {
+			return err
+		}
 		return nil
 	}
 	return err

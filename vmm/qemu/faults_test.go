@@ -311,6 +311,7 @@ func TestFaults(t *testing.T) {
 		{"pause", []string{"stop"}, func(_ *testing.T, ctx context.Context) error { return running.Pause(ctx) }},
 		{"checkpoint", []string{
 			"add-fd", "blockdev-add", "stop", "xen-save-devices-state", "blockdev-backup", "cont", "block-job-set-speed", "query-jobs",
+			"job-dismiss",
 		}, func(t *testing.T, ctx context.Context) error {
 			_, err := running.(vmm.Checkpointer).Checkpoint(ctx, t.TempDir(), template)
 			if err != nil && s.fault == killBefore && !strings.Contains(err.Error(), "qemu ended by itself: signal: killed") {
@@ -378,14 +379,44 @@ func TestFaults(t *testing.T) {
 						if exit := running.Exit(); exit.Guest || !strings.Contains(fmt.Sprint(exit.Err), "sabotage") {
 							t.Errorf("exit: %+v", exit)
 						}
-					}
-					if f == unheard {
+					} else if phase.name == "checkpoint" && (f == refuse || f == silent || f == unheard) {
 						if _, err := guest.Get(within(t), running); err != nil {
 							t.Errorf("the machine does not run on: %v", err)
+						}
+						if err := phase.run(t, within(t)); err != nil {
+							t.Errorf("the next: %v", err)
 						}
 					}
 				})
 			}
 		}
 	}
+}
+
+// TestCheckpointClearsUp: what QEMU did not do in time for one checkpoint is done for the next.
+func TestCheckpointClearsUp(t *testing.T) {
+	need(t)
+	s := &saboteur{Launcher: vmm.Direct{}}
+	d := newDriver(t, qemu.Config{Launcher: s})
+	template := vmmtest.Build(t, d, linux(t), vmmtest.TestGuest{})
+	p, err := d.Prepare(within(t), template, vmm.Attach{})
+	must(t, err)
+	m, err := p.Restore(within(t))
+	must(t, err)
+	defer m.Close()
+	take := func(ctx context.Context) error {
+		_, err := m.(vmm.Checkpointer).Checkpoint(ctx, t.TempDir(), template)
+		return err
+	}
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	s.next("block-job-set-speed", silent, func() {
+		s.command = "block-job-cancel" // which is waited for as long as for any step
+		cancel()
+	})
+	if err := take(ctx); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "block-job-cancel: qemu took more than") {
+		t.Errorf("err = %v", err)
+	}
+	s.next("", "", nil)
+	must(t, take(within(t)))
 }

@@ -22,6 +22,8 @@ type machine struct {
 	platform manifest
 	memory   *os.File // of a machine that was booted, for Snapshot; nil for a clone
 	size     *size
+
+	uncleared *backup // of the last checkpoint, where QEMU may still have it
 }
 
 var (
