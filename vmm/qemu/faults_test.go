@@ -326,14 +326,12 @@ func TestFaults(t *testing.T) {
 	}
 	for _, phase := range phases {
 		for _, command := range phase.commands {
-			faults := []fault{killBefore, killAfter, refuse, silent, garbage, endless, hangUp}
+			faults := []fault{killBefore, killAfter, refuse, silent, unheard, garbage, endless, hangUp}
 			if command == "migrate" || command == "migrate-incoming" {
 				faults = append(faults, migFailed)
 			}
 			if phase.name == "checkpoint" && command == "cont" { // the machine shall run on, whoever gives up
-				faults = slices.DeleteFunc(faults, func(f fault) bool { return f == silent })
-			} else if phase.name == "checkpoint" {
-				faults = append(faults, unheard)
+				faults = slices.DeleteFunc(faults, func(f fault) bool { return f == silent || f == unheard })
 			}
 			for _, f := range faults {
 				t.Run(phase.name+"/"+command+"/"+string(f), func(t *testing.T) {
