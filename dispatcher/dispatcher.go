@@ -149,7 +149,7 @@ func New(cfg Config) (*Dispatcher, error) {
 func (d *Dispatcher) Run(ctx context.Context) error {
 	if err := d.load(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it was stopped, and not refused
+			return nil // it was stopped
 		}
 		return fmt.Errorf("dispatcher: %w", err)
 	}

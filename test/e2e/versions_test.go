@@ -17,8 +17,14 @@ const previous = "786a37d"
 
 func previousVersion(t *testing.T) string {
 	t.Helper()
+	return versionOf(t, previous)
+}
+
+// versionOf gives an earlier version's binary; the test skips, or fails where REQUIRE_HISTORY says so, where the history is not here.
+func versionOf(t *testing.T, commit string) string {
+	t.Helper()
 	needMachines(t)
-	bin, err := harness.Version(t.Context(), previous)
+	bin, err := harness.Version(t.Context(), commit)
 	if errors.Is(err, harness.ErrNoHistory) && os.Getenv("REQUIRE_HISTORY") == "" {
 		t.Skipf("SKIPPED: %v: no versions are tested together", err)
 	}

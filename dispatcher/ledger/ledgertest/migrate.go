@@ -162,7 +162,7 @@ func columnsOf(db *sql.DB, table string) map[string]bool {
 	if err != nil {
 		return nil
 	}
-	defer rows.Close() //nolint:errcheck // there are none
+	defer rows.Close()
 	types, err := rows.ColumnTypes()
 	if err != nil || rows.Err() != nil {
 		return nil
