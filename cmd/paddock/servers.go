@@ -174,9 +174,12 @@ func (s *server) run(ctx, starting context.Context, which parts) error {
 		return err
 	}
 	if which&forDispatcher != 0 {
-		f, err := openFront(ctx, c, b, s.registry)
+		f, err := openFront(starting, c, b, s.registry)
 		if err != nil {
 			stop()
+			if starting.Err() != nil {
+				err = context.Cause(starting)
+			}
 			return err
 		}
 		defer f.store.Close()                                  //nolint:errcheck // everything is committed

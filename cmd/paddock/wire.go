@@ -85,7 +85,7 @@ type front struct {
 	old   *objects.Collector
 }
 
-// openFront opens the ledger, and what works on it.
+// openFront opens the ledger, and what works on it. ctx bounds that alone: a database may be there and say nothing.
 func openFront(ctx context.Context, c config, b *bus.Bus, r prometheus.Registerer) (*front, error) {
 	quotas, err := readQuotas(c.Quotas)
 	if err != nil {
