@@ -7,13 +7,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// asking is a context with no deadline, which ends with its parent all the same. Of one with a deadline nats.go takes that for how long it waits
-// for each answer, and for what a message that was lost would bring: an hour, where an object may take so long. Of one without it takes what
-// its JetStream has for a default.
-type asking struct{ context.Context }
+// asking gives a context with no deadline, which ends with its parent all the same. Of one with a deadline nats.go takes that for how long it
+// waits for each answer, also for one that was lost: an hour, where an object may take so long. Of one without it takes what its JetStream has
+// for a default.
+func asking(ctx context.Context) context.Context { return undated{ctx} }
+
+type undated struct{ context.Context } //nolint:containedctx // it is one
 
 // Deadline implements context.Context.
-func (asking) Deadline() (t time.Time, is bool) { return t, false }
+func (undated) Deadline() (t time.Time, is bool) { return t, false }
 
 // open begins to read an object, which may take ctx's time; until there is something to read it may take an answer's.
 func (s *JetStream) open(ctx context.Context, o jetstream.ObjectStore, name string) (jetstream.ObjectResult, error) {

@@ -80,7 +80,7 @@ func (s *JetStream) reach(ctx context.Context, tenant string) error {
 
 // Make makes a tenant's bucket, where there is none.
 func (s *JetStream) Make(ctx context.Context, tenant string) error {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	_, err := s.bucket(ctx, tenant)
 	if err != nil {
 		return failed(ctx, tenant, "make a bucket", err)

@@ -63,11 +63,11 @@ func (s *JetStream) Get(ctx context.Context, tenant, name string) (io.ReadCloser
 }
 
 func (s *JetStream) get(ctx context.Context, tenant, name string) (jetstream.ObjectResult, error) {
-	o, err := s.there(asking{ctx}, tenant, name)
+	o, err := s.there(asking(ctx), tenant, name)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.found(asking{ctx}, tenant, name); err != nil {
+	if _, err := s.found(asking(ctx), tenant, name); err != nil {
 		return nil, err
 	}
 	r, err := s.open(ctx, o, name)
@@ -182,7 +182,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // Stat implements Store.
 func (s *JetStream) Stat(ctx context.Context, tenant, name string) (Info, error) {
-	m, err := s.found(asking{ctx}, tenant, name)
+	m, err := s.found(asking(ctx), tenant, name)
 	if err != nil {
 		return Info{}, err
 	}
@@ -192,7 +192,7 @@ func (s *JetStream) Stat(ctx context.Context, tenant, name string) (Info, error)
 // Renew implements Store: it says again what is said of the object, unless another has said something else meanwhile. Of a bucket whose
 // messages have an age, what is old is taken for missing: its chunks would go all the same.
 func (s *JetStream) Renew(ctx context.Context, tenant, name string) (Info, error) {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	for {
 		m, err := s.meta(ctx, tenant, name)
 		if err != nil {
@@ -237,7 +237,7 @@ func (s *JetStream) say(ctx context.Context, m *meta, tenant string) (seq uint64
 
 // Delete implements Store.
 func (s *JetStream) Delete(ctx context.Context, tenant string, i Info) (bool, error) {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	m, err := s.meta(ctx, tenant, i.Name)
 	switch {
 	case isNotFound(err):
@@ -277,7 +277,7 @@ func (s *JetStream) PutAs(ctx context.Context, tenant, digest string, size int64
 func (s *JetStream) put(ctx context.Context, tenant string, r io.Reader, want string) (sum string, err error) {
 	limited, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	ctx = asking{limited}
+	ctx = asking(limited)
 	o, err := s.bucket(ctx, tenant)
 	if err != nil {
 		return "", failed(ctx, tenant, "open the object store", err)
@@ -355,7 +355,7 @@ func (s *JetStream) clear(ctx context.Context, tenant, digest string) error {
 
 // Tenants implements Store.
 func (s *JetStream) Tenants(ctx context.Context) (list []string, err error) {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	l := s.js.StreamNames(ctx, jetstream.WithStreamListSubject("$O.>"))
 	for name := range l.Name() {
 		if tenant, ok := strings.CutPrefix(name, streamOf("")); ok && jobs.ValidTenant(tenant) == nil {

@@ -77,7 +77,7 @@ func (s *JetStream) said(ctx context.Context, st jetstream.Stream, tenant string
 
 // List implements Store. How old they may become is Collector's to say, so that an age that Paddock gave the bucket once is taken from it.
 func (s *JetStream) List(ctx context.Context, tenant string) (list []Info, err error) {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	st, err := s.js.Stream(ctx, streamOf(tenant))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, nil
@@ -102,7 +102,7 @@ func (s *JetStream) List(ctx context.Context, tenant string) (list []Info, err e
 
 // Sweep implements Store: of temporary names, of chunks that no name has, and of names that were deleted.
 func (s *JetStream) Sweep(ctx context.Context, tenant string, before time.Time) error {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	st, err := s.js.Stream(ctx, streamOf(tenant))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil

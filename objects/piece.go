@@ -88,7 +88,7 @@ const chunksAtOnce = 8
 
 // Piece implements Store.
 func (s *JetStream) Piece(ctx context.Context, tenant, name string, offset int64, n int) ([]byte, Info, error) {
-	ctx = asking{ctx}
+	ctx = asking(ctx)
 	for try := 0; ; try++ {
 		m, err := s.found(ctx, tenant, name)
 		if err != nil {
