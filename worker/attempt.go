@@ -28,6 +28,7 @@ type attempt struct {
 	result jobs.Result
 	start  time.Time
 	input  io.ReadCloser // what viewers send while the first step runs; nil where the job does not stream it
+	ungrow func()        // gives back what its machine has grown by, when that has ended; nil: nothing
 	gone   bool          // the machine has ended, or does not answer: nothing can be brought out of it
 }
 
@@ -62,6 +63,9 @@ func (a *attempt) inMachine(ctx context.Context) {
 	start := time.Now()
 	if err := m.Close(); err != nil { // dead before anybody hears of the result
 		zerolog.Ctx(ctx).Error().Err(err).Str("machine", m.ID()).Msg("close machine")
+	}
+	if a.ungrow != nil {
+		a.ungrow()
 	}
 	a.result.Phases.DestroyMS = ms(time.Since(start))
 }

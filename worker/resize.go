@@ -55,8 +55,8 @@ type sizing struct {
 	ungrown func() // gives the memory that it grew by back to the pools
 }
 
-// serveResizes has the machine resized when the job's tenant asks, until stop, which gives back what it had grown by. A request that is under
-// way then is given up: the machine ends.
+// serveResizes has the machine resized when the job's tenant asks, until stop. A request that is under way then is given up: the machine ends,
+// and with it what it has grown by.
 func (a *attempt) serveResizes(ctx context.Context, m *machine) (stop func()) {
 	r, ok := m.Machine.(vmm.Resizer)
 	if !ok || a.w.cfg.Resizes == nil || a.spec.Headroom == (jobs.Resources{}) {
@@ -70,11 +70,13 @@ func (a *attempt) serveResizes(ctx context.Context, m *machine) (stop func()) {
 		zerolog.Ctx(ctx).Warn().Err(err).Msg("nobody can resize this job's machine")
 		return func() {}
 	}
+	a.ungrow = func() {
+		s.ungrown()
+		a.w.cap.release(minus(s.most, a.spec.Resources))
+	}
 	return func() {
 		giveUp()
 		unserve()
-		s.ungrown()
-		a.w.cap.release(minus(s.most, a.spec.Resources))
 	}
 }
 

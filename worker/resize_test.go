@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,7 +24,8 @@ type growing struct {
 	vmm.Driver
 	mu    sync.Mutex
 	sizes [][2]int
-	keeps error // what a machine says that shall have less; nil: it has
+	keeps error         // what a machine says that shall have less; nil: it has
+	ends  chan struct{} // what a machine waits for in its end; nil: nothing
 }
 
 func (g *growing) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
@@ -59,6 +61,13 @@ func (m growingMachine) Resize(ctx context.Context, vcpus, memoryMiB int) error 
 	}
 	m.g.sizes = append(m.g.sizes, [2]int{vcpus, memoryMiB})
 	return nil
+}
+
+func (m growingMachine) Close() error {
+	if m.g.ends != nil {
+		<-m.g.ends
+	}
+	return m.Machine.Close()
 }
 
 func (g *growing) keep(err error) {
@@ -153,6 +162,28 @@ func TestResizeThatCannotBeUndone(t *testing.T) {
 	end()
 	r.report(t, l.Job)
 	r.free(t, 4, 1024)
+}
+
+// What a machine has grown by is its own until it has ended.
+func TestResizedUntilTheEnd(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		r.cfg.Ready, r.cfg.Warm = 0, nil
+		g := &growing{keeps: errors.New("it keeps what it has"), ends: make(chan struct{})}
+		letEnd := sync.OnceFunc(func() { close(g.ends) })
+		defer letEnd()
+		l, resize, end := resizable(t, r, g)
+		if _, err := resize(jobs.ResizeRequest{MemoryMiB: 576}); err == nil {
+			t.Error("it has been resized")
+		}
+		r.free(t, 3, 448)
+		end()
+		time.Sleep(10 * time.Second) // fake: the program has ended, its machine is about to, and two requests for leases were answered
+		synctest.Wait()
+		r.free(t, 3, 448)
+		letEnd()
+		r.report(t, l.Job)
+		r.free(t, 4, 1024)
+	})
 }
 
 // A guest that does not answer holds up neither who asks for another size nor the end of the job.
