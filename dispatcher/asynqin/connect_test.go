@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/paddockvm/paddock/dispatcher/asynqin"
+	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
 )
 
@@ -133,6 +135,87 @@ func TestCluster(t *testing.T) {
 				t.Errorf("all queues are on one node: %v", slots)
 			}
 			r.works()
+		})
+	}
+}
+
+// Where the server has a replica, that has been asked to have it too which job a task is before there is the job.
+func TestReplicated(t *testing.T) {
+	for _, binary := range harness.NeedRedis(t) {
+		for name, replicas := range map[string]int{"none": 0, "one": 1} {
+			t.Run(binary+" "+name, func(t *testing.T) {
+				t.Parallel()
+				main := harness.StartRedis(t, harness.RedisOptions{Binary: binary})
+				r := newRig(t, main.URL(), asynqin.Access{})
+				var replica *harness.Redis
+				if replicas > 0 {
+					replica = harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{"--replicaof", fmt.Sprintf("127.0.0.1 %d", main.Port)}})
+					r.until("the replica", func() bool {
+						return strings.Contains(r.plain.Info(t.Context(), "replication").Val(), "state=online")
+					})
+				}
+				asked := make(chan string, 1)
+				r.brain.refuse = func(string, *jobs.Spec) error {
+					asked <- r.plain.Info(t.Context(), "commandstats").Val()
+					return nil
+				}
+				r.bridge()
+				task := r.run("print a", asynq.Retention(time.Hour))
+				r.untilState(task, asynq.TaskStateCompleted)
+				if before := strings.Contains(<-asked, "cmdstat_wait:"); before != (replicas > 0) {
+					t.Errorf("with %d replicas: waited before the job was admitted: %t", replicas, before)
+				}
+				if replica == nil {
+					return
+				}
+				at := open(t, replica.URL(), asynqin.Access{})
+				r.until("the replica's mapping", func() bool {
+					return strings.Contains(at.HGet(t.Context(), "asynq:{"+task.Queue+"}:t:"+task.ID, "paddock").Val(), r.brain.all()[0].ID)
+				})
+			})
+		}
+	}
+}
+
+// In a cluster it is the node that has the task's queue whose replica is asked.
+func TestReplicatedInCluster(t *testing.T) {
+	for _, binary := range harness.NeedRedis(t) {
+		t.Run(binary, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, harness.StartRedisCluster(t, binary), asynqin.Access{})
+			owner, err := r.plain.(*redis.ClusterClient).MasterForKey(t.Context(), "asynq:{paddock:default}:t:x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, err := owner.Do(t.Context(), "cluster", "myid").Text()
+			if err != nil {
+				t.Fatal(err)
+			}
+			bus, err := owner.ConfigGet(t.Context(), "cluster-port").Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			replica := harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{
+				"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(harness.FreePort(t)), "--cluster-node-timeout", "2000",
+			}}).Client(t)
+			host, port, _ := net.SplitHostPort(owner.Options().Addr)
+			if err := replica.Do(t.Context(), "cluster", "meet", host, port, bus["cluster-port"]).Err(); err != nil {
+				t.Fatal(err)
+			}
+			r.until("the node", func() bool { return replica.Do(t.Context(), "cluster", "replicate", id).Err() == nil })
+			r.until("the replica", func() bool {
+				return strings.Contains(owner.Info(t.Context(), "replication").Val(), "state=online")
+			})
+			asked := make(chan string, 1)
+			r.brain.refuse = func(string, *jobs.Spec) error {
+				asked <- owner.Info(t.Context(), "commandstats").Val()
+				return nil
+			}
+			r.bridge()
+			r.untilState(r.run("print a", asynq.Retention(time.Hour)), asynq.TaskStateCompleted)
+			if !strings.Contains(<-asked, "cmdstat_wait:") {
+				t.Error("the job was admitted before the replica was asked")
+			}
 		})
 	}
 }

@@ -43,15 +43,19 @@ type mapping struct {
 
 const mappingField = "paddock"
 
-// claimScript writes a task's mapping, where it is still the one that was expected, and gives the one that stands. A new run has no
-// result yet.
+// claimScript writes a task's mapping, where it is still the one that was expected, and gives the one that stands, and, where it wrote, how
+// many replicas the server has. A new run has no result yet.
 var claimScript = redis.NewScript(`
-if redis.call("EXISTS", KEYS[1]) == 0 then return "" end
+if redis.call("EXISTS", KEYS[1]) == 0 then return {"", 0} end
 local has = redis.call("HGET", KEYS[1], ARGV[1]) or ""
-if has ~= ARGV[2] then return has end
+if has ~= ARGV[2] then return {has, 0} end
 redis.call("HSET", KEYS[1], ARGV[1], ARGV[3])
 redis.call("DEL", KEYS[2])
-return ARGV[3]`)
+local info = redis.pcall("INFO", "replication")
+return {ARGV[3], type(info) == "string" and tonumber(string.match(info, "connected_slaves:(%d+)")) or 0}`)
+
+// replicateWithin bounds the wait for a replica. It is less than go-redis waits for an answer.
+const replicateWithin = time.Second
 
 // putScript writes a result as asynq's ResultWriter does, but never makes a hash of a task that is gone, which would keep its id in use
 // for ever, and also where the task's context has ended.
@@ -152,17 +156,50 @@ func (b *bridge) recorded(ctx context.Context, t task, m mapping) (recorded bool
 // write writes a mapping in the place of another, and gives the one that stands.
 func (b *bridge) write(ctx context.Context, t task, was string, m mapping) (stands mapping, err error) {
 	err = b.insist(ctx, t, func() error {
-		text, err := claimScript.Run(ctx, b.cfg.Redis, []string{t.key(), t.resultKey()}, mappingField, was, m.encode()).Text()
+		text, replicas, err := claimed(claimScript.Run(ctx, b.cfg.Redis, []string{t.key(), t.resultKey()}, mappingField, was, m.encode()))
 		if err != nil {
 			return err
 		}
 		if text == "" {
 			return errGone
 		}
-		stands, err = decodeMapping(text)
+		if stands, err = decodeMapping(text); err == nil && replicas > 0 {
+			b.replicate(ctx, t, m)
+		}
 		return err
 	})
 	return stands, err
+}
+
+// claimed reads claimScript's answer.
+func claimed(c *redis.Cmd) (text string, replicas int64, err error) {
+	l, err := c.Slice()
+	if err != nil {
+		return "", 0, err
+	}
+	if len(l) == 2 {
+		text, _ = l[0].(string)
+		replicas, _ = l[1].(int64)
+	}
+	return text, replicas, nil
+}
+
+// replicate waits until a replica has the mapping too, so that it knows, should it take the server's place, which job the task is. It does not
+// wait for ever: a replica that hangs is not to keep out every task.
+func (b *bridge) replicate(ctx context.Context, t task, m mapping) {
+	var server redis.Cmdable = b.cfg.Redis
+	if c, ok := b.cfg.Redis.(*redis.ClusterClient); ok { // WAIT has no key that says to which node it goes
+		if node, err := c.MasterForKey(ctx, t.key()); err == nil {
+			server = node
+		}
+	}
+	// WAIT is about what its own connection has written: the same once more.
+	pipe := server.Pipeline()
+	pipe.EvalSha(ctx, claimScript.Hash(), []string{t.key(), t.resultKey()}, mappingField, m.encode(), m.encode())
+	n := pipe.Do(ctx, "WAIT", 1, replicateWithin.Milliseconds())
+	if _, err := pipe.Exec(ctx); err != nil || n.Val() == int64(0) {
+		b.log.Warn().Err(err).Str("task", t.id).Str("job", m.Job).Msg("no replica of redis is known to know the task's job")
+	}
 }
 
 // mapped gives the task's mapping; its zero value for none.
