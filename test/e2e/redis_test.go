@@ -30,6 +30,11 @@ func produce(t *testing.T, r *harness.Redis) producer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return produceAt(t, at)
+}
+
+func produceAt(t *testing.T, at asynq.RedisConnOpt) producer {
+	t.Helper()
 	p := producer{t, asynq.NewClient(at), asynq.NewInspector(at)}
 	t.Cleanup(func() { _, _ = p.client.Close(), p.inspect.Close() })
 	return p
@@ -42,15 +47,35 @@ func (p producer) enqueue(shell string, opts ...asynq.Option) *asynq.TaskInfo {
 
 func (p producer) enqueueSpec(s jobs.Spec, opts ...asynq.Option) *asynq.TaskInfo {
 	p.Helper()
-	payload, err := json.Marshal(s)
-	if err != nil {
-		p.Fatal(err)
-	}
-	info, err := p.client.Enqueue(asynq.NewTask("sandbox:run", payload), append([]asynq.Option{asynq.Queue("paddock:default"), asynq.Retention(time.Hour)}, opts...)...)
+	info, err := p.try(s, opts...)
 	if err != nil {
 		p.Fatal(err)
 	}
 	return info
+}
+
+func (p producer) try(s jobs.Spec, opts ...asynq.Option) (*asynq.TaskInfo, error) {
+	p.Helper()
+	payload, err := json.Marshal(s)
+	if err != nil {
+		p.Fatal(err)
+	}
+	return p.client.Enqueue(asynq.NewTask("sandbox:run", payload), append([]asynq.Option{asynq.Queue("paddock:default"), asynq.Retention(time.Hour)}, opts...)...)
+}
+
+// cancel cancels an active task, as often as that takes: Redis may lose what is published.
+func (p producer) cancel(task *asynq.TaskInfo) redisResult {
+	p.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		info, err := p.inspect.GetTaskInfo(task.Queue, task.ID)
+		if err == nil && info.State == asynq.TaskStateArchived {
+			return p.until(task, asynq.TaskStateArchived, time.Minute)
+		}
+		err = errors.Join(err, p.inspect.CancelProcessing(task.ID))
+		if time.Now().After(end) {
+			p.Fatalf("task %s is not canceled: %+v, %v", task.ID, info, err)
+		}
+	}
 }
 
 // redisResult is what a task holds.
@@ -114,9 +139,11 @@ func TestRedis(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
-	brief, lasting := p.enqueue("sleep 5; echo $PADDOCK_ATTEMPT", asynq.MaxRetry(0)), p.enqueue("sleep 40; echo $PADDOCK_ATTEMPT", asynq.MaxRetry(0))
-	for _, task := range []*asynq.TaskInfo{brief, lasting} {
-		p.until(task, asynq.TaskStateActive, time.Minute)
+	brief, lasting := t.TempDir(), t.TempDir()
+	tasks := map[string]*asynq.TaskInfo{}
+	for _, dir := range []string{brief, lasting} {
+		tasks[dir] = p.enqueueSpec(witnessed(dir), asynq.MaxRetry(0))
+		untilText(t, filepath.Join(dir, "begin"), "1\n")
 	}
 	untilJobs(t, func() (jobs.ListReply, error) { return c.List(t.Context(), jobs.ListRequest{}) }, 5)
 	// Both run: a lease that was given and not yet heard of would be given anew, as attempt 2.
@@ -130,13 +157,14 @@ func TestRedis(t *testing.T) {
 		}
 	}
 	d.Kill()
+	letGo(t, brief)
+	untilFile(t, filepath.Join(brief, "end"))
 	start(t, o)
-	for _, task := range []*asynq.TaskInfo{brief, lasting} {
-		r := p.until(task, asynq.TaskStateCompleted, 2*time.Minute)
-		if stdout(t, r.Result) != "1\n" {
-			t.Errorf("attempt %s", stdout(t, r.Result))
-		}
-		wantSuccess(t, wantOnce(t, c, r.Job))
+	wantSuccess(t, wantOnce(t, c, p.until(tasks[brief], asynq.TaskStateCompleted, 2*time.Minute).Job))
+	letGo(t, lasting)
+	wantSuccess(t, wantOnce(t, c, p.until(tasks[lasting], asynq.TaskStateCompleted, 2*time.Minute).Job))
+	for dir := range tasks {
+		wantRan(t, dir, "1\n", "1\n")
 	}
 	untilJobs(t, func() (jobs.ListReply, error) { return c.List(t.Context(), jobs.ListRequest{}) }, 5)
 }
@@ -192,6 +220,17 @@ func untilText(t *testing.T, name, want string) {
 		}
 		if time.Now().After(end) {
 			t.Fatalf("%s holds %q and not %q: %v", name, b, want, err)
+		}
+	}
+}
+
+// wantRan checks, outside of Paddock, which attempts of a witnessed job began and ended.
+func wantRan(t *testing.T, dir, began, ended string) {
+	t.Helper()
+	for name, want := range map[string]string{"begin": began, "end": ended} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if string(b) != want || err != nil && !os.IsNotExist(err) {
+			t.Errorf("%s of %s: attempts %q, want %q: %v", name, dir, b, want, err)
 		}
 	}
 }

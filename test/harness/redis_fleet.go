@@ -16,6 +16,10 @@ import (
 // redisWithin bounds the wait until servers of Redis know of each other.
 const redisWithin = time.Minute
 
+// sentinelPatience is after which silence a Sentinel holds a server for down. A replica that had lost sight of it for ten times as long
+// before takes its place no more.
+const sentinelPatience = 3 * time.Second
+
 // StartRedisCluster starts three nodes that have a third of the slots each, and gives the URL.
 func StartRedisCluster(t testing.TB, binary string) string {
 	t.Helper()
@@ -57,7 +61,7 @@ func StartSentinels(t testing.TB, binary string, of *Redis) string {
 	for range 2 {
 		port := FreePort(t)
 		file := filepath.Join(t.TempDir(), "sentinel.conf")
-		conf := fmt.Sprintf("port %d\nsentinel monitor main 127.0.0.1 %d 2\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n", port, of.Port)
+		conf := fmt.Sprintf("port %d\nsentinel monitor main 127.0.0.1 %d 2\nsentinel down-after-milliseconds main %d\nsentinel failover-timeout main 5000\n", port, of.Port, sentinelPatience.Milliseconds())
 		if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 			t.Fatal(err)
 		}
