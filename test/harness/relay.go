@@ -85,12 +85,12 @@ func (r *Relay) hangUp() {
 }
 
 func (r *Relay) serve(client net.Conn) {
-	defer client.Close() //nolint:errcheck // its end
+	defer client.Close()
 	server, err := net.Dial("tcp", r.to)
 	if err != nil {
 		return
 	}
-	defer server.Close() //nolint:errcheck // its end
+	defer server.Close()
 	r.mu.Lock()
 	over := r.over
 	r.ends[client], r.ends[server] = true, true
@@ -110,7 +110,7 @@ func (r *Relay) serve(client net.Conn) {
 
 // pass copies until one of them ends, which ends the other. A connection of which something was lost passes nothing any more.
 func (r *Relay) pass(to, from net.Conn) {
-	defer to.Close() //nolint:errcheck // its end
+	defer to.Close()
 	b := make([]byte, 32<<10)
 	for lost := false; ; {
 		n, err := from.Read(b)
