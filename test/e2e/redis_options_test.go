@@ -86,9 +86,8 @@ func TestRedisOptions(t *testing.T) {
 	kept := p.enqueue("echo kept", asynq.Retention(retention))
 	out, outAgain, over := t.TempDir(), t.TempDir(), t.TempDir()
 	timedOut := p.enqueueSpec(witnessed(out), asynq.Timeout(4*time.Second), asynq.MaxRetry(0))
-	timedOutAgain := p.enqueueSpec(witnessed(outAgain), asynq.Timeout(4*time.Second), asynq.MaxRetry(1))
 	overdue := p.enqueueSpec(witnessed(over), asynq.Deadline(time.Now().Add(5*time.Second)), asynq.MaxRetry(0))
-	n := 4
+	n := 3
 
 	// Retention, while the task is there.
 	if r := p.until(kept, asynq.TaskStateCompleted, time.Minute); stdout(t, r.Result) != "kept\n" {
@@ -146,6 +145,7 @@ func TestRedisOptions(t *testing.T) {
 		}
 		gone(dir)
 	}
+	timedOutAgain := p.enqueueSpec(witnessed(outAgain), asynq.Timeout(2*time.Second), asynq.MaxRetry(1)) // watched from now on: asynq tries it again in 16 s or later
 	before := p.until(timedOutAgain, asynq.TaskStateRetry, time.Minute)
 	gone(outAgain)
 	_ = p.inspect.RunTask(timedOutAgain.Queue, timedOutAgain.ID) // asynq does in its time, and may have
@@ -154,7 +154,7 @@ func TestRedisOptions(t *testing.T) {
 		t.Errorf("%+v, then %+v", before, after)
 	}
 	gone(outAgain)
-	n++
+	n += 2
 
 	// Retention, when it is over.
 	p.untilGone(kept)
