@@ -63,6 +63,9 @@ func TestRequests(t *testing.T) {
 	sum := sha256.Sum256([]byte("content"))
 	digest := hex.EncodeToString(sum[:])
 	a.piece("object.default.put", `{"sha256":"`+digest+`","size":7,"offset":0}`, "content")
+	a.until("the object is stored", func() bool { // which the answer to its last piece does not wait for long
+		return a.piece("object.default.put", `{"sha256":"`+digest+`","size":7,"offset":7}`, "")["stored"] == true
+	})
 	a.ok("object.default.stat", `{"sha256":"`+digest+`"}`)
 	a.ok("object.default.get", `{"sha256":"`+digest+`","offset":3,"max_bytes":2}`)
 
@@ -168,9 +171,9 @@ func (a *asker) ok(subject, body string) map[string]any {
 }
 
 // piece sends a piece of an object, with the request in the header.
-func (a *asker) piece(subject, request, data string) {
+func (a *asker) piece(subject, request, data string) map[string]any {
 	a.Helper()
-	a.send(subject, request, &nats.Msg{Header: nats.Header{jobs.ObjectHeader: {request}}, Data: []byte(data)}, "")
+	return a.send(subject, request, &nats.Msg{Header: nats.Header{jobs.ObjectHeader: {request}}, Data: []byte(data)}, "")
 }
 
 // refused asks what is to fail with a code.
