@@ -226,9 +226,6 @@ func testWorkerAtLeaf(t *testing.T, c *bustest.Cluster) {
 // Events and enqueued specs are published while one server after the other is lost, the streams' leaders too. What fails is published
 // again, as callers do; then each event is there once and in order, and each spec is admitted once.
 func TestClusterLosesServers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIPPED: it takes a minute, and -short was given")
-	}
 	c := bustest.StartCluster(t, 3)
 	c.Callout()
 	js := operator(t, c)
