@@ -45,11 +45,11 @@ func shell(name, line string, timeout time.Duration) kvmhost.Set {
 	return kvmhost.Set{Name: name, Shell: line, Timeout: timeout}
 }
 
-// nested runs sets in an emulated host.
-func nested(ctx context.Context, t *testing.T, live *bytes.Buffer, sets ...kvmhost.Set) (map[string]kvmhost.Result, string, error) {
+// nested runs sets in emulated hosts.
+func nested(ctx context.Context, t *testing.T, live *bytes.Buffer, hosts int, sets ...kvmhost.Set) (map[string]kvmhost.Result, string, error) {
 	t.Helper()
 	out := t.TempDir()
-	o := kvmhost.Options{Place: kvmhost.Nested, Out: out, Live: live, VCPUs: 2, MemoryMiB: 2048, Grace: 20 * time.Second}
+	o := kvmhost.Options{Place: kvmhost.Nested, Out: out, Live: live, VCPUs: 2, MemoryMiB: 2048, Hosts: hosts, Grace: 20 * time.Second}
 	results, err := kvmhost.Run(ctx, sets, o)
 	byName := map[string]kvmhost.Result{}
 	for _, r := range results {
@@ -85,7 +85,7 @@ EOF`
 func TestHost(t *testing.T) {
 	need(t)
 	var live bytes.Buffer
-	got, out, err := nested(t.Context(), t, &live,
+	got, out, err := nested(t.Context(), t, &live, 1,
 		shell("host", `set -e; test -c /dev/kvm; test -c /dev/vhost-vsock; test -c /dev/net/tun; nft list ruleset; test "$(id -u)" = 0
 			grep -q /system.slice/host.service /proc/self/cgroup; cat /sys/fs/cgroup/system.slice/cgroup.subtree_control
 			grep -q 'cpu.*io.*memory.*pids' /sys/fs/cgroup/system.slice/host.service/cgroup.controllers
@@ -137,7 +137,7 @@ func TestHost(t *testing.T) {
 	}
 }
 
-// A host that dies, or of which nothing is heard, is an error that shows its console; and nothing of it stays.
+// A host that dies, or of which nothing is heard, is an error that shows its console; and nothing of it stays. Another goes on beside it.
 func TestHostThatDies(t *testing.T) {
 	need(t)
 	for name, c := range map[string]struct{ line, want string }{
@@ -145,7 +145,8 @@ func TestHostThatDies(t *testing.T) {
 		"falls still": {"kill -STOP $PPID; echo stopped >/dev/console; sleep 600", "the host took more than 36s for falls still"},
 	} {
 		var live bytes.Buffer
-		got, _, err := nested(t.Context(), t, &live, shell(name, c.line, 16*time.Second), shell("after", "true", time.Minute))
+		got, _, err := nested(t.Context(), t, &live, 2,
+			shell(name, c.line, 16*time.Second), shell("after", "true", time.Minute), shell("beside", "sleep 60; echo still here", 3*time.Minute))
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "console") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -154,6 +155,9 @@ func TestHostThatDies(t *testing.T) {
 		}
 		if r := got["after"]; r.Ran || r.OK() {
 			t.Errorf("after it %s: %+v", name, r)
+		}
+		if r := got["beside"]; !r.OK() || !strings.Contains(live.String(), "beside: still here\n") {
+			t.Errorf("beside one that %s: %+v\n%s", name, r, live.Bytes())
 		}
 	}
 }

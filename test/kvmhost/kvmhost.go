@@ -2,12 +2,14 @@ package kvmhost
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/paddockvm/paddock/test/harness"
@@ -33,14 +35,16 @@ type Options struct {
 	Out string
 	// Live takes the sets' output as it comes, and what is being done.
 	Live io.Writer
-	// VCPUs and MemoryMiB are the nested host's.
+	// VCPUs and MemoryMiB are a nested host's.
 	VCPUs, MemoryMiB int
+	// Hosts is how many nested hosts share the sets, each with a processor of this machine as far as there are enough; 0 means one.
+	Hosts int
 	// Boot and Grace bound what the nested host does besides the sets; 0 means 3 minutes and 1 minute.
 	Boot, Grace time.Duration
 }
 
-// Run runs the sets, one after the other, and says how each went. The error is ours; a set that failed is no error. One host runs on a
-// machine at a time: others wait, and say so. All ends with ctx, and nothing stays but Out.
+// Run runs the sets, one after the other in each host, and says how each went. The error is ours; a set that failed is no error. One Run goes
+// on at a time on a machine: others wait, and say so. All ends with ctx, and nothing stays but Out.
 func Run(ctx context.Context, sets []Set, o Options) ([]Result, error) {
 	if err := check(sets); err != nil {
 		return nil, err
@@ -56,9 +60,13 @@ func Run(ctx context.Context, sets []Set, o Options) ([]Result, error) {
 	if err := os.MkdirAll(o.Out, 0o755); err != nil {
 		return nil, err
 	}
+	o.Live = &shared{to: o.Live}
 	say := func(what string) { fmt.Fprintln(o.Live, "kvmhost:", what) }
 	if o.Place == Auto {
 		o.Place = where(ctx, say)
+	}
+	if o.Place == Here {
+		o.Hosts = 1
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("it needs root: sudo -E make test-kvm")
@@ -144,41 +152,58 @@ func (p payload) runNested(ctx context.Context, sets []Set, work string, o Optio
 	if err := p.fill(ctx, sets); err != nil {
 		return err
 	}
-	plan := p.plan(sets)
-	diskFile, initrd := filepath.Join(work, "disk"), filepath.Join(work, "initrd")
-	if err := p.disk(ctx, plan, diskFile); err != nil {
-		return err
-	}
+	initrd := filepath.Join(work, "initrd")
 	if err := p.initrd(ctx, img, initrd); err != nil {
 		return err
 	}
-	disk, err := os.OpenFile(diskFile, os.O_RDWR, 0)
-	if err != nil {
+	var hosts []host
+	for n, part := range shares(sets, o.Hosts) {
+		h := host{plan: p.plan(part), log: filepath.Join(o.Out, "console.log"), machine: machine{
+			img: img, initrd: initrd, vcpus: o.VCPUs, memoryMiB: o.MemoryMiB, processor: n,
+			booted: cmp.Or(o.Boot, 3*time.Minute), grace: cmp.Or(o.Grace, time.Minute),
+		}}
+		if n > 0 {
+			h.log = filepath.Join(o.Out, fmt.Sprintf("console-%d.log", n+1))
+		}
+		disk, err := p.disk(ctx, h.plan, filepath.Join(work, fmt.Sprint("disk-", n)))
+		if err != nil {
+			return err
+		}
+		defer disk.Close()
+		h.payload = disk
+		hosts = append(hosts, h)
+	}
+	if err := os.RemoveAll(p.dir); err != nil {
 		return err
 	}
-	defer disk.Close()
-	if err := errors.Join(os.Remove(diskFile), os.RemoveAll(p.dir)); err != nil {
-		return err
+	failed := make([]error, len(hosts))
+	var all sync.WaitGroup
+	for n, h := range hosts {
+		all.Go(func() { failed[n] = h.run(ctx, j, say) }) // what one ends with, another does not
 	}
-	console, err := os.Create(filepath.Join(o.Out, "console.log"))
+	all.Wait()
+	return errors.Join(failed...)
+}
+
+// host is a machine with its part of the sets.
+type host struct {
+	machine
+
+	plan steps.Plan
+	log  string // its console's file
+}
+
+func (h host) run(ctx context.Context, j *record, say func(string)) error {
+	console, err := os.Create(h.log)
 	if err != nil {
 		return err
 	}
 	defer console.Close()
 	var last bytes.Buffer
-	m := machine{
-		img: img, initrd: initrd, payload: disk, vcpus: o.VCPUs, memoryMiB: o.MemoryMiB,
-		console: io.MultiWriter(console, &last), booted: o.Boot, grace: o.Grace,
-	}
-	if m.booted == 0 {
-		m.booted = 3 * time.Minute
-	}
-	if m.grace == 0 {
-		m.grace = time.Minute
-	}
-	say("booting the host")
+	h.console = io.MultiWriter(console, &last)
+	say("booting a host")
 	start := time.Now()
-	err = m.run(ctx, plan, func(e steps.Event) {
+	err = h.machine.run(ctx, h.plan, func(e steps.Event) {
 		if e.Kind == steps.Ready {
 			say(fmt.Sprintf("%s is up after %.1f s", e.Detail, time.Since(start).Seconds()))
 		}
@@ -187,6 +212,6 @@ func (p payload) runNested(ctx context.Context, sets []Set, work string, o Optio
 	if err != nil {
 		return fmt.Errorf("%w\nthe host's console (%s) ends with:\n%s", err, console.Name(), lastLines(last.Bytes(), 40))
 	}
-	say(fmt.Sprintf("the host ran for %.1f s", time.Since(start).Seconds()))
+	say(fmt.Sprintf("a host ran for %.1f s", time.Since(start).Seconds()))
 	return nil
 }

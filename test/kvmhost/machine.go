@@ -25,6 +25,7 @@ type machine struct {
 	payload   *os.File // the disk; it needs no name any more
 	vcpus     int
 	memoryMiB int
+	processor int // of this machine's, the one that it keeps to if it has one itself: counted from the last, over and over
 	// console takes what the host's kernel and init print.
 	console io.Writer
 	// booted is how long the host may take to its first event, and grace how long it may take to tell that a step has ended whose time is over.
@@ -69,7 +70,7 @@ func (m machine) run(ctx context.Context, plan steps.Plan, emit func(steps.Event
 	defer runtime.UnlockOSThread()
 	start := cmd.Start
 	if m.vcpus == 1 { // then no two threads of the emulator run at once: docs/kvm-host.md
-		start = func() error { return onOneProcessor(cmd.Start) }
+		start = func() error { return onOneProcessor(m.processor, cmd.Start) }
 	}
 	if err := start(); err != nil {
 		return fmt.Errorf("start the host: %w", err)

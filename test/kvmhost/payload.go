@@ -221,19 +221,31 @@ func (p payload) step(s Set) steps.Step {
 	return st
 }
 
-// disk makes the payload's disk of its directory, with room for what the tests write.
-func (p payload) disk(ctx context.Context, plan steps.Plan, to string) error {
+// disk makes a payload's disk of the directory and a plan, with room for what the tests write. The file keeps no name.
+func (p payload) disk(ctx context.Context, plan steps.Plan, name string) (*os.File, error) {
 	b, err := json.Marshal(plan)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, "plan.json"), b, 0o644); err != nil {
-		return err
+		return nil, err
 	}
-	if err := run(ctx, "", "truncate", "-s", "16G", to); err != nil {
-		return err
+	if err := run(ctx, "", "truncate", "-s", "16G", name); err != nil {
+		return nil, err
 	}
-	return run(ctx, "", "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1", "-N", "65536", "-d", p.dir, to)
+	err = run(ctx, "", "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1", "-N", "65536", "-d", p.dir, name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(name); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // initrd makes the initramfs: the image's modules, and command inside as the init.

@@ -58,19 +58,20 @@ func finish(ctx context.Context, cmd *exec.Cmd) error {
 	return nil
 }
 
-// onOneProcessor calls start on a processor that what it starts keeps to. The calling goroutine has its thread for itself.
-func onOneProcessor(start func() error) error {
+// onOneProcessor calls start on a processor that what it starts keeps to: of those that there are the nth, counted from the last and over again.
+// The calling goroutine has its thread for itself.
+func onOneProcessor(nth int, start func() error) error {
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		return fmt.Errorf("which processors there are: %w", err)
 	}
-	last := 0
+	var there []int
 	for n := range len(all) * bits.UintSize {
 		if all.IsSet(n) {
-			last = n
+			there = append(there, n)
 		}
 	}
-	one.Set(last)
+	one.Set(there[len(there)-1-nth%len(there)])
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		return fmt.Errorf("keep to one processor: %w", err)
 	}

@@ -1,23 +1,27 @@
 package kvmhost
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/paddockvm/paddock/test/kvmhost/steps"
 )
 
-// record keeps what is told: results, logs and files.
+// record keeps what hosts tell: results, logs and files.
 type record struct {
 	out     string
 	live    io.Writer
-	results []Result
-	judges  map[string]*judge
-	log     *os.File // of the set that runs
-	files   map[string]bool
+	results []Result // of sets, to be read when no host runs any more
+
+	mu     sync.Mutex
+	judges map[string]*judge
+	files  map[string]bool
 }
 
 func newRecord(sets []Set, o Options) *record {
@@ -25,19 +29,26 @@ func newRecord(sets []Set, o Options) *record {
 	j.results = make([]Result, len(sets))
 	for i, s := range sets {
 		j.results[i].Set = s
-		j.judges[s.Name] = &judge{r: &j.results[i]}
+		set := &judge{r: &j.results[i], live: o.Live}
+		if o.Hosts > 1 {
+			set.live = &marked{to: o.Live, mark: s.Name + ": "}
+		}
+		j.judges[s.Name] = set
 	}
 	return j
 }
 
+// close closes the logs of sets that were not seen to end.
 func (j *record) close() {
-	if j.log != nil {
-		j.log.Close()
+	for _, set := range j.judges {
+		set.log.Close() // nil is an error, and no harm
 	}
 }
 
 // event takes one event. What cannot be written is said, once for each event: the results count all the same.
 func (j *record) event(e steps.Event) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err := j.take(e); err != nil {
 		fmt.Fprintln(j.live, "kvmhost:", err)
 	}
@@ -55,14 +66,13 @@ func (j *record) take(e steps.Event) error {
 	case steps.Begin:
 		set.r.Ran = true
 		fmt.Fprintf(j.live, "\n== %s: %s\n", e.Step, set.r.Set.what())
-		j.close()
 		var err error
-		j.log, err = os.Create(filepath.Join(j.out, set.r.Set.file()+".log"))
+		set.log, err = os.Create(filepath.Join(j.out, set.r.Set.file()+".log"))
 		return err
 	case steps.Output:
 		_, _ = set.Write(e.Data) // a judge takes everything
-		_, _ = j.live.Write(e.Data)
-		_, err := j.log.Write(e.Data)
+		_, _ = set.live.Write(e.Data)
+		_, err := set.log.Write(e.Data)
 		return err
 	case steps.End:
 		set.end(e)
@@ -105,4 +115,35 @@ func (j *record) file(e steps.Event) error {
 	defer f.Close()
 	_, err = f.Write(e.Data)
 	return err
+}
+
+// marked writes whole lines, each with a mark before it: of several hosts that are told of at once.
+type marked struct {
+	to   io.Writer
+	mark string
+	part []byte
+}
+
+func (m *marked) Write(b []byte) (int, error) {
+	m.part = append(m.part, b...)
+	end := bytes.LastIndexByte(m.part, '\n') + 1
+	var lines []byte
+	for line := range bytes.Lines(m.part[:end]) {
+		lines = append(append(lines, m.mark...), line...)
+	}
+	m.part = slices.Delete(m.part, 0, end)
+	_, err := m.to.Write(lines)
+	return len(b), err
+}
+
+// shared is a writer for several at once.
+type shared struct {
+	mu sync.Mutex
+	to io.Writer
+}
+
+func (s *shared) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.to.Write(b)
 }

@@ -82,6 +82,8 @@ var sample = regexp.MustCompile(`^Benchmark\S+\s+[0-9]+\s+\S+ ns/op`)
 // judge reads a set's output and end.
 type judge struct {
 	r    *Result
+	live io.Writer
+	log  *os.File // from its beginning
 	part []byte
 	none bool // no test matched
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -90,6 +91,22 @@ func Select(packages []string) []Set {
 		}
 	}
 	return some
+}
+
+// shares divides sets among hosts, so that each has about as much time to give, and no host is without a set. Within a share sets keep their order.
+func shares(all []Set, hosts int) [][]Set {
+	longest := slices.SortedStableFunc(slices.Values(all), func(a, b Set) int { return cmp.Compare(b.Timeout, a.Timeout) })
+	of, load := map[string]int{}, make([]time.Duration, min(max(hosts, 1), len(all)))
+	for _, s := range longest {
+		least := slices.Index(load, slices.Min(load))
+		of[s.Name] = least
+		load[least] += s.Timeout
+	}
+	list := make([][]Set, len(load))
+	for _, s := range all {
+		list[of[s.Name]] = append(list[of[s.Name]], s)
+	}
+	return list
 }
 
 // check finds what is wrong with a table.

@@ -57,6 +57,44 @@ func defines(t *testing.T, files []string, name string) bool {
 	return false
 }
 
+func TestShares(t *testing.T) {
+	set := func(name string, hours float64) Set {
+		return Set{Name: name, Timeout: time.Duration(hours * float64(time.Hour))}
+	}
+	all := []Set{set("a", 1), set("b", 4), set("c", 2), set("d", 2), set("e", 1)}
+	for hosts, want := range map[int]string{0: "abcde", 1: "abcde", 2: "ab cde", 3: "b ac de", 9: "b c d a e"} {
+		var got []string
+		for _, share := range shares(all, hosts) {
+			names := ""
+			for _, s := range share {
+				names += s.Name
+			}
+			got = append(got, names)
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%d hosts: %q, want %q", hosts, s, want)
+		}
+	}
+}
+
+// What hosts print at once is told apart line by line.
+func TestMarked(t *testing.T) {
+	var out strings.Builder
+	live := &shared{to: &out}
+	one, other := &marked{to: live, mark: "one: "}, &marked{to: live, mark: "other: "}
+	for _, w := range []struct {
+		to   *marked
+		what string
+	}{{one, "a\nb"}, {other, "x"}, {one, "c\n\n"}, {other, "\ny\n"}} {
+		if n, err := w.to.Write([]byte(w.what)); n != len(w.what) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if want := "one: a\none: bc\none: \nother: x\nother: y\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
 func TestTableThatIsWrong(t *testing.T) {
 	good := Set{Name: "a", Package: "vmm/qemu", Timeout: time.Minute}
 	for name, change := range map[string]func(*Set){

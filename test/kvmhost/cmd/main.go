@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -59,8 +60,9 @@ func run(ctx context.Context) error {
 	env := f.StringArray("env", nil, "KEY=VALUE in the tests' environment (repeatable)")
 	place := f.String("place", "auto", "auto, here (this machine's KVM) or nested (an emulated host)")
 	out := f.String("out", "bin/kvmhost", "directory for logs, the host's console, and files that tests leave")
-	vcpus := f.Int("vcpus", 1, "the emulated host's processors; with more, one guest in some hundred breaks (docs/kvm-host.md)")
-	memory := f.Int("memory-mib", 6144, "the emulated host's memory")
+	vcpus := f.Int("vcpus", 1, "an emulated host's processors; with more, one guest in some hundred breaks (docs/kvm-host.md)")
+	memory := f.Int("memory-mib", 6144, "an emulated host's memory")
+	hosts := f.Int("hosts", min(2, runtime.NumCPU()), "emulated hosts that share the sets, each on a processor of its own; with more than one, lines begin with their set's name")
 	list := f.Bool("list", false, "show the table of sets, and end")
 	if err := f.Parse(os.Args[1:]); err != nil {
 		return err
@@ -90,7 +92,7 @@ func run(ctx context.Context) error {
 		}
 		return nil
 	}
-	o := kvmhost.Options{Place: kvmhost.Place(*place), Out: *out, Live: os.Stdout, VCPUs: *vcpus, MemoryMiB: *memory}
+	o := kvmhost.Options{Place: kvmhost.Place(*place), Out: *out, Live: os.Stdout, VCPUs: *vcpus, MemoryMiB: *memory, Hosts: min(*hosts, len(sets))}
 	results, err := kvmhost.Run(ctx, sets, o)
 	if len(results) > 0 {
 		fmt.Println()
