@@ -20,15 +20,16 @@ bin/paddock image build --image-dir "$cache/images" base python
 
 # those that take longest first
 raced=$(go list ./bus/... ./worker ./dispatcher/... ./client/... ./objects/... ./jobs/... ./guestagent/wire/... ./guestagent/client/... ./vmm/inproc/... ./test/bubble)
-step "packages without machines, with the race detector"
+step "packages without machines, with the race detector: three at a time, for much of it is waiting"
 # SQLite is C in Go's words, with locks of its own, and four times as slow when each of its loads and stores is looked at.
 # shellcheck disable=SC2086 # a list
-CGO_ENABLED=1 go test -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false -timeout 20m $raced
+CGO_ENABLED=1 go test -p 3 -race -gcflags=modernc.org/sqlite/lib=-race=false -gcflags=modernc.org/libc/...=-race=false -timeout 20m $raced
 
 step "everything else: two packages at a time, for machines and what they are made of are mostly waited for"
 alone=$(go list ./test/soak) # counts this host's mounts
-# shellcheck disable=SC2046 # a list
-go test -p 2 -timeout 25m $(go list ./... | grep -vxF "$raced" | grep -vxF "$alone")
+first=$(go list ./test/e2e ./vmm/qemu) # they take longest, one beside all others
+# shellcheck disable=SC2046,SC2086 # lists
+go test -p 2 -timeout 25m $first $(go list ./... | grep -vxF -e "$raced" -e "$alone" -e "$first")
 
 step "what wants this host for itself"
 go test -timeout 10m "$alone"
