@@ -53,6 +53,8 @@ type Machine interface {
 	// DialGuest opens the byte stream to the guest's agent; there is one at a time, a second call ends the first's.
 	// It waits until the VMM accepts it, not until the guest answers.
 	DialGuest(ctx context.Context) (net.Conn, error)
+	// Pause stops the machine's processors, unless they stand. Where it fails, and also where its caller gives up, a machine that ran runs on,
+	// or is over by its own Exit. A Resume that fails may have left it paused.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Snapshot writes a booted machine into dir as a template and ends the machine: nothing of it runs on. dir exists, is empty

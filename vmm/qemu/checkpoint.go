@@ -162,10 +162,8 @@ func newState(path string) (*os.File, error) {
 func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os.File) (err error) {
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
-	var status struct {
-		Running bool `json:"running"`
-	}
-	if err := m.qmp.execute(ctx, "query-status", nil, &status); err != nil {
+	running, err := m.running(ctx)
+	if err != nil {
 		return err
 	}
 	defer m.takeBack(ctx, stateSet)
@@ -174,7 +172,7 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	}
 	start := time.Now()
 	defer func() {
-		if status.Running { // also where stop's answer was not waited for
+		if running { // also where stop's answer was not waited for
 			err = errors.Join(err, m.runOn(context.WithoutCancel(ctx)))
 		}
 		t.paused = time.Since(start)
@@ -189,13 +187,17 @@ func (m *machine) standing(ctx context.Context, t *taken, job *backup, state *os
 	return errors.Join(err, <-read)
 }
 
-// runOn lets the machine run again. One of which QEMU says that it cannot is over: it would stand still for ever.
+// runOn lets the machine run again. One of which QEMU says that it cannot is over, and so is one that nobody can tell anything any more: they
+// would stand still for ever. A QEMU that only takes its time obeys when it comes to it.
 func (m *machine) runOn(ctx context.Context) error {
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
 	err := m.qmp.execute(ctx, "cont", nil, nil)
-	if refused(err) {
-		err = fmt.Errorf("let it run on: %w", err)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("let it run on: %w", err)
+	if refused(err) || m.hungUp() {
 		m.breakDown(err)
 	}
 	return err

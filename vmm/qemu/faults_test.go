@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -191,7 +192,7 @@ func (r *relay) command(line, rights []byte) {
 	case endless:
 		_, _ = io.Copy(r.host, io.LimitReader(zeros{}, 8<<20))
 	case hangUp:
-		_ = r.host.CloseWrite()
+		_ = r.host.Close()
 	default:
 		_, _ = io.WriteString(r.host, string(f)) // an event
 		forward()
@@ -349,7 +350,7 @@ func TestFaults(t *testing.T) {
 						}
 						defer running.Close()
 					}
-					if phase.name == "checkpoint" { // once: what clears up works
+					if phase.name == "pause" || phase.name == "checkpoint" { // once: what clears up works
 						inner := onHit
 						onHit = func() { s.command = ""; inner() }
 					}
@@ -377,18 +378,68 @@ func TestFaults(t *testing.T) {
 						if exit := running.Exit(); exit.Guest || !strings.Contains(fmt.Sprint(exit.Err), "sabotage") {
 							t.Errorf("exit: %+v", exit)
 						}
-					} else if phase.name == "checkpoint" && (f == refuse || f == silent || f == unheard) {
+					} else if (phase.name == "checkpoint" || phase.name == "pause") && (f == refuse || f == silent || f == unheard) {
 						if _, err := guest.Get(within(t), running); err != nil {
 							t.Errorf("the machine does not run on: %v", err)
 						}
 						if err := phase.run(t, within(t)); err != nil {
 							t.Errorf("the next: %v", err)
 						}
+					} else if phase.name == "checkpoint" || phase.name == "pause" {
+						_, err := guest.Get(within(t), running)
+						select {
+						case <-running.Done():
+						default:
+							if err != nil {
+								t.Errorf("the machine neither runs on nor is over: %v", err)
+							}
+						}
 					}
 				})
 			}
 		}
 	}
+}
+
+// TestCheckpointPause: who pauses the machine meanwhile finds it paused; so it stays where somebody gives up pausing it again.
+func TestCheckpointPause(t *testing.T) {
+	need(t)
+	s := &saboteur{Launcher: vmm.Direct{}}
+	d := newDriver(t, qemu.Config{Launcher: s})
+	template := vmmtest.Build(t, d, linux(t), vmmtest.TestGuest{})
+	p, err := d.Prepare(within(t), template, vmm.Attach{})
+	must(t, err)
+	m, err := p.Restore(within(t))
+	must(t, err)
+	defer m.Close()
+	paused := make(chan error, 1)
+	s.next("xen-save-devices-state", "", func() {
+		go func() { paused <- m.Pause(within(t)) }()
+		time.Sleep(10 * time.Millisecond) // it would come before the end
+	})
+	_, err = m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), template)
+	must(t, err)
+	must(t, <-paused)
+	stands := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		if _, err := (vmmtest.TestGuest{}).Get(ctx, m); err == nil {
+			t.Error("it runs")
+		}
+	}
+	stands()
+	gone, giveUp := context.WithCancel(within(t))
+	defer giveUp()
+	s.next("query-status", unheard, giveUp)
+	if err := m.Pause(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
+	}
+	s.next("", "", nil)
+	stands()
+	must(t, m.Resume(within(t)))
+	_, err = vmmtest.TestGuest{}.Get(within(t), m)
+	must(t, err)
 }
 
 // TestCheckpointClearsUp: what QEMU did not do in time for one checkpoint is done for the next.

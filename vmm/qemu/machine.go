@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -279,13 +280,43 @@ func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	return m.channel.dial(ctx, m.done)
 }
 
-func (m *machine) Pause(ctx context.Context) error  { return m.command(ctx, "stop") }
-func (m *machine) Resume(ctx context.Context) error { return m.command(ctx, "cont") }
+// Pause waits for a checkpoint that is under way, which lets the machine run on.
+func (m *machine) Pause(ctx context.Context) error {
+	release, err := m.oneCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	step, cancel := m.d.step(ctx)
+	defer cancel()
+	running, err := m.running(step)
+	if err != nil || !running {
+		return err
+	}
+	if err = m.qmp.execute(step, "stop", nil, nil); err != nil { // which QEMU may obey all the same
+		err = errors.Join(err, m.runOn(context.WithoutCancel(ctx)))
+	}
+	return err
+}
 
-func (m *machine) command(ctx context.Context, name string) error {
+func (m *machine) Resume(ctx context.Context) error {
+	release, err := m.oneCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	ctx, cancel := m.d.step(ctx)
 	defer cancel()
-	return m.qmp.execute(ctx, name, nil, nil)
+	return m.qmp.execute(ctx, "cont", nil, nil)
+}
+
+// running asks QEMU whether the machine's processors run.
+func (m *machine) running(ctx context.Context) (bool, error) {
+	var status struct {
+		Running bool `json:"running"`
+	}
+	err := m.qmp.execute(ctx, "query-status", nil, &status)
+	return status.Running, err
 }
 
 // Close ends the machine.

@@ -195,14 +195,25 @@ func (p *process) explained(err error) error {
 	default:
 		return err
 	}
-	select {
-	case <-p.done:
-		if p.exit.Err != nil {
-			return fmt.Errorf("%w; %w", err, p.exit.Err)
-		}
-	case <-time.After(time.Second): // it has only closed the connection
+	if !p.hungUp() && p.exit.Err != nil {
+		return fmt.Errorf("%w; %w", err, p.exit.Err)
 	}
 	return err
+}
+
+// hungUp tells of a QEMU that lives and is not connected any more. One that dies is seen to end a moment after its connection.
+func (p *process) hungUp() bool {
+	select {
+	case <-p.qmp.ended:
+	default:
+		return false
+	}
+	select {
+	case <-p.done:
+		return false
+	case <-time.After(time.Second):
+		return true
+	}
 }
 
 // said adds what QEMU wrote to its stderr. It is for when QEMU is gone.
