@@ -152,11 +152,8 @@ func (m *machine) clear() {
 
 // standing is what is done while the machine stands still. Whatever fails in it, the machine runs on, or is over.
 func (m *machine) standing(ctx context.Context, t *taken) (err error) {
-	var info api.Info
-	if err := m.order(ctx, func(ctx context.Context) (err error) {
-		info, err = m.api.Info(ctx)
-		return err
-	}); err != nil {
+	info, err := m.info(ctx)
+	if err != nil {
 		return err
 	}
 	start := time.Now()
@@ -244,6 +241,15 @@ func (m *machine) runOn(ctx context.Context, paused bool) error {
 		m.breakDown(err)
 	}
 	return err
+}
+
+// info asks what the machine is.
+func (m *machine) info(ctx context.Context) (info api.Info, err error) {
+	err = m.order(ctx, func(ctx context.Context) error {
+		info, err = m.api.Info(ctx)
+		return err
+	})
+	return info, err
 }
 
 // order waits for a step of the VMM's.

@@ -162,6 +162,40 @@ func TestCheckpointGivenUp(t *testing.T) {
 	}
 }
 
+// TestPauseGivenUp: the machine runs on, unless it was paused before.
+func TestPauseGivenUp(t *testing.T) {
+	for _, f := range []fault{silent, unheard, halfway, hangUp} {
+		t.Run(string(f), func(t *testing.T) {
+			vmmtest.NoLeaks(t)
+			c := newCheckpoints(t, "v53.0", 30*time.Second)
+			ctx, cancel := context.WithCancel(within(t))
+			defer cancel()
+			onHit := func() {}
+			if f == silent || f == unheard {
+				onHit = cancel
+			}
+			c.next("vm.pause", f, onHit)
+			if err := c.Pause(ctx); err == nil || ctx.Err() != nil && !errors.Is(err, context.Canceled) {
+				t.Errorf("err = %v", err)
+			}
+			c.answers(t)
+			must(t, c.Pause(within(t)))
+			ctx, cancel = context.WithCancel(within(t))
+			defer cancel()
+			c.next("vm.info", silent, cancel)
+			if err := c.Pause(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("again: %v", err)
+			}
+			vm := c.procs[c.ID()].vm
+			vm.mu.Lock()
+			defer vm.mu.Unlock()
+			if vm.state != "Paused" {
+				t.Errorf("it was paused, and is %s", vm.state)
+			}
+		})
+	}
+}
+
 // TestCheckpointUnsupported names what cannot be kept.
 func TestCheckpointUnsupported(t *testing.T) {
 	c := newCheckpoints(t, "v53.0", 10*time.Second)

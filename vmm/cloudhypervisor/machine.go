@@ -329,31 +329,36 @@ func (m *machine) Exit() vmm.Exit {
 
 func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) { return m.channel.dial(ctx) }
 
-// Pause and Resume are no fault a second time, which Cloud Hypervisor refuses.
 func (m *machine) Pause(ctx context.Context) error {
-	return m.become(ctx, api.Paused, m.api.Pause)
-}
-
-func (m *machine) Resume(ctx context.Context) error {
-	return m.become(ctx, api.Running, m.api.Resume)
-}
-
-func (m *machine) become(ctx context.Context, state string, order func(context.Context) error) error {
 	release, err := m.turn(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
-	ctx, cancel := m.d.step(ctx)
-	defer cancel()
-	err = order(ctx)
-	if _, refused := errors.AsType[*api.Error](err); !refused {
-		return err
-	}
-	if info, infoErr := m.api.Info(ctx); infoErr == nil && info.State == state {
-		return nil
+	ordered, err := m.become(ctx, api.Paused, m.api.Pause)
+	if ordered && err != nil { // it may have obeyed all the same, or half
+		err = errors.Join(err, m.runOn(ctx, false))
 	}
 	return err
+}
+
+func (m *machine) Resume(ctx context.Context) error {
+	release, err := m.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = m.become(ctx, api.Running, m.api.Resume)
+	return err
+}
+
+// become orders what leads to a state, and tells whether it did: not where the machine is in it, which Cloud Hypervisor would refuse.
+func (m *machine) become(ctx context.Context, state string, order func(context.Context) error) (ordered bool, err error) {
+	info, err := m.info(ctx)
+	if err != nil || info.State == state {
+		return false, err
+	}
+	return true, m.order(ctx, order)
 }
 
 // Resize gives the machine other processors, from one to as many as it was booted for.

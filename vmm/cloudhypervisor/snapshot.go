@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor/api"
 	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
@@ -59,7 +60,12 @@ func (m *machine) snapshot(ctx context.Context, dir string) error {
 
 // save has the VMM write the machine's state into its directory, and gives what a template keeps of it.
 func (m *machine) save(ctx context.Context) (map[string][]byte, error) {
-	if err := m.Pause(ctx); err != nil {
+	release, err := m.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if _, err := m.become(ctx, api.Paused, m.api.Pause); err != nil {
 		return nil, err
 	}
 	ctx, cancel := m.d.step(ctx)
