@@ -379,7 +379,11 @@ func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 		err = vmm.Weigh(m.proc, weight(vcpus, memoryMiB))
 	}
 	if err != nil && m.vcpus != had && had != unknown { // also where nobody knows whether it obeyed
-		err = errors.Join(err, m.setVCPUs(context.WithoutCancel(ctx), had))
+		undone := m.setVCPUs(context.WithoutCancel(ctx), had)
+		if undone == nil {
+			undone = vmm.Weigh(m.proc, weight(had, memoryMiB)) // it may weigh in part what it was to
+		}
+		err = errors.Join(err, undone)
 	}
 	if err != nil {
 		return fmt.Errorf("resize %s: %w", m.id, err)

@@ -60,7 +60,8 @@ func (m *machine) resize(ctx context.Context, vcpus, memoryMiB int) error {
 	if lookErr := m.look(ctx); lookErr != nil { // QEMU may have obeyed where nobody heard its answer
 		return errors.Join(err, lookErr)
 	}
-	return errors.Join(err, m.plug(ctx, hadCPUs, hadDIMMs), vmm.Weigh(m.proc, weight(m.boot.VCPUs+hadCPUs, m.boot.MemoryMiB+hadDIMMs*m.size.unit)))
+	err = errors.Join(err, m.plug(ctx, hadCPUs, hadDIMMs)) // and it may keep more than it had
+	return errors.Join(err, vmm.Weigh(m.proc, weight(m.boot.VCPUs+len(m.size.cpus), m.boot.MemoryMiB+len(m.size.dimms)*m.size.unit)))
 }
 
 // canBe tells whether the machine can have that size.

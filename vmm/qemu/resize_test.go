@@ -169,7 +169,8 @@ func TestResizeFails(t *testing.T) {
 // TestResizeNotHeard has QEMU obey, and nobody hear of it: the next who resizes the machine finds it as it is.
 func TestResizeNotHeard(t *testing.T) {
 	s := &saboteur{Launcher: vmm.Direct{}}
-	d := newDriver(t, qemu.Config{Launcher: s})
+	scales := &vmmtest.Scales{Launcher: s}
+	d := newDriver(t, qemu.Config{Launcher: scales})
 	boot := agentBoot(t)
 	boot.MaxVCPUs, boot.MaxMemoryMiB = 2, 512
 	template := agentTemplate(t, d, boot, vmm.Attach{})
@@ -195,6 +196,7 @@ func TestResizeNotHeard(t *testing.T) {
 			t.Errorf("%s: %v", command, err)
 		}
 		used(t, c, 1, 0)
+		weighs(t, scales, m, 1, 256)
 		_, err := m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), template)
 		must(t, err)           // it has what its template has
 		grown(t, m, c, 1, 512) // for which there is a place, and no more
@@ -216,6 +218,11 @@ func TestResizeNotHeard(t *testing.T) {
 	if !errors.Is(err, context.Canceled) || errors.Is(err, vmm.ErrUnsupported) != (caps.Accel == "tcg") {
 		t.Errorf("device_add of a processor: %v", err)
 	}
+	kept := 1
+	if caps.Accel == "tcg" { // it cannot be pulled
+		kept = 2
+	}
+	weighs(t, scales, m, kept, 256)
 	if _, err := m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), template); caps.Accel == "tcg" && !errors.Is(err, vmm.ErrUnsupported) {
 		t.Errorf("checkpoint of a machine with another processor: %v", err)
 	}

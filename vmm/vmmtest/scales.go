@@ -26,7 +26,7 @@ func (s *Scales) Launch(ctx context.Context, c vmm.Command) (vmm.Process, error)
 	return w, w.Weigh(c.Share.Weight)
 }
 
-// Refuse has no weight change from now on; nil lets them.
+// Refuse has changes fail from now on, and be made in part, as a cgroup's files are written one by one; nil lets them be.
 func (s *Scales) Refuse(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,12 +51,12 @@ var _ vmm.Weigher = (*weighed)(nil)
 func (w *weighed) Weigh(to vmm.Weight) error {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
-	if w.s.refuse != nil {
-		return w.s.refuse
-	}
 	if w.s.weight == nil {
 		w.s.weight = map[string]vmm.Weight{}
 	}
+	if w.s.refuse != nil {
+		to.MemoryBytes = w.s.weight[w.name].MemoryBytes
+	}
 	w.s.weight[w.name] = to
-	return nil
+	return w.s.refuse
 }
