@@ -112,7 +112,11 @@ func (l *locks) begin(ctx context.Context) (alone bool, err error) {
 			return false, err
 		}
 		if got {
-			return lock(l.hosts, byteAlive, unix.F_WRLCK)
+			if alone, err = lock(l.hosts, byteAlive, unix.F_WRLCK); err != nil { // then nobody changes anything
+				_, unlocked := lock(l.hosts, byteChange, unix.F_UNLCK)
+				err = errors.Join(err, unlocked)
+			}
+			return alone, err
 		}
 		select { // another process's lock: nothing tells us
 		case <-time.After(wait):
