@@ -43,17 +43,17 @@ type Host struct {
 // templateFormat changes when older templates cannot be used any more.
 const templateFormat = 3
 
-// Offered lists the images that this host can run.
+// Offered lists the images that this host can run; of snapshots no more than a heartbeat may carry.
 func (h *Host) Offered() []jobs.OfferedImage {
 	list, _ := h.Store.List() // one that cannot be read is not offered; `image ls` says why
 	offered := make([]jobs.OfferedImage, 0, len(list))
 	for _, img := range list {
 		offered = append(offered, offer(img))
 	}
-	return append(offered, h.offeredSnapshots()...)
+	return append(offered, inTurns(h.offeredSnapshots(), maxOffered)...)
 }
 
-// Offer is one of Offered, by its name; false where it is not there.
+// Offer is one of them, by its name, a snapshot that Offered leaves out too: its job may be here already. False where it is not there.
 func (h *Host) Offer(name string) (jobs.OfferedImage, bool) {
 	if jobs.SnapshotTenant(name) != "" {
 		list := h.offeredSnapshots()

@@ -1,9 +1,11 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/rs/zerolog"
 
@@ -25,6 +27,34 @@ func (h *Host) offeredSnapshots() (offered []jobs.OfferedImage) {
 		offered = append(offered, jobs.OfferedImage{
 			Name: s.Image, Digest: s.ID, Resources: shape.Resources, NIC: shape.NIC, NoRoot: s.NoRoot, Snapshot: true,
 		})
+	}
+	return offered
+}
+
+// maxOffered is how many snapshots a host offers. All of them are in each heartbeat of its worker, which is one message, of a mebibyte at most,
+// and clients make as many as they like: with the longest names these take half of one.
+const maxOffered = 2000
+
+// inTurns gives at most so many of a list of snapshots, the oldest of which are first. Tenants take turns, each with its newest first: one that
+// has many keeps nobody else's out.
+func inTurns(list []jobs.OfferedImage, most int) []jobs.OfferedImage {
+	if len(list) <= most {
+		return list
+	}
+	turns, had := make([]int, len(list)), map[string]int{}
+	order := make([]int, 0, len(list))
+	for i, o := range slices.Backward(list) {
+		tenant := jobs.SnapshotTenant(o.Name)
+		turns[i] = had[tenant]
+		had[tenant]++
+		order = append(order, i)
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(turns[a], turns[b]) })
+	order = order[:most]
+	slices.Sort(order)
+	offered := make([]jobs.OfferedImage, 0, most)
+	for _, i := range order {
+		offered = append(offered, list[i])
 	}
 	return offered
 }

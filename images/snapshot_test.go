@@ -3,6 +3,8 @@ package images_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -804,6 +806,59 @@ func release(t *testing.T) string {
 		t.Error(err)
 	}
 	return unix.ByteSliceToString(u.Release[:])
+}
+
+// copies keeps copies of a snapshot, with other ids and names, of a tenant: as if it had made so many, one after the other.
+func (r ranch) copies(of jobs.Snapshot, tenant string, n int) (made []string) {
+	r.t.Helper()
+	kept := filepath.Join(r.Store.Dir(), "snapshots", "kept")
+	b, err := os.ReadFile(filepath.Join(kept, of.ID, "paddock-snapshot.json"))
+	must(r.t, err)
+	var m map[string]any
+	must(r.t, json.Unmarshal(b, &m))
+	for range n {
+		id := jobs.NewID()
+		name := id + strings.Repeat("x", 63-len(id))
+		m["id"], m["tenant"], m["name"], m["image"], m["created_at"] = id, tenant, name, jobs.SnapshotImage(tenant, name), time.Now().UTC()
+		b, err := json.Marshal(m)
+		must(r.t, err)
+		must(r.t, os.Mkdir(filepath.Join(kept, id), 0o755))
+		must(r.t, os.WriteFile(filepath.Join(kept, id, "paddock-snapshot.json"), b, 0o444))
+		sum := fmt.Sprintf("%x  paddock-snapshot.json\n", sha256.Sum256(b))
+		must(r.t, os.WriteFile(filepath.Join(kept, id, "paddock-snapshot.json.sha256"), []byte(sum), 0o444))
+		made = append(made, jobs.SnapshotImage(tenant, name))
+	}
+	return made
+}
+
+// However many snapshots a tenant has, a heartbeat carries what the worker offers, and other tenants' are among that.
+func TestSnapshotsOfferedFitIntoAHeartbeat(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	first := r.keep(r.machine("x"), "", jobs.SnapshotRequest{Name: "first"})
+	few := r.copies(first, "few", 3)
+	many := r.copies(first, strings.Repeat("m", 63), 4000)
+	offered := r.Offered()
+	b, err := json.Marshal(jobs.Beat{Worker: "w", Images: offered})
+	must(t, err)
+	if len(b) > 900<<10 {
+		t.Errorf("the heartbeat has %d bytes: with 1 MiB no NATS server takes it by default", len(b))
+	}
+	there := map[string]bool{}
+	for _, o := range offered {
+		there[o.Name] = true
+	}
+	for _, image := range append(few, "x", first.Image, many[len(many)-1]) {
+		if !there[image] {
+			t.Errorf("%s is not offered", image)
+		}
+	}
+	if there[many[0]] {
+		t.Errorf("%s is offered, the oldest of %d", many[0], len(many))
+	}
+	if _, ok := r.Offer(many[0]); !ok {
+		t.Errorf("a job that has %s already does not find it", many[0])
+	}
 }
 
 func TestSnapshotStats(t *testing.T) {
