@@ -227,6 +227,9 @@ func (n *Snapshots) publish(ctx context.Context, s *Snapshot, dir string) (err e
 	if err := s.write(dir); err != nil {
 		return err
 	}
+	if err := syncFile(filepath.Join(n.dir, "parts")); err != nil { // what it names is there before it is
+		return err
+	}
 	release, err := n.store.Lock(ctx, namesLock)
 	if err != nil {
 		return err
@@ -236,7 +239,13 @@ func (n *Snapshots) publish(ctx context.Context, s *Snapshot, dir string) (err e
 		return err
 	}
 	s.dir = n.kept(s.ID)
-	return errors.Join(os.Rename(dir, s.dir), syncFile(filepath.Dir(s.dir)), syncFile(filepath.Join(n.dir, "parts")))
+	if err := os.Rename(dir, s.dir); err != nil {
+		return err
+	}
+	if err := syncFile(filepath.Dir(s.dir)); err != nil {
+		return errors.Join(err, n.remove(s.ID)) // whoever asked for it is told that there is none
+	}
+	return nil
 }
 
 // ErrNameTaken is a name that a tenant has given to another snapshot.

@@ -36,6 +36,7 @@ type living struct {
 	memory, disk []byte
 	devices      string
 	during       func(dir string) error // called when the state is half written
+	then         func() error           // called when it is written
 }
 
 var _ vmm.Checkpointer = (*living)(nil)
@@ -74,6 +75,9 @@ func (m *living) Checkpoint(_ context.Context, dir string, base vmm.Template) (v
 		}
 	}
 	c.ScratchBytes, err = m.delta(dir, checkpoint.ScratchFile, base.Boot.Scratch, m.disk)
+	if err == nil && m.then != nil {
+		err = m.then()
+	}
 	return c, err
 }
 
@@ -629,6 +633,26 @@ func TestSnapshotFails(t *testing.T) {
 	if left := stored(t, s); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// A snapshot whose parts cannot be made durable is none: not one that is told to have failed, and is there.
+func TestSnapshotWithoutDurableParts(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	m := r.machine("x")
+	parts := filepath.Join(s.Dir(), "snapshots", "parts")
+	m.then = func() error { return os.Rename(parts, parts+".away") } // nothing but syncing it needs it from here on
+	_, err := r.Snapshot(t.Context(), m, m.tmpl, jobs.SnapshotOrigin{Tenant: "a"}, jobs.SnapshotRequest{Name: "x"})
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if got := files(t, s, "snapshots/kept"); len(got) > 0 {
+		t.Errorf("left: %v", got)
+	}
+	m.then = nil
+	must(t, os.Rename(parts+".away", parts))
+	again := r.keep(m, "", jobs.SnapshotRequest{Name: "x"})
+	r.is(again, m.memory, m.disk, m.devices)
 }
 
 func TestSnapshotRefusals(t *testing.T) {
