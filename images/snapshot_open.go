@@ -180,7 +180,7 @@ func (n *Snapshots) template(ctx context.Context, line []Snapshot) (t vmm.Templa
 	if err := n.whole(ctx, line); err != nil {
 		return t, err
 	}
-	release, err := n.store.Lock(ctx, "snapshot-"+s.ID)
+	release, err := n.store.Lock(ctx, flatLock(s.ID))
 	if err != nil {
 		return t, err
 	}
@@ -303,7 +303,7 @@ func (n *Snapshots) removeFlats(ctx context.Context, keep int, but string) error
 
 // removeFlat removes a flattened template, unless somebody makes or opens it just now.
 func (n *Snapshots) removeFlat(ctx context.Context, id string) error {
-	release, err := n.store.flock(ctx, "snapshot-"+id, syscall.LOCK_EX|syscall.LOCK_NB)
+	release, err := n.store.flock(ctx, flatLock(id), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil
 	}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/paddockvm/paddock/jobs"
 )
 
 // Errors of Remove.
@@ -201,6 +203,24 @@ func (n *Snapshots) sweep() error {
 			if !keep[e.Name()] {
 				errs = append(errs, os.RemoveAll(filepath.Join(n.dir, sub, e.Name())))
 			}
+		}
+	}
+	return errors.Join(append(errs, n.store.sweepLocks(there))...)
+}
+
+// flatLock is held by who makes a snapshot's template or removes it, within the lock "snapshots".
+func flatLock(id string) string { return flatLockPrefix + id }
+
+const flatLockPrefix = "snapshot-"
+
+// sweepLocks removes the files of the locks of snapshots that are not there. Nobody has one, or waits for it: the lock "snapshots" is held alone.
+func (s *Store) sweepLocks(there map[string]bool) error {
+	files, err := os.ReadDir(filepath.Join(s.dir, "locks"))
+	errs := []error{err}
+	for _, f := range files {
+		id, is := strings.CutPrefix(f.Name(), flatLockPrefix)
+		if _, err := jobs.ParseID(id); is && err == nil && !there[id] {
+			errs = append(errs, os.Remove(filepath.Join(s.dir, "locks", f.Name())))
 		}
 	}
 	return errors.Join(errs...)

@@ -635,6 +635,40 @@ func TestSnapshotFails(t *testing.T) {
 	}
 }
 
+// Nothing of snapshots that come and go stays: no file, and nothing in the memory of a process that has used them, whoever removes them.
+func TestSnapshotsThatAreGone(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	list := r.line()
+	for _, one := range list {
+		tmpl, _, err := r.Template(t.Context(), one.Image, jobs.Shape{})
+		must(t, err)
+		r.Release(tmpl)
+	}
+	if r.Snapshots.Verified() == 0 {
+		t.Error("nothing is remembered of the files of snapshots that are there")
+	}
+	stays, gone := list[0], list[1:]
+	another := newRanch(t, reopen(t, s)) // a process
+	for _, one := range slices.Backward(gone) {
+		must(t, another.Snapshots.Remove(t.Context(), one.ID))
+		if name := "snapshot-" + one.ID; slices.Contains(files(t, s, "locks"), name) {
+			t.Errorf("left: the lock %s", name)
+		}
+	}
+	had := r.Snapshots.Verified()
+	then := time.Now().Add(-time.Hour)
+	must(t, os.Chtimes(filepath.Join(s.Dir(), "snapshots", "kept"), then, then)) // else a list is believed later only
+	r.Offered()
+	fresh := newRanch(t, reopen(t, s))
+	tmpl, _, err := fresh.Template(t.Context(), stays.Image, jobs.Shape{})
+	must(t, err)
+	fresh.Release(tmpl)
+	if now, want := r.Snapshots.Verified(), fresh.Snapshots.Verified(); now != want {
+		t.Errorf("of %d files it is remembered that they were right, and there are %d that somebody has read; before there were %d", now, want, had)
+	}
+}
+
 // A snapshot whose parts cannot be made durable is none: not one that is told to have failed, and is there.
 func TestSnapshotWithoutDurableParts(t *testing.T) {
 	s := shop(t)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -90,8 +91,23 @@ func (n *Snapshots) List() ([]Snapshot, error) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.listed, n.listErr, n.listedAt = list, listErr, info.ModTime()
+		if listErr == nil {
+			n.forgetGone(list)
+		}
 	}
 	return list, listErr
+}
+
+// forgetGone forgets what has been seen of the files of snapshots that are not there any more, whoever has removed them; n.mu is held.
+func (n *Snapshots) forgetGone(list []Snapshot) {
+	there := map[string]bool{}
+	for _, s := range list {
+		there[s.dir], there[n.flat(s.ID)] = true, true
+		for _, p := range s.parts() {
+			there[n.part(p)] = true
+		}
+	}
+	maps.DeleteFunc(n.verified, func(file string, _ os.FileInfo) bool { return !there[file] && !there[filepath.Dir(file)] })
 }
 
 func (n *Snapshots) read() (list []Snapshot, err error) {
