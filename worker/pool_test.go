@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -357,4 +358,53 @@ func TestShortOfMemory(t *testing.T) {
 		t.Errorf("the job after: %+v", rep.Result)
 	}
 	settled(t, "the stock again", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
+}
+
+// ranch is a catalog with snapshots.
+type ranch struct {
+	catalog
+	snapshots []string
+}
+
+func (r ranch) Offered() []jobs.OfferedImage {
+	list := r.catalog.Offered()
+	for _, image := range r.snapshots {
+		list = append(list, jobs.OfferedImage{Name: image, Digest: image, Resources: list[0].Resources, Snapshot: true})
+	}
+	return list
+}
+
+func (r ranch) Offer(name string) (jobs.OfferedImage, bool) { return offered(r, name) }
+
+// Clients name snapshots, and those are no metrics.
+func TestSnapshotsAreCountedTogether(t *testing.T) {
+	r := newRig(t)
+	figures := prometheus.NewRegistry()
+	mine := ranch{r.cfg.Images.(catalog), []string{jobs.SnapshotImage("default", "one"), jobs.SnapshotImage("default", "two")}}
+	r.cfg.Images, r.cfg.Registerer = mine, figures
+	r.run(t)
+	for _, image := range append(mine.snapshots, "base") {
+		spec := steps([]string{"true"})
+		spec.Image = image
+		if rep := r.report(t, r.put(spec).Job); !rep.Result.Success() {
+			t.Errorf("%s: %+v", image, rep.Result)
+		}
+	}
+	families, err := figures.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := map[string]int{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == "paddock_pool_machines" && l.GetName() == "image" {
+					series[l.GetValue()]++
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff(map[string]int{"base": 4, "snapshot": 4}, series); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -8,7 +8,7 @@ import (
 
 var (
 	poolDesc = prometheus.NewDesc("paddock_pool_machines",
-		"Machines of a pool by stage: ready, prepared, making, wanted ready.", []string{"image", "shape", "stage"}, nil)
+		"Machines of a pool by stage: ready, prepared, making, wanted ready; those of all snapshots together.", []string{"image", "shape", "stage"}, nil)
 	memoryDesc = prometheus.NewDesc("paddock_machines_memory_bytes", "Memory of all machines that live or are being made, as their guests see it.", nil, nil)
 	shortDesc  = prometheus.NewDesc("paddock_host_short_of_memory", "1 while the host is short of memory: no machine is kept, no job taken.", nil, nil)
 )
@@ -20,13 +20,16 @@ func (*pools) Describe(c chan<- *prometheus.Desc) {
 	c <- shortDesc
 }
 
-// Collect implements prometheus.Collector. A pool of an odd shape is counted with all of its image's that are odd in the same way: clients
-// name shapes, and no client shall name metrics.
+// Collect implements prometheus.Collector. A pool of an odd shape is counted with all of its image's that are odd in the same way, and those of
+// snapshots together: clients name shapes and snapshots, and no client shall name metrics.
 func (ps *pools) Collect(c chan<- prometheus.Metric) {
 	type series struct{ image, shape string }
 	counts := map[series]*stages{}
 	for _, p := range ps.all() {
 		s := series{p.image, shapeLabel(p.shape, ps.own(p.image))}
+		if jobs.SnapshotTenant(p.image) != "" {
+			s.image = "snapshot"
+		}
 		if counts[s] == nil {
 			counts[s] = &stages{}
 		}
