@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +27,9 @@ const (
 // bucket gives the tenant's bucket as it is, whoever made it and however, and makes it where there is none.
 func (s *JetStream) bucket(ctx context.Context, tenant string) (jetstream.ObjectStore, error) {
 	o, err := s.js.ObjectStore(ctx, jobs.ObjectBucket(tenant))
+	if err == nil {
+		s.restore(ctx, o, tenant)
+	}
 	if !errors.Is(err, jetstream.ErrBucketNotFound) {
 		return o, err
 	}
@@ -45,7 +50,7 @@ func (s *JetStream) bucket(ctx context.Context, tenant string) (jetstream.Object
 // create makes a tenant's bucket, unless another has since a moment ago.
 func (s *JetStream) create(ctx context.Context, tenant string) (err error) {
 	replicas := s.replicas(ctx)
-	for size := int64(maxBytes); size >= minBytes; size /= 2 {
+	for _, size := range sizes() {
 		_, err = s.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
 			Bucket: jobs.ObjectBucket(tenant), MaxBytes: size, Storage: jetstream.FileStorage, Replicas: replicas,
 		})
@@ -57,6 +62,76 @@ func (s *JetStream) create(ctx context.Context, tenant string) (err error) {
 		return nil
 	}
 	return err
+}
+
+// roomKey is the metadata of a bucket that has given back room: how much was set aside for it before, in bytes.
+const roomKey = "paddock-room"
+
+// idleRoom is how long nothing is in a bucket before it gives back room: who puts by the object store's own API does not have it taken again, and
+// may have a pause.
+const idleRoom = 7 * 24 * time.Hour
+
+// giveBack gives back what JetStream has set aside for a bucket in which nothing is, nor has been for idleRoom before a time, but for minBytes: what
+// tenants had who do not come any more would leave none for those who come. Of a bucket into which somebody just puts something nothing is lost: what
+// it has no room for is refused. A size that is none of ours is its maker's own.
+func (s *JetStream) giveBack(ctx context.Context, st jetstream.Stream, before time.Time) error {
+	i, err := st.Info(ctx)
+	if err != nil {
+		return err
+	}
+	c, before := i.Config, before.Add(-idleRoom)
+	if i.State.Msgs > 0 || i.State.LastTime.After(before) || i.Created.After(before) || !slices.Contains(sizes()[:len(sizes())-1], c.MaxBytes) {
+		return nil
+	}
+	c.Metadata = maps.Clone(c.Metadata)
+	if c.Metadata == nil {
+		c.Metadata = map[string]string{}
+	}
+	c.Metadata[roomKey] = strconv.FormatInt(c.MaxBytes, 10)
+	c.MaxBytes = minBytes
+	_, err = s.js.UpdateStream(ctx, c)
+	return err
+}
+
+// restore has a bucket that has given back room take it again, before something is put, as far as it is there. Where that fails, what is left of
+// it may do; else the tenant is told.
+func (s *JetStream) restore(ctx context.Context, o jetstream.ObjectStore, tenant string) {
+	status, err := o.Status(ctx)
+	if err != nil || status.Metadata()[roomKey] == "" {
+		return
+	}
+	if s.maker != nil {
+		_ = s.maker(ctx, tenant)
+		return
+	}
+	st, err := s.js.Stream(ctx, streamOf(tenant))
+	if err != nil {
+		return
+	}
+	c := st.CachedInfo().Config
+	had, err := strconv.ParseInt(c.Metadata[roomKey], 10, 64)
+	if err != nil {
+		return
+	}
+	c.Metadata = maps.Clone(c.Metadata)
+	delete(c.Metadata, roomKey)
+	for _, size := range sizes() {
+		if size <= minBytes || size > had {
+			continue
+		}
+		c.MaxBytes = size
+		if _, err := s.js.UpdateStream(ctx, c); !isRefusal(err, noRoom) {
+			return
+		}
+	}
+}
+
+// sizes are those of which a bucket of ours has one, the largest first.
+func sizes() (all []int64) {
+	for size := int64(maxBytes); size >= minBytes; size /= 2 {
+		all = append(all, size)
+	}
+	return all
 }
 
 const (

@@ -100,7 +100,8 @@ func (s *JetStream) List(ctx context.Context, tenant string) (list []Info, err e
 	return list, nil
 }
 
-// Sweep implements Store: of temporary names, of chunks that no name has, and of names that were deleted.
+// Sweep implements Store: of temporary names, of chunks that no name has, and of names that were deleted. A bucket that is empty then gives back
+// what was set aside for it.
 func (s *JetStream) Sweep(ctx context.Context, tenant string, before time.Time) error {
 	ctx = asking(ctx)
 	st, err := s.js.Stream(ctx, streamOf(tenant))
@@ -109,6 +110,9 @@ func (s *JetStream) Sweep(ctx context.Context, tenant string, before time.Time) 
 	}
 	if err == nil {
 		err = s.sweep(ctx, st, tenant, before)
+	}
+	if err == nil {
+		err = s.giveBack(ctx, st, before)
 	}
 	if err != nil {
 		return failed(ctx, tenant, "sweep", err)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
@@ -214,7 +216,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("what is new: %v, %d messages, and there were %d", err, messages(), before)
 	}
 	for range 2 { // the second finds the chunks of the temporary one
-		if err := s.Sweep(t.Context(), "default", time.Now().Add(time.Hour)); err != nil {
+		if err := s.Sweep(t.Context(), "default", time.Now().Add(8*24*time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -244,5 +246,102 @@ func TestFormerAge(t *testing.T) {
 		if got := st.CachedInfo().Config.MaxAge; got != want {
 			t.Errorf("an age of %v has become %v, want %v", age, got, want)
 		}
+	}
+}
+
+// What was set aside for a tenant who has nothing any more is there for others; who comes back has it again, as far as it is.
+func TestRoomOfWhoIsGone(t *testing.T) {
+	const mib = 1 << 20
+	srv, err := server.NewServer(&server.Options{
+		DontListen: true, NoLog: true, NoSigs: true, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 4<<30 + 32*mib,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
+	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.Timeout(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js := bustest.JetStream(t, nc)
+	s := objects.NewJetStream(js)
+	room := func(when, tenant string, want int64) {
+		t.Helper()
+		st, err := js.Stream(t.Context(), "OBJ_"+jobs.ObjectBucket(tenant))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := st.CachedInfo().Config.MaxBytes; got != want {
+			t.Errorf("%s: %d MiB are set aside for %s, want %d", when, got/mib, tenant, want/mib)
+		}
+	}
+	sweep := func(before time.Time) {
+		t.Helper()
+		if err := s.Sweep(t.Context(), "a", before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect := objects.NewCollector(s, (&needed{}).named, 0, nil)
+
+	name := objectstest.Put(t, s, "a", []byte("x"))
+	sweep(time.Now().Add(8 * 24 * time.Hour))
+	room("with an object", "a", 4<<30)
+	if _, err := s.Put(t.Context(), "b", strings.NewReader("y")); objectstest.Code(err) != jobs.CodeQuota {
+		t.Fatalf("there is room beside it: %v", err)
+	}
+	if err := collect.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Stat(t.Context(), "a", name); objectstest.Code(err) != jobs.CodeNotFound {
+		t.Fatalf("it is there: %v", err)
+	}
+	sweep(time.Now().Add(6 * 24 * time.Hour))
+	room("just after", "a", 4<<30)
+	sweep(time.Now().Add(8 * 24 * time.Hour))
+	room("when nothing has been there for a while", "a", 64*mib)
+
+	objectstest.Put(t, s, "b", []byte("y"))
+	room("with what was another's", "b", 2<<30)
+	objectstest.Put(t, s, "a", []byte("z"))
+	room("back again", "a", 2<<30)
+	sweep(time.Now().Add(8 * 24 * time.Hour))
+	room("with an object again", "a", 2<<30)
+}
+
+// Whoever gives back room of a bucket that has come to have something meanwhile, because it was held up, loses nothing of that.
+func TestRoomGivenBackLate(t *testing.T) {
+	js := jetStream(t)
+	s := objects.NewJetStream(js)
+	content := bytes.Repeat([]byte("x"), 300_000)
+	name := objectstest.Put(t, s, "default", content)
+	st, err := js.Stream(t.Context(), "OBJ_"+jobs.ObjectBucket("default"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := st.CachedInfo().Config
+	c.MaxBytes = 1000
+	if _, err := js.UpdateStream(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := objectstest.Read(t.Context(), s, "default", name); err != nil || !bytes.Equal(b, content) {
+		t.Errorf("%d bytes of it are there: %v", len(b), err)
+	}
+}
+
+// A bucket whose maker has chosen its size keeps that, whatever is in it.
+func TestRoomOfAnother(t *testing.T) {
+	js := jetStream(t)
+	bucket(t, js, jetstream.ObjectStoreConfig{MaxBytes: 100 << 20})
+	if err := objects.NewJetStream(js).Sweep(t.Context(), "default", time.Now().Add(8*24*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	st, err := js.Stream(t.Context(), "OBJ_"+jobs.ObjectBucket("default"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := st.CachedInfo().Config.MaxBytes; got != 100<<20 {
+		t.Errorf("it has %d bytes now", got)
 	}
 }
