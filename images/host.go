@@ -163,18 +163,20 @@ func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
 	h.mu.Lock()
 	seen := h.opened[key]
 	h.mu.Unlock()
-	if !seen {
-		for name, p := range m.Files {
-			err := p.Check(filepath.Join(dir, name))
-			if _, corrupt := errors.AsType[*CorruptError](err); corrupt || errors.Is(err, os.ErrNotExist) {
-				return vmm.Template{}, fmt.Errorf("%w: %w", errNotWhole, err)
-			}
-			if err != nil {
-				return vmm.Template{}, err
-			}
+	for name, p := range m.Files {
+		file := filepath.Join(dir, name)
+		if info, err := os.Stat(file); seen && err == nil && info.Size() == p.Size {
+			continue
 		}
-		h.note(key)
+		err := p.Check(file)
+		if _, corrupt := errors.AsType[*CorruptError](err); corrupt || errors.Is(err, os.ErrNotExist) { // or another process died that was removing it
+			return vmm.Template{}, fmt.Errorf("%w: %w", errNotWhole, err)
+		}
+		if err != nil {
+			return vmm.Template{}, err
+		}
 	}
+	h.note(key)
 	if err := touchTemplate(dir); err != nil {
 		return vmm.Template{}, err
 	}

@@ -44,10 +44,10 @@ func (s *Store) Hold(ctx context.Context) (release func(), err error) {
 	return s.flock(ctx, storeLock, syscall.LOCK_SH)
 }
 
-// sweep removes work in progress, of which there is none: the store is locked.
+// sweep removes work in progress, of which there is none, and templates that were being removed: the store is locked.
 func (s *Store) sweep() error {
 	var errs []error
-	for _, pattern := range []string{"tmp/*", "templates/*" + templateTmp} {
+	for _, pattern := range []string{"tmp/*", "templates/*" + templateTmp, "templates/*" + goneSuffix} {
 		left, err := filepath.Glob(filepath.Join(s.dir, pattern))
 		errs = append(errs, err)
 		for _, f := range left {

@@ -138,6 +138,47 @@ func TestCorruptTemplate(t *testing.T) {
 	}
 }
 
+// A template of which a process has left only a part, because it died while it was removing it, is built anew by one that has used it before, too.
+func TestHalfRemovedTemplate(t *testing.T) {
+	for _, file := range []string{"memory", "state"} {
+		t.Run(file, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				s := open(t)
+				publish(t, s, "x", "1")
+				boots := 0
+				d := newDriver()
+				d.boots = func() { boots++ }
+				h := &images.Host{Store: s, Driver: d}
+				for range 2 {
+					tmpl, _, err := h.Template(t.Context(), "x", jobs.Shape{})
+					must(t, err)
+					must(t, os.Remove(filepath.Join(tmpl.Dir, file)))
+				}
+				if boots != 2 {
+					t.Errorf("it was built %d times", boots)
+				}
+			})
+		})
+	}
+}
+
+// What a process leaves of a template that dies while it removes it goes with the next that is built.
+func TestTemplateThatWasBeingRemoved(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := open(t)
+		publish(t, s, "x", "1")
+		h := &images.Host{Store: s, Driver: newDriver()}
+		tmpl, key, err := h.Template(t.Context(), "x", jobs.Shape{})
+		must(t, err)
+		must(t, os.Rename(tmpl.Dir, tmpl.Dir+".rm"))
+		_, _, err = h.Template(t.Context(), "x", jobs.Shape{})
+		must(t, err)
+		if diff := cmp.Diff([]string{key}, files(t, s, "templates")); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 func edit(t *testing.T, name, old, replacement string) {
 	t.Helper()
 	b, err := os.ReadFile(name)

@@ -73,7 +73,7 @@ func (s *Store) publishTemplate(tmp, dir string, m templateManifest) error {
 	if err := s.writeFile(filepath.Join(tmp, templateManifestName), append(b, '\n')); err != nil {
 		return err
 	}
-	if err := errors.Join(touchTemplate(tmp), os.RemoveAll(dir), os.Rename(tmp, dir)); err != nil {
+	if err := errors.Join(touchTemplate(tmp), removeDir(dir), os.Rename(tmp, dir)); err != nil {
 		return err
 	}
 	return syncFile(filepath.Dir(dir))
@@ -101,7 +101,7 @@ func (s *Store) templates() ([]storedTemplate, error) {
 	var list []storedTemplate
 	for _, d := range dirs {
 		info, err := os.Stat(filepath.Join(d, templateManifestName))
-		if err != nil || strings.HasSuffix(d, templateTmp) {
+		if err != nil || strings.HasSuffix(d, templateTmp) || strings.HasSuffix(d, goneSuffix) {
 			continue
 		}
 		if m, err := readTemplate(d); err == nil {
@@ -117,7 +117,7 @@ func (s *Store) removeTemplates(unwanted func(storedTemplate) bool) error {
 	errs := []error{err}
 	for _, t := range list {
 		if unwanted(t) {
-			errs = append(errs, os.RemoveAll(t.dir))
+			errs = append(errs, removeDir(t.dir))
 		}
 	}
 	return errors.Join(errs...)
@@ -150,7 +150,7 @@ func (s *Store) removeLeastUsed(ctx context.Context, digest, own string) error {
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		errs = append(errs, os.RemoveAll(t.dir))
+		errs = append(errs, removeDir(t.dir))
 		release()
 	}
 	return errors.Join(errs...)
