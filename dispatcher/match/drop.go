@@ -2,7 +2,12 @@ package match
 
 import "slices"
 
-// What has become empty goes: the queue keeps nothing of tenants, kinds and keys that have nothing in it.
+// What has become empty goes: the queue keeps nothing of tenants, kinds and keys that have nothing in it, but for tenants that have been given more
+// than where the round stands.
+
+// mostIdle is how many tenants a pool remembers that have nothing in it. The round does not move while each of those who come has one item and
+// does not come again: without a bound it would remember all of them.
+const mostIdle = 10_000
 
 func (q *Queue) dropLine(l *line) {
 	g := l.group
@@ -36,9 +41,10 @@ func (q *Queue) dropGroup(g *group) {
 	}
 }
 
-// dropIdle forgets the accounts of tenants that have nothing in a pool once they have no more than where the round stands.
+// dropIdle forgets the accounts of tenants that have nothing in a pool once they have no more than where the round stands, and of too many those
+// that have least.
 func (q *Queue) dropIdle(p *pool) {
-	for p.idle.Len() > 0 && p.idle.list[0].given <= p.clock {
+	for p.idle.Len() > 0 && (p.idle.list[0].given <= p.clock || p.idle.Len() > mostIdle) {
 		a := p.idle.list[0]
 		p.idle.remove(a)
 		delete(p.accounts, a.tenant)

@@ -352,3 +352,26 @@ func (s *simulation) untilStarted(id string) {
 		s.step(s.now.Add(time.Hour))
 	}
 }
+
+// Of tenants that come once and have nothing any more a bounded number is remembered.
+func TestTenantsThatComeOnce(t *testing.T) {
+	q := match.New(match.Config{})
+	for n := range 15_000 {
+		id := fmt.Sprint(n)
+		q.Push(match.Item{ID: id, Tenant: "t" + id, Image: "python", Since: now})
+		if out, _ := q.Match(now, []match.Worker{idle("w", 1)}, nil); len(out) != 1 {
+			t.Fatalf("tenant %d: %v", n, out)
+		}
+		q.Release(id)
+	}
+	if n := q.Tenants(); n > 10_000 {
+		t.Errorf("%d tenants are remembered", n)
+	}
+	// Who has had a turn, and is remembered, is behind who has had none.
+	for _, tenant := range []string{"t14999", "new"} {
+		q.Push(match.Item{ID: tenant, Tenant: tenant, Image: "python", Since: now})
+	}
+	if out, _ := q.Match(now, []match.Worker{idle("w", 1)}, nil); len(out) != 1 || out[0].ID != "new" {
+		t.Errorf("whose turn it is: %v", out)
+	}
+}

@@ -1,0 +1,4 @@
+package match
+
+// Tenants is how many the queue knows something of.
+func (q *Queue) Tenants() int { return len(q.tenants) }
