@@ -94,10 +94,25 @@ func (d *Dispatcher) waits(e *ledger.Entry, n int) {
 	d.settleAccount(e.Tenant, a)
 }
 
-// settleAccount forgets the account of a tenant that has nothing in the queue; one with a rate is remembered. d.mu is held.
+// settleAccount forgets the account of a tenant that has nothing in the queue; one with a rate is remembered while the tenant may submit less at
+// once than one who is not known. d.mu is held.
 func (d *Dispatcher) settleAccount(tenant string, a *account) {
-	if a.queued == 0 && a.submitted == nil {
+	if a.queued == 0 && (a.submitted == nil || a.submitted.Tokens() >= float64(a.submitted.Burst())) {
 		delete(d.accounts, tenant)
+	}
+}
+
+// settleAccounts forgets what is not worth remembering any more of tenants, and of workers that are not there.
+func (d *Dispatcher) settleAccounts() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for tenant, a := range d.accounts {
+		d.settleAccount(tenant, a)
+	}
+	for name, f := range d.flags {
+		if f == (ledger.Flags{}) && d.workers[name] == nil {
+			delete(d.flags, name)
+		}
 	}
 }
 

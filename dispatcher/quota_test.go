@@ -2,6 +2,7 @@ package dispatcher_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -95,6 +96,34 @@ func TestQuotaRate(t *testing.T) {
 			r.admit(spec())
 		}
 		r.quotaError("t")
+	})
+}
+
+// Of tenants and workers that have gone nothing is kept in memory, once what they may do is what anybody may.
+func TestWhoHasGoneIsForgotten(t *testing.T) {
+	rigged(t, dispatcher.Config{Quotas: dispatcher.Quotas{Default: dispatcher.Quota{PerSecond: 0.01, Burst: 2}}}, func(r *rig) {
+		for n := range 10 {
+			tenant, worker := fmt.Sprint("t", n), fmt.Sprint("w", n)
+			r.worker(worker)
+			if _, err := r.Uncordon(r.Context(), worker); err != nil {
+				r.Fatal(err)
+			}
+			j, _, err := r.Admit(r.Context(), tenant, spec())
+			if err != nil {
+				r.Fatal(err)
+			}
+			if _, err := r.Cancel(r.Context(), tenant, j.ID); err != nil {
+				r.Fatal(err)
+			}
+		}
+		time.Sleep(90 * time.Second)
+		if n := r.Accounts(); n != 10 {
+			r.Errorf("the rates of %d tenants are remembered, of 10 that may not submit as many again", n)
+		}
+		time.Sleep(2 * time.Hour)
+		if n, m := r.Accounts(), r.Flags(); n != 0 || m != 0 {
+			r.Errorf("something is remembered of %d tenants and of %d workers", n, m)
+		}
 	})
 }
 

@@ -195,7 +195,7 @@ const (
 	forgetBatch = 500
 )
 
-// forget deletes what ended long ago from the ledger, until ctx ends.
+// forget deletes what ended long ago from the ledger, and forgets who has gone, until ctx ends.
 func (d *Dispatcher) forget(ctx context.Context) error {
 	tick := time.NewTicker(forgetEvery)
 	defer tick.Stop()
@@ -205,6 +205,7 @@ func (d *Dispatcher) forget(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		d.settleAccounts()
 		for n := forgetBatch; n == forgetBatch && ctx.Err() == nil; {
 			var err error
 			if n, err = d.cfg.Store.Forget(ctx, time.Now().Add(-d.cfg.KeepEnded), forgetBatch); err != nil && ctx.Err() == nil {
