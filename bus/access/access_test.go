@@ -2,6 +2,7 @@ package access_test
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nkeys"
 	"go.uber.org/goleak"
 	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/bus/access"
 )
@@ -127,6 +129,37 @@ func TestFile(t *testing.T) {
 	}
 	if _, err := access.Read(name); err == nil || !strings.Contains(err.Error(), "chmod 600") {
 		t.Errorf("a file that others can read: got %v", err)
+	}
+}
+
+// What was written is made durable under its name: its directory is opened again after the file has got that.
+func TestWriteIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, dir, unix.IN_MOVED_TO|unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	if err := access.Write(filepath.Join(dir, "users.yaml"), nil); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1<<16)
+	n, err := unix.Read(watch, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named, synced := false, false
+	for b = b[:n]; len(b) > 0; { // struct inotify_event of inotify(7)
+		mask, size := binary.NativeEndian.Uint32(b[4:]), binary.NativeEndian.Uint32(b[12:])
+		named = named || mask&unix.IN_MOVED_TO != 0
+		synced = synced || named && mask&unix.IN_OPEN != 0 && mask&unix.IN_ISDIR != 0
+		b = b[unix.SizeofInotifyEvent+size:]
+	}
+	if !named || !synced {
+		t.Errorf("the file has got its name: %t; its directory was opened after that: %t", named, synced)
 	}
 }
 

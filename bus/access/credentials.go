@@ -172,7 +172,7 @@ func Read(name string) (*Credentials, error) {
 
 const header = "# Who may connect to Paddock's NATS server; see docs/nats.md. `paddock credential` changes it; servers notice within seconds.\n"
 
-// Write writes a file of credentials, in whole or not at all, for its owner alone.
+// Write writes a file of credentials, durably, in whole or not at all, for its owner alone.
 func Write(name string, list []Credential) error {
 	if _, err := New(list); err != nil {
 		return fmt.Errorf("credentials: %w", err)
@@ -189,16 +189,28 @@ func Write(name string, list []Credential) error {
 	}
 	defer os.Remove(tmp.Name()) // once it is renamed it is not there
 	_, err = tmp.Write(b.Bytes())
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+	if err == nil {
 		err = keepOwner(tmp.Name(), name)
 	}
-	if err == nil {
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
 		err = os.Rename(tmp.Name(), name)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(name)) // else a credential that is gone might be back after a loss of power
 	}
 	if err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
 	return nil
+}
+
+// syncDir makes a directory's entries durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Change reads the file, which need not be there, and writes what change makes of it. Two at once are kept apart by a lock.
