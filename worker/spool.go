@@ -71,10 +71,10 @@ func (w *Worker) spool(r jobs.Report, s *stream) (*delivery, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(d.eventsFile()))
 	}
-	return d, syncDir(dir)
+	return d, nil
 }
 
-// writeDurably writes a file that is whole or not there; its directory is still to be synced.
+// writeDurably writes a file that is whole, and there whatever happens, or not there.
 func writeDurably(name string, write func(*bufio.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(name), tornPrefix)
 	if err != nil {
@@ -90,6 +90,9 @@ func writeDurably(name string, write func(*bufio.Writer) error) error {
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := syncDir(filepath.Dir(name)); err != nil {
+		return errors.Join(err, os.Remove(name)) // nobody will look for it
 	}
 	return nil
 }
