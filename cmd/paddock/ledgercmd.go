@@ -66,7 +66,7 @@ func ledgerExport() *cobra.Command {
 	return c
 }
 
-// exportTo writes a file that nobody else can read, and that is there when it is whole.
+// exportTo writes a file that nobody else can read, and that is there, whatever happens then, when it is whole.
 func exportTo(ctx context.Context, store *sqlstore.Store, file string) error {
 	f, err := os.CreateTemp(filepath.Dir(file), ".ledger-*")
 	if err != nil {
@@ -81,6 +81,13 @@ func exportTo(ctx context.Context, store *sqlstore.Store, file string) error {
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("export to %s: %w", file, err), os.Remove(f.Name()))
+	}
+	d, err := os.Open(filepath.Dir(file))
+	if err == nil {
+		err = errors.Join(d.Sync(), d.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("export to %s: %w", file, err)
 	}
 	return nil
 }
