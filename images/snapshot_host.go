@@ -19,8 +19,12 @@ func (h *Host) offeredSnapshots() (offered []jobs.OfferedImage) {
 		return nil
 	}
 	list, _ := h.Snapshots.List() // one that cannot be read is not offered; `snapshot ls` says why
+	if len(list) == 0 {
+		return nil
+	}
+	now := hereWith(h.Driver.Name(), h.Caps)
 	for _, s := range list {
-		if s.fits(h.Driver.Name(), h.Caps) != nil {
+		if s.fits(now) != nil {
 			continue
 		}
 		shape := s.shape()

@@ -109,10 +109,16 @@ func (n *Snapshots) check(f stored) error {
 	return nil
 }
 
-// fits tells whether a snapshot can be restored by a driver with these abilities, here.
-func (s *Snapshot) fits(driver string, caps vmm.Caps) error {
+// here is what a snapshot has to have been taken on to be restored: a driver, what it says of itself, and this host.
+type here struct{ driver, platform, host string }
+
+// hereWith is costly: a host's processors are read.
+func hereWith(driver string, caps vmm.Caps) here { return here{driver, caps.Key(), hostKey(caps)} }
+
+// fits tells whether a snapshot can be restored.
+func (s *Snapshot) fits(h here) error {
 	for _, is := range []struct{ what, then, now string }{
-		{"driver", s.Driver, driver}, {"hypervisor, machine type and processor", s.Platform, caps.Key()}, {"host's kernel and processor", s.Host, hostKey(caps)},
+		{"driver", s.Driver, h.driver}, {"hypervisor, machine type and processor", s.Platform, h.platform}, {"host's kernel and processor", s.Host, h.host},
 	} {
 		if is.then != is.now {
 			return fmt.Errorf("%w: its %s: %s, and here %s", ErrOtherHost, is.what, is.then, is.now)
@@ -156,7 +162,7 @@ func (n *Snapshots) Open(ctx context.Context, id, driver string, caps vmm.Caps) 
 	if err != nil {
 		return t, nil, err
 	}
-	if err := s.fits(driver, caps); err != nil {
+	if err := s.fits(hereWith(driver, caps)); err != nil {
 		return t, nil, fmt.Errorf("snapshot %s: %w", s.ID, err)
 	}
 	line, err := n.Line(s)

@@ -845,6 +845,45 @@ func TestSnapshotOfAnotherHost(t *testing.T) {
 	must(t, open())
 }
 
+// What a host is is looked up once for a heartbeat, and not for each snapshot: with many processors it takes milliseconds.
+func TestHostIsReadOnceForAllSnapshots(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("REQUIRE_ROOT") != "" {
+			t.Fatal("a /proc/cpuinfo of its own needs root")
+		}
+		t.Skip("SKIPPED: needs root: how often /proc/cpuinfo is read is not tested")
+	}
+	r := newRanch(t, shop(t))
+	r.Caps.Accel = "kvm"
+	r.copies(r.keep(r.machine("x"), "", jobs.SnapshotRequest{Name: "first"}), "a", 20)
+	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	must(t, err)
+	own := filepath.Join(t.TempDir(), "cpuinfo")
+	must(t, os.WriteFile(own, cpuinfo, 0o644))
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	must(t, err)
+	defer unix.Close(watch)
+	offered := 0
+	onThread(func() {
+		if err := errors.Join(syscall.Unshare(syscall.CLONE_NEWNS), syscall.Mount("", "/", "", syscall.MS_PRIVATE|syscall.MS_REC, ""),
+			syscall.Mount(own, "/proc/cpuinfo", "", syscall.MS_BIND, "")); err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := unix.InotifyAddWatch(watch, own, unix.IN_OPEN|unix.IN_CLOSE_NOWRITE); err != nil {
+			t.Error(err)
+			return
+		}
+		offered = len(r.Offered())
+	})
+	b := make([]byte, 1<<16)
+	n, err := unix.Read(watch, b)
+	must(t, err)
+	if reads := n / unix.SizeofInotifyEvent / 2; reads != 1 || offered != 22 {
+		t.Errorf("%d images are offered, and /proc/cpuinfo was read %d times", offered, reads)
+	}
+}
+
 // onThread calls f on a thread that ends with it: what f does to its thread is no other's.
 func onThread(f func()) {
 	done := make(chan struct{})
