@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -216,6 +217,7 @@ func (s *serving) operator(ctx context.Context, b Operator, m *nats.Msg) any {
 		case "list":
 			r.Workers, err = b.Workers(ctx)
 			r.Error = s.errorOf(err)
+			s.shortenFleet(&r)
 			return &r
 		case "cordon":
 			one, err = b.Cordon(ctx, q.Worker)
@@ -234,4 +236,21 @@ func (s *serving) operator(ctx context.Context, b Operator, m *nats.Msg) any {
 	}
 	r.Error = s.errorOf(err)
 	return &r
+}
+
+// shortenFleet leaves out names of images where the answer is more than a message takes: those of snapshots first, of which clients make as many as
+// they like.
+func (s *serving) shortenFleet(r *jobs.FleetReply) {
+	for _, goes := range []func(image string) bool{func(image string) bool { return jobs.SnapshotTenant(image) != "" }, func(string) bool { return true }} {
+		data, err := encode(r)
+		if err != nil {
+			panic(err) // plain data
+		}
+		if s.bus.nc.fits(len(data)) {
+			return
+		}
+		for i := range r.Workers {
+			r.Workers[i].Images = slices.DeleteFunc(r.Workers[i].Images, goes)
+		}
+	}
 }

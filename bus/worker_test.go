@@ -2,13 +2,16 @@ package bus_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -50,6 +53,45 @@ func TestWorkerCalls(t *testing.T) {
 	report.Result.Reason = strings.Repeat("x", 3<<20)
 	if _, err := w.Report(t.Context(), report); code(err) != jobs.CodeTooLarge {
 		t.Errorf("a report of 3 MB: got %v, want too_large, which is not tried again", err)
+	}
+}
+
+// foreman is a brain that knows of workers.
+type foreman struct {
+	*bustest.Brain
+	bus.Operator // nil: nothing else is asked of it
+	list         []jobs.WorkerInfo
+}
+
+func (o *foreman) Workers(context.Context) ([]jobs.WorkerInfo, error) { return o.list, nil }
+
+// However many snapshots workers have, there is a list of them.
+func TestWorkersWithManySnapshots(t *testing.T) {
+	s := bustest.Start(t)
+	o := &foreman{Brain: &bustest.Brain{}}
+	for n := range 12 {
+		w := jobs.WorkerInfo{Name: fmt.Sprint("w", n), Images: []string{"base"}}
+		for range 2000 {
+			w.Images = append(w.Images, jobs.SnapshotImage(strings.Repeat("t", 63), jobs.NewID()))
+		}
+		o.list = append(o.list, w)
+	}
+	bustest.Serve(t, s.Connect(), o)
+	m, err := s.Plain().Request(jobs.FleetSubject("list"), nil, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r jobs.FleetReply
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Error != nil || len(r.Workers) != 12 {
+		t.Fatalf("%d workers, %v", len(r.Workers), r.Error)
+	}
+	for _, w := range r.Workers {
+		if !slices.Equal(w.Images, []string{"base"}) {
+			t.Errorf("%s has %d images", w.Name, len(w.Images))
+		}
 	}
 }
 

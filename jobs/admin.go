@@ -22,7 +22,7 @@ type WorkerInfo struct {
 	Degraded []string `json:"degraded,omitempty"`
 	// Capacity is its host's, as far as Paddock may use it.
 	Capacity Resources `json:"capacity,omitzero"`
-	// Images are the names of those that it can run.
+	// Images are the names of those that it can run. Where a list of workers would be more than a message takes, snapshots are left out of it, or all.
 	Images []string `json:"images,omitempty"`
 	// Networks are what it offers of networks: policies besides "none", "ipv6", "ports".
 	Networks []string `json:"networks,omitempty"`
