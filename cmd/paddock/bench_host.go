@@ -105,7 +105,7 @@ func (l *lab) compareJail(ctx context.Context, r *benchReport, n int) (err error
 	if err := os.Mkdir(run, 0o700); err != nil {
 		return err
 	}
-	plain, _, closePlain, err := openDriver(ctx, config{StateDir: run, Driver: "qemu", QEMUChannel: "serial", Jail: "off"})
+	plain, _, closePlain, err := openDriver(ctx, labConfig(l.driver.Name(), run, "off"))
 	if err != nil {
 		return err
 	}

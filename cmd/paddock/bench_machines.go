@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,7 +15,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -41,9 +38,7 @@ func openLab(ctx context.Context, driver, imageDir string) (_ *lab, err error) {
 		return nil, err
 	}
 	var closeDriver func() error
-	if l.driver, l.caps, closeDriver, err = openDriver(ctx, config{
-		StateDir: l.dir, Driver: driver, CloudHypervisor: os.Getenv("PADDOCK_CLOUD_HYPERVISOR"), QEMUChannel: "serial", Jail: "on",
-	}); err != nil {
+	if l.driver, l.caps, closeDriver, err = openDriver(ctx, labConfig(driver, l.dir, "on")); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(l.dir))
 	}
 	l.close = func() error { return errors.Join(closeDriver(), os.RemoveAll(l.dir)) }
@@ -58,18 +53,19 @@ func openLab(ctx context.Context, driver, imageDir string) (_ *lab, err error) {
 	return l, nil
 }
 
-// inLab gives a command the image store's flag, and has it measure in a lab of its own and print what came of it. The lab's driver is qemu unless
-// the command has a flag for it.
+// labConfig is that of a driver in a lab.
+func labConfig(driver, dir, jail string) config {
+	return config{StateDir: dir, Driver: driver, CloudHypervisor: os.Getenv("PADDOCK_CLOUD_HYPERVISOR"), QEMUChannel: "serial", Jail: jail}
+}
+
+// inLab gives a command flags for the driver and the image store, and has it measure in a lab of its own and print what came of it.
 func inLab(c *cobra.Command, measure func(ctx context.Context, l *lab, r *benchReport, imageDir string) error) {
 	out := benchOutput(c)
+	driver := c.Flags().String("driver", "qemu", "qemu, or cloud-hypervisor: that in PATH, or in PADDOCK_CLOUD_HYPERVISOR")
 	imageDir := c.Flags().String("image-dir", filepath.Join(defaultStateDir(), "images"), "image store")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx := zerolog.Nop().WithContext(c.Context())
-		driver := "qemu"
-		if f := c.Flags().Lookup("driver"); f != nil {
-			driver = f.Value.String()
-		}
-		l, err := openLab(ctx, driver, *imageDir)
+		l, err := openLab(ctx, *driver, *imageDir)
 		if err != nil {
 			return err
 		}
@@ -101,8 +97,8 @@ func introduceMachine(ctx context.Context, conn net.Conn, name string) (*client.
 
 func benchRestore() *cobra.Command {
 	c := &cobra.Command{
-		Use: "restore", Short: "Clone a template into a prepared VMM, beside a bare QEMU driven by hand in the same run", Args: cobra.NoArgs,
-		Long: "In turn: a machine by the driver, in its jail, and a QEMU started and told by hand. Both get the same template and the same agent.\n" +
+		Use: "restore", Short: "Clone a template into a prepared VMM, beside a bare one driven by hand in the same run", Args: cobra.NoArgs,
+		Long: "In turn: a machine by the driver, in its jail, and a VMM of the same kind started and told by hand. Both get the same template and the same agent.\n" +
 			"Answer is when the agent has greeted; ready when it has its identity, its clock, its randomness and its disk.",
 	}
 	n := c.Flags().IntP("clones", "n", 30, "clones of each kind")
@@ -113,7 +109,7 @@ func benchRestore() *cobra.Command {
 				return err
 			}
 			if err := l.bare(ctx, r, i); err != nil {
-				return fmt.Errorf("bare qemu: %w", err)
+				return fmt.Errorf("bare %s: %w", l.driver.Name(), err)
 			}
 		}
 		r.Figures["ratio of answer p50s"] = percentile(r.Samples["answer ms"], 50) / percentile(r.Samples["bare answer ms"], 50)
@@ -167,111 +163,11 @@ func told(ctx context.Context, conn net.Conn, r *benchReport, prefix string, sin
 	return errors.Join(err, a.Close())
 }
 
-// bare is the least that can be done with the same template: no jail, no checks, everything by path.
-func (l *lab) bare(ctx context.Context, r *benchReport, n int) (err error) {
-	dir := filepath.Join(l.dir, "bare"+strconv.Itoa(n))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	b, at := l.template.Boot, time.Now()
-	if err := exec.Command("cp", "--sparse=always", b.Scratch, dir+"/scratch").Run(); err != nil {
-		return err
-	}
-	if err := os.Chmod(dir+"/scratch", 0o600); err != nil {
-		return err
-	}
-	accel, memory := l.caps.Accel, strconv.Itoa(b.MemoryMiB)+"M"
-	if accel == "tcg" {
-		accel = "tcg,thread=multi,tb-size=64"
-	}
-	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-incoming", "defer",
-		"-accel", accel, "-cpu", l.caps.CPU, "-machine", l.caps.Machine+",memory-backend=ram,usb=off,vmport=off,suppress-vmdesc=on", "-smp", strconv.Itoa(b.VCPUs), "-m", memory,
-		"-object", "memory-backend-file,id=ram,size="+memory+",share=off,mem-path="+l.template.Dir+"/memory",
-		"-global", "apic-common.vapic=off", "-global", "migration.send-configuration=off", "-serial", "file:"+dir+"/console", "-qmp", "unix:"+dir+"/qmp,server=on,wait=off",
-		"-device", "virtio-rng-pci", "-device", "pvpanic-pci", "-device", "virtio-serial-pci", // in the driver's order: it is in the template's state
-		"-chardev", "socket,id=agent,server=on,wait=off,path="+dir+"/agent", "-device", "virtserialport,chardev=agent,name=org.paddock.agent.0",
-		"-blockdev", "driver=file,node-name=root,read-only=on,locking=off,filename="+b.Root, "-device", "virtio-blk-pci,drive=root",
-		"-blockdev", "driver=file,node-name=scratch,locking=off,filename="+dir+"/scratch", "-device", "virtio-blk-pci,drive=scratch")
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	q, err := dialBare(dir + "/qmp")
-	if err != nil {
-		return err
-	}
-	defer q.conn.Close() //nolint:errcheck // the process is over
-	state, err := os.Open(l.template.Dir + "/state")
-	if err != nil {
-		return err
-	}
-	defer state.Close()
-	if err := errors.Join(
-		q.say(`{"execute":"qmp_capabilities"}`, `"return"`, nil),
-		q.say(`{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"x-ignore-shared","state":true},{"capability":"events","state":true}]}}`, `"return"`, nil),
-		q.say(`{"execute":"getfd","arguments":{"fdname":"state"}}`, `"return"`, unix.UnixRights(int(state.Fd()))),
-	); err != nil {
-		return err
-	}
-	r.add("bare prepare ms", time.Since(at))
-	at = time.Now()
-	if err := errors.Join(q.say(`{"execute":"migrate-incoming","arguments":{"uri":"fd:state"}}`, `"completed"`, nil), q.say(`{"execute":"cont"}`, `"return"`, nil)); err != nil {
-		return err
-	}
-	r.add("bare restore ms", time.Since(at))
-	guest, err := net.Dial("unix", dir+"/agent")
-	if err != nil {
-		return err
-	}
-	return told(ctx, guest, r, "bare ", at)
-}
-
-// bareQMP speaks QMP by lines.
-type bareQMP struct {
-	conn *net.UnixConn
-	r    *bufio.Reader
-}
-
-func dialBare(path string) (*bareQMP, error) {
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		c, err := net.Dial("unix", path)
-		if err == nil {
-			return &bareQMP{c.(*net.UnixConn), bufio.NewReader(c)}, nil
-		}
-		if time.Now().After(end) {
-			return nil, err
-		}
-	}
-}
-
-func (q *bareQMP) say(line, until string, oob []byte) error {
-	if _, _, err := q.conn.WriteMsgUnix([]byte(line+"\n"), oob, nil); err != nil {
-		return err
-	}
-	for {
-		got, err := q.r.ReadString('\n')
-		if err != nil {
-			return err
-		}
-		if strings.Contains(got, `"error"`) {
-			return fmt.Errorf("%s: %s", line, got)
-		}
-		if strings.Contains(got, until) {
-			return nil
-		}
-	}
-}
-
 func benchDensity() *cobra.Command {
 	c := &cobra.Command{
 		Use: "density", Short: "Many machines restored at once, all answering, and the memory of each", Args: cobra.NoArgs,
 	}
 	n := c.Flags().IntP("machines", "n", 50, "machines")
-	c.Flags().String("driver", "qemu", "qemu, or cloud-hypervisor: that in PATH, or in PADDOCK_CLOUD_HYPERVISOR")
 	inLab(c, func(ctx context.Context, l *lab, r *benchReport, _ string) error {
 		r.Settings["machines"] = *n
 		return l.density(ctx, r, *n)
