@@ -51,7 +51,8 @@ var sets = []Set{
 		MaySkip: map[string]string{
 			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
 			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
-			"TestRealShapes": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor, "TestProbeHonest": CloudHypervisor,
+			"TestRealShapes": CloudHypervisor, "TestRealRequests": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor,
+			"TestProbeHonest": CloudHypervisor,
 		},
 	},
 	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},

@@ -20,7 +20,13 @@ import (
 // launched starts a VMM, real or fake, with an API that listens in a directory of this test's, and gives a client of it.
 func launched(t *testing.T, l vmm.Launcher, binary string) *api.Client {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "api")
+	return launchedIn(t, l, binary, t.TempDir())
+}
+
+// launchedIn starts one that has the directory and the files, under the numbers that a driver gives its machines' and from extraFD on.
+func launchedIn(t *testing.T, l vmm.Launcher, binary, path string, files ...*os.File) *api.Client {
+	t.Helper()
+	path = filepath.Join(path, "api")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	must(t, err)
 	defer listener.Close()
@@ -35,7 +41,8 @@ func launched(t *testing.T, l vmm.Launcher, binary string) *api.Client {
 	must(t, err)
 	defer events.Close()
 	p, err := l.Launch(t.Context(), vmm.Command{
-		Name: "m", Path: binary, Args: []string{"--api-socket", "fd=4", "--event-monitor", "fd=5"}, Files: []*os.File{dir, f, events}, Stderr: events,
+		Name: "m", Path: binary, Args: []string{"--api-socket", "fd=4", "--event-monitor", "fd=5"},
+		Files: append([]*os.File{dir, f, events}, files...), Stderr: events,
 	})
 	must(t, err)
 	c := api.New(func(ctx context.Context) (*net.UnixConn, error) {
@@ -62,25 +69,30 @@ func shapes(t *testing.T, c *api.Client) {
 		t.Errorf("ping: %+v", p)
 	}
 	one := 1
+	more := api.Disk{ID: "more", Path: "/dev/null", ReadOnly: true, ImageType: "Raw"}
+	vsock := api.Vsock{ID: "vsock", CID: 3, Socket: "/tmp/none"}
 	create := func() error {
 		return c.Create(ctx, api.VM{
 			CPUs: api.CPUs{Boot: 1, Max: 1}, Memory: api.Memory{Size: 16 << 20}, Payload: api.Payload{Kernel: "/dev/null"},
 			RNG: api.RNG{Source: "/dev/urandom"}, Serial: api.Console{Mode: "Null"}, Console: api.Console{Mode: "Off"},
 		})
 	}
-	for _, step := range []struct {
-		name   string
-		do     func() error
-		status int // 0: it is done
-		words  string
-	}{
+	walk(t, []step{
 		{"info of nothing", func() error { _, err := c.Info(ctx); return err }, 404, "VM is not created"},
 		{"boot of nothing", func() error { return c.Boot(ctx) }, 404, "VM config is missing"},
-		{"pause of nothing", func() error { return c.Pause(ctx) }, 500, ""},
-		{"resume of nothing", func() error { return c.Resume(ctx) }, 500, ""},
+		{"pause of nothing", func() error { return c.Pause(ctx) }, 500, "VM is not running"},
+		{"resume of nothing", func() error { return c.Resume(ctx) }, 500, "VM is not running"},
+		{"shutdown of nothing", func() error { return c.Shutdown(ctx) }, 500, "VM is not running"},
+		{"power button of nothing", func() error { return c.PowerButton(ctx) }, 500, "VM is not running"},
+		{"reboot of nothing", func() error { return c.Reboot(ctx) }, 404, "VM is not created"},
+		{"counters of nothing", func() error { _, err := c.Counters(ctx); return err }, 500, "VM is not running"},
+		{"snapshot of nothing", func() error { return c.Snapshot(ctx, "file:///") }, 500, "VM is not running"},
+		{"remove from nothing", func() error { return c.RemoveDevice(ctx, "more") }, 404, "VM is not created"},
+		{"delete of nothing", func() error { return c.Delete(ctx) }, 0, ""},
 		{"resize of nothing", func() error { return c.Resize(ctx, api.Resize{VCPUs: &one}) }, 404, "VM is not created"},
 		{"resize a disk of nothing", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "root", Size: 1 << 20}) }, 404, "VM is not created"},
 		{"add to nothing", func() error { _, err := c.AddNet(ctx, api.Net{ID: "net", MAC: vmm.GuestMAC}); return err }, 404, "VM is not created"},
+		{"add a disk to nothing", func() error { _, err := c.AddDisk(ctx, more); return err }, 404, "The disk could not be added"},
 		{"restore from nowhere", func() error { return c.Restore(ctx, api.Restore{Source: "file:///no/such"}) }, 500, ""},
 		{"restore with too few descriptors", func() error {
 			return c.Restore(ctx, api.Restore{Source: "file:///no/such", NetFDs: []api.NetFD{{ID: "net", Num: 1}}})
@@ -100,30 +112,49 @@ func shapes(t *testing.T, c *api.Client) {
 			}
 			return err
 		}, 0, ""},
-		{"counters of one that is not booted", func() error { _, err := c.Counters(ctx); return err }, 500, ""},
-		{"snapshot of one that is not booted", func() error { return c.Snapshot(ctx, "file:///") }, 500, ""},
-		{"add a disk", func() error {
-			_, err := c.AddDisk(ctx, api.Disk{ID: "more", Path: "/dev/null", ReadOnly: true, ImageType: "Raw"})
-			return err
-		}, 0, ""},
-		{"add a vsock", func() error {
-			_, err := c.AddVsock(ctx, api.Vsock{ID: "vsock", CID: 3, Socket: "/tmp/none"})
-			return err
-		}, 0, ""},
+		{"counters of one that is not booted", func() error { _, err := c.Counters(ctx); return err }, 500, "VM is not running"},
+		{"snapshot of one that is not booted", func() error { return c.Snapshot(ctx, "file:///") }, 500, "VM is not running"},
+		{"pause of one that is not booted", func() error { return c.Pause(ctx) }, 500, "VM is not running"},
+		{"shutdown of one that is not booted", func() error { return c.Shutdown(ctx) }, 500, "VM is not running"},
+		{"power button of one that is not booted", func() error { return c.PowerButton(ctx) }, 500, "VM is not running"},
+		{"reboot of one that is not booted", func() error { return c.Reboot(ctx) }, 404, "VM is not created"},
+		{"restore beside what is created", func() error { return c.Restore(ctx, api.Restore{Source: "file:///no/such"}) }, 500, "VM is already created"},
+		{"resize of one that is not booted", func() error { return c.Resize(ctx, api.Resize{VCPUs: &one}) }, 0, ""},
+		{"resize a disk of one that is not booted", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "more", Size: 1 << 20}) }, 500, "Failed resizing a disk image"},
+		{"remove what there is not", func() error { return c.RemoveDevice(ctx, "more") }, 500, `No device with id "more" to remove`},
+		{"add a disk", func() error { _, err := c.AddDisk(ctx, more); return err }, 0, ""},
+		{"add it again", func() error { _, err := c.AddDisk(ctx, more); return err }, 500, "Identifier more is not unique"},
+		{"remove it", func() error { return c.RemoveDevice(ctx, "more") }, 0, ""},
+		{"add it once more", func() error { _, err := c.AddDisk(ctx, more); return err }, 0, ""},
+		{"add a vsock", func() error { _, err := c.AddVsock(ctx, vsock); return err }, 0, ""},
+		{"add another vsock", func() error { _, err := c.AddVsock(ctx, vsock); return err }, 500, "Too many virtio-vsock devices"},
 		{"delete", func() error { return c.Delete(ctx) }, 0, ""},
 		{"info of what was deleted", func() error { _, err := c.Info(ctx); return err }, 404, "VM is not created"},
 		{"create anew", create, 0, ""},
-	} {
-		err := step.do()
+	})
+	must(t, c.ShutdownVMM(ctx))
+}
+
+// step is a request, and what it is answered.
+type step struct {
+	name   string
+	do     func() error
+	status int // 0: it is done
+	words  string
+}
+
+func walk(t *testing.T, steps []step) {
+	t.Helper()
+	for _, s := range steps {
+		err := s.do()
 		refused, is := errors.AsType[*api.Error](err)
 		switch {
-		case step.status == 0 && err != nil, step.status != 0 && !is:
-			t.Errorf("%s: %v", step.name, err)
-		case step.status != 0 && (refused.Status != step.status || len(refused.Causes) == 0 || !strings.Contains(fmt.Sprint(refused.Causes), step.words)):
-			t.Errorf("%s: %d %q, want %d with %q", step.name, refused.Status, refused.Causes, step.status, step.words)
+		case s.status == 0 && err != nil, s.status != 0 && !is:
+			t.Errorf("%s: %v", s.name, err)
+		case s.status != 0 && (refused.Status != s.status || len(refused.Causes) == 0 || !strings.Contains(fmt.Sprint(refused.Causes), s.words)):
+			t.Errorf("%s: %d %q, want %d with %q", s.name, refused.Status, refused.Causes, s.status, s.words)
 		}
 	}
-	must(t, c.ShutdownVMM(ctx))
 }
 
 func TestFakeShapes(t *testing.T) {

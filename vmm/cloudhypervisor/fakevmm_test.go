@@ -34,8 +34,9 @@ type fakeVMM struct {
 	state  string // "" where there is no machine
 	config map[string]any
 	guest  *fakeGuest
-	memory []byte // the guest's, mapped
-	vcpus  int    // since the last resize; 0: there was none
+	memory []byte      // the guest's, mapped
+	vcpus  int         // since the last resize; 0: there was none
+	opened []io.Closer // what ends with the machine
 }
 
 func (v *fakeVMM) closeFiles() {
@@ -255,48 +256,35 @@ func (v *fakeVMM) handle(method, path string, body []byte, fds int) (any, error)
 	case "GET vm.info":
 		return v.info()
 	case "GET vm.counters":
-		return map[string]any{"root": map[string]int64{"read_bytes": 4096}}, v.needs("The VM info is not available")
+		return v.counters()
 	case "PUT vm.create":
 		return nil, v.create(body)
 	case "PUT vm.boot":
 		return nil, v.boot()
 	case "PUT vm.pause":
-		return nil, v.become("Paused", "Running", "The VM could not be paused")
+		return nil, v.become("Paused", "Running", "The VM could not be paused", "Cannot pause VM", "Failed to pause migratable component")
 	case "PUT vm.resume":
-		return nil, v.become("Running", "Paused", "The VM could not resume")
+		return nil, v.become("Running", "Paused", "The VM could not resume", "Cannot resume VM", "Failed to resume migratable component")
 	case "PUT vm.shutdown":
-		if err := v.needs("The VM could not shutdown"); err != nil {
-			return nil, err
-		}
-		v.state = "Created"
-		v.event("vm", "shutdown")
-		return nil, nil
+		return nil, v.shutdown()
 	case "PUT vm.delete":
-		v.state, v.config = "", nil
-		v.event("vm", "deleted")
-		return nil, nil
+		return nil, v.delete()
 	case "PUT vm.reboot":
-		v.event("vm", "rebooting")
-		return nil, v.needs("The VM could not reboot")
+		return nil, v.reboot()
 	case "PUT vm.power-button":
-		return nil, v.needs("Error triggering power button")
+		return nil, v.runs("Error triggering power button") // nobody in the guest listens, as in the real one's
 	case "PUT vm.snapshot":
 		return nil, v.snapshot(body)
 	case "PUT vm.restore":
 		return nil, v.restore(body, fds)
-	case "PUT vm.add-net":
-		return v.add("net", body, fds)
-	case "PUT vm.add-disk":
-		return v.add("disks", body, 0)
-	case "PUT vm.add-vsock", "PUT vm.add-device":
-		return v.add("devices", body, 0)
+	case "PUT vm.add-net", "PUT vm.add-disk", "PUT vm.add-vsock", "PUT vm.add-device":
+		return v.add(strings.TrimPrefix(path, "vm.add-"), body, fds)
+	case "PUT vm.remove-device":
+		return nil, v.remove(body)
 	case "PUT vm.resize":
-		var size struct{ Desired_vcpus int }
-		_ = json.Unmarshal(body, &size)
-		v.vcpus = size.Desired_vcpus
-		return nil, v.needs("The VM could not be resized")
-	case "PUT vm.resize-disk", "PUT vm.remove-device":
-		return nil, v.needs("The VM could not be resized")
+		return nil, v.resize(body)
+	case "PUT vm.resize-disk":
+		return nil, v.resizeDisk(body)
 	case "PUT vmm.shutdown":
 		v.die(nil)
 		return nil, nil
@@ -310,33 +298,46 @@ func (v *fakeVMM) release() (n int) {
 	return n
 }
 
-func (v *fakeVMM) needs(what string) error {
-	switch v.state {
-	case "Running", "Paused":
-		return nil
-	case "":
-		return &refused{404, []string{"Error from API", what, "VM is not created"}}
+// exists refuses what wants a machine that was created.
+func (v *fakeVMM) exists(what string) error {
+	if v.config == nil {
+		return v.missing(what, "VM is not created")
 	}
-	return internal(what, "VM is not running")
+	return nil
 }
 
+// missing is the answer where there is no machine for what was asked.
+func (v *fakeVMM) missing(what, why string) error {
+	status := 500
+	if v.release() >= 53 {
+		status = 404
+	}
+	return &refused{status, []string{"Error from API", what, why}}
+}
+
+// runs refuses what wants one that was booted; whether there is another does not matter.
+func (v *fakeVMM) runs(what string) error {
+	if !v.booted() {
+		return internal(what, "VM is not running")
+	}
+	return nil
+}
+
+func (v *fakeVMM) booted() bool { return v.state == "Running" || v.state == "Paused" }
+
 func (v *fakeVMM) info() (any, error) {
-	if v.state == "" {
-		status := 500
-		if v.release() >= 53 {
-			status = 404
-		}
-		return nil, &refused{status, []string{"Error from API", "The VM info is not available", "VM is not created"}}
+	if err := v.exists("The VM info is not available"); err != nil {
+		return nil, err
 	}
 	return map[string]any{"config": v.config, "state": v.state, "memory_actual_size": 1 << 28}, nil
 }
 
-func (v *fakeVMM) become(state, from, what string) error {
-	if v.state != "Running" && v.state != "Paused" {
-		return internal(what, "VM is not running")
+func (v *fakeVMM) become(state, from, what, cannot, component string) error {
+	if err := v.runs(what); err != nil {
+		return err
 	}
 	if v.state != from {
-		return internal(what, fmt.Sprintf("Invalid transition: InvalidStateTransition(%s, %s)", v.state, state))
+		return internal(what, cannot, component, fmt.Sprintf("Invalid transition: InvalidStateTransition(%s, %s)", v.state, state))
 	}
 	v.state = state
 	v.guest.freeze(state == "Paused")
@@ -359,49 +360,18 @@ func (v *fakeVMM) create(body []byte) error {
 	return nil
 }
 
-func (v *fakeVMM) add(kind string, body []byte, fds int) (any, error) {
-	if v.config == nil {
-		return nil, &refused{404, []string{"Error from API", "The network device could not be added to the VM", "VM is not created"}}
-	}
-	var device map[string]any
-	if err := json.Unmarshal(body, &device); err != nil {
-		return nil, &refused{400, []string{"Failed to deserialize JSON"}}
-	}
-	if kind == "net" {
-		if fds == 0 {
-			return nil, internal("The network device could not be added to the VM", "no tap")
-		}
-		device["fds"] = []int{-1}
-		device["host_mac"] = "02:00:00:00:00:01" // v53 notes the tap's
-	}
-	list, _ := v.config[kind].([]any)
-	v.config[kind] = append(list, device)
-	if v.state == "Created" {
-		return nil, nil
-	}
-	return map[string]any{"id": device["id"], "bdf": "0000:00:07.0"}, nil
-}
-
 // boot opens what a machine is made of.
 func (v *fakeVMM) boot() error {
+	if v.booted() {
+		return internal("The VM could not boot", "VM is already created")
+	}
 	if v.config == nil {
-		return &refused{404, []string{"Error from API", "The VM could not boot", "VM config is missing"}}
+		return v.missing("The VM could not boot", "VM config is missing")
 	}
 	v.event("vm", "booting")
-	if err := v.open(); err != nil {
+	if err := v.start(); err != nil {
 		return internal("The VM could not boot", err.Error())
 	}
-	payload, _ := v.config["payload"].(map[string]any)
-	kernel, err := v.own(fmt.Sprint(payload["kernel"]))
-	if err != nil {
-		return internal("The VM could not boot", err.Error())
-	}
-	f, err := os.Open(kernel)
-	if err != nil {
-		return internal("The VM could not boot", "Cannot open kernel file", err.Error())
-	}
-	defer f.Close()
-	v.state = "Running"
 	v.event("vm", "booted")
 	if v.config["vsock"] == nil { // the probe's guest
 		v.guest.print("+")
@@ -409,6 +379,27 @@ func (v *fakeVMM) boot() error {
 		v.die(nil)
 	}
 	return nil
+}
+
+// start is what boot and reboot have in common: the guest knows nothing of what was before.
+func (v *fakeVMM) start() error {
+	if err := v.open(); err != nil {
+		return err
+	}
+	if v.memory != nil {
+		clear(v.memory[4096 : 3*4096])
+	}
+	payload, _ := v.config["payload"].(map[string]any)
+	kernel, err := v.own(fmt.Sprint(payload["kernel"]))
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(kernel)
+	if err != nil {
+		return fmt.Errorf("kernel file: %w", err)
+	}
+	v.state = "Running"
+	return f.Close()
 }
 
 // open opens memory, disks, the serial line and the vsock's socket as they are configured.
@@ -430,21 +421,13 @@ func (v *fakeVMM) open() error {
 		}
 	}
 	disks, _ := v.config["disks"].([]any)
+	var opened []*fakeDisk
 	for _, d := range disks {
-		disk := d.(map[string]any)
-		flag := os.O_RDWR
-		if disk["readonly"] == true {
-			flag = os.O_RDONLY
-		}
-		path, err := v.own(fmt.Sprint(disk["path"]))
+		disk, err := v.openDisk(d.(map[string]any))
 		if err != nil {
 			return err
 		}
-		f, err := os.OpenFile(path, flag, 0)
-		if err != nil {
-			return err
-		}
-		_ = f.Close()
+		opened = append(opened, disk)
 	}
 	serial, _ := v.config["serial"].(map[string]any)
 	path, err := v.own(fmt.Sprint(serial["file"]))
@@ -455,7 +438,8 @@ func (v *fakeVMM) open() error {
 	if err != nil {
 		return err
 	}
-	v.guest = newFakeGuest(v, console)
+	v.guest = &fakeGuest{v: v, console: console, conns: map[uint32]*net.UnixConn{}, disks: opened}
+	v.opened = []io.Closer{console}
 	if !v.held(console) {
 		return errKilled
 	}
@@ -473,12 +457,14 @@ func (v *fakeVMM) open() error {
 	if !v.held(l) {
 		return errKilled
 	}
-	v.all.Go(func() { v.mux(l) })
+	v.opened = append(v.opened, l)
+	g := v.guest
+	v.all.Go(func() { v.mux(l, g) })
 	return nil
 }
 
 // mux joins the host's connections with the guest's, in the words of hybrid vsock, and gives each the next port.
-func (v *fakeVMM) mux(l *net.UnixListener) {
+func (v *fakeVMM) mux(l *net.UnixListener, g *fakeGuest) {
 	port := uint32(1<<30 - 1)
 	v.accept(l, func(c *net.UnixConn) func() {
 		line := make([]byte, 0, 32)
@@ -494,7 +480,7 @@ func (v *fakeVMM) mux(l *net.UnixListener) {
 		if string(line) != "CONNECT 1024\n" {
 			return nil
 		}
-		return func() { v.guest.join(c, mine) }
+		return func() { g.join(c, mine) }
 	})
 }
 
@@ -517,11 +503,11 @@ func mapMemory(path string, flag, prot, mode, size int) ([]byte, error) {
 }
 
 func (v *fakeVMM) snapshot(body []byte) error {
-	if err := v.needs("The VM could not be snapshotted"); err != nil {
+	if err := v.runs("The VM could not be snapshotted"); err != nil {
 		return err
 	}
 	if v.state != "Paused" {
-		return internal("The VM could not be snapshotted", "Trying to snapshot while VM is running")
+		return internal("The VM could not be snapshotted", "Cannot snapshot VM", "Failed to snapshot migratable component", "Trying to snapshot while VM is running")
 	}
 	var r struct{ Destination_url string }
 	_ = json.Unmarshal(body, &r)
@@ -693,14 +679,22 @@ type fakeGuest struct {
 
 	mu    sync.Mutex
 	still bool
+	off   bool
 	last  io.Closer
 	// latest is the host's port of last.
 	latest uint32
-	conns  map[uint32]bool // by the host's port
+	conns  map[uint32]*net.UnixConn // by the host's port
+	disks  []*fakeDisk
 }
 
-func newFakeGuest(v *fakeVMM, console *os.File) *fakeGuest {
-	return &fakeGuest{v: v, console: console, conns: map[uint32]bool{}}
+// halt is its end: nothing of it uses the memory any more.
+func (g *fakeGuest) halt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.off = true
+	for _, c := range g.conns {
+		_ = c.Close()
+	}
 }
 
 func (g *fakeGuest) print(s string) { _, _ = io.WriteString(g.console, s) }
@@ -725,12 +719,14 @@ func (g *fakeGuest) connections() (pairs [][2]uint32) {
 func (g *fakeGuest) do(f func()) bool {
 	for {
 		g.mu.Lock()
-		if !g.still {
+		still, off := g.still, g.off
+		if !still && !off {
 			f()
-			g.mu.Unlock()
-			return true
 		}
 		g.mu.Unlock()
+		if off || !still {
+			return !off
+		}
 		g.v.mu.Lock()
 		closed := g.v.closed
 		g.v.mu.Unlock()
@@ -756,7 +752,7 @@ func (g *fakeGuest) join(c *net.UnixConn, port uint32) {
 		if g.last != nil {
 			_ = g.last.Close()
 		}
-		g.last, g.latest, g.conns[port] = c, port, true
+		g.last, g.latest, g.conns[port] = c, port, c
 	}) || late {
 		return
 	}
@@ -831,29 +827,38 @@ func (g *fakeGuest) obey(c io.Writer, line string) bool {
 	return err == nil
 }
 
-// disk uses the scratch disk, which is smaller than the real ones are.
+// disk uses the second disk, which is smaller than the real ones are, or reads the one that is named.
 func (g *fakeGuest) disk(verb, arg string) string {
-	path, err := g.v.own("/proc/self/fd/9")
-	if err != nil {
-		return err.Error()
+	device := "/dev/vdb"
+	if verb == "sum" {
+		device = arg
 	}
-	b, err := os.ReadFile(path)
+	n := len(device) - 1
+	if device[:n] != "/dev/vd" || int(device[n]-'a') >= len(g.disks) {
+		return fmt.Sprintf("open %s: no such file or directory", device)
+	}
+	d := g.disks[device[n]-'a']
+	b, err := os.ReadFile(d.path)
 	if err != nil {
 		return err.Error()
 	}
 	last := b[len(b)-512:]
 	switch verb {
 	case "disk-get":
+		d.reads.add(512)
 		return string(bytes.TrimRight(last, "\x00"))
 	case "sum":
+		d.reads.add(len(b))
 		return fmt.Sprintf("%x", sha256.Sum256(b))
 	case "disk-fill":
+		d.writes.add(len(b))
 		copy(b, bytes.Repeat([]byte("fill"), len(b)/4))
 	default:
+		d.writes.add(512)
 		clear(last)
 		copy(last, arg)
 	}
-	if err := os.WriteFile(path, b, 0); err != nil {
+	if err := os.WriteFile(d.path, b, 0); err != nil {
 		return err.Error()
 	}
 	return "ok"

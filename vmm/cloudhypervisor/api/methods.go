@@ -30,7 +30,8 @@ func (c *Client) Boot(ctx context.Context) error { return c.order(ctx, "vm.boot"
 func (c *Client) Pause(ctx context.Context) error  { return c.order(ctx, "vm.pause") }
 func (c *Client) Resume(ctx context.Context) error { return c.order(ctx, "vm.resume") }
 
-// Shutdown ends the machine at once, and not the VMM: it can be booted again. PowerButton asks its guest to do so.
+// Shutdown ends the machine at once, and not the VMM: it can be booted again. PowerButton asks its guest to do so; one of Paddock's images,
+// which has no driver for buttons, does not hear of it.
 func (c *Client) Shutdown(ctx context.Context) error    { return c.order(ctx, "vm.shutdown") }
 func (c *Client) PowerButton(ctx context.Context) error { return c.order(ctx, "vm.power-button") }
 
@@ -45,9 +46,10 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	return i, err
 }
 
-// Counters counts what each device has done, by its id and the counter's name.
-func (c *Client) Counters(ctx context.Context) (map[string]map[string]int64, error) {
-	var m map[string]map[string]int64
+// Counters counts what each device has done, by its id and the counter's name. Latencies, shortest and longest, are the largest number that
+// there is as long as nothing was done (virtio-devices/src/block.rs), which the description's int64 does not hold.
+func (c *Client) Counters(ctx context.Context) (map[string]map[string]uint64, error) {
+	var m map[string]map[string]uint64
 	err := c.get(ctx, "vm.counters", &m)
 	return m, err
 }
@@ -59,7 +61,7 @@ func (c *Client) Resize(ctx context.Context, r Resize) error {
 	return err
 }
 
-// ResizeDisk gives a raw disk a new size, and its file too.
+// ResizeDisk gives a raw disk a new size of whole sectors, and its file too. The guest sees it a little later.
 func (c *Client) ResizeDisk(ctx context.Context, r ResizeDisk) error {
 	_, err := c.put(ctx, "vm.resize-disk", r)
 	return err
@@ -93,7 +95,7 @@ func (c *Client) add(ctx context.Context, path string, device any, files ...*os.
 	return a, nil
 }
 
-// RemoveDevice takes a device away. The guest lets go of it when it likes; an event tells.
+// RemoveDevice takes a device away. The guest lets go of it when it likes; an event tells, and Counters has it no more.
 func (c *Client) RemoveDevice(ctx context.Context, id string) error {
 	_, err := c.put(ctx, "vm.remove-device", RemoveDevice{ID: id})
 	return err

@@ -11,12 +11,11 @@ type Ping struct {
 	Features     []string `json:"features"`
 }
 
-// States of a machine.
+// States of a machine. One that was shut down is Created again.
 const (
-	Created  = "Created"
-	Running  = "Running"
-	Paused   = "Paused"
-	Shutdown = "Shutdown"
+	Created = "Created"
+	Running = "Running"
+	Paused  = "Paused"
 )
 
 // Info is the answer to vm.info.

@@ -148,6 +148,8 @@ func serve(p io.ReadWriter) error {
 			answer = dirty(arg)
 		case "sum":
 			answer = sum(arg)
+		case "read":
+			answer = read(arg)
 		case "disk-put":
 			answer = diskPut(arg)
 		case "disk-get":
@@ -223,6 +225,15 @@ func sum(path string) string {
 		return err.Error()
 	}
 	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
+// read gives what a small file says, on one line.
+func read(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return strconv.Quote(string(b))
 }
 
 // The second disk's last sector holds a line.
