@@ -214,8 +214,8 @@ func (h *Host) refreshNever() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list the host's addresses: %w", err)
 	}
-	never := append([]netip.Prefix{link, link6}, h.cfg.Denied...)
-	never = append(never, h.cfg.Range, h.cfg.Range6)
+	never := append(metadata(), h.cfg.Denied...)
+	never = append(never, link, link6, h.cfg.Range, h.cfg.Range6)
 	if h.cfg.Bridge != nil {
 		never = append(never, h.cfg.Bridge.lease())
 	}

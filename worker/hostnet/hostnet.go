@@ -44,7 +44,7 @@ type Config struct {
 	// Upstream are the DNS servers to ask, in order; those of /etc/resolv.conf where empty.
 	Upstream []netip.AddrPort
 	// Allowed are private or reserved ranges that machines may reach nevertheless, as far as their policies let them; the host's own
-	// addresses and other machines stay denied. Denied are further ranges that none may.
+	// addresses, other machines, link-local addresses and clouds' metadata services stay denied. Denied are further ranges that none may.
 	Allowed, Denied []netip.Prefix
 	// Bandwidth bounds what a machine sends, and what it receives, in bits per second; 0 is no bound. Connections bounds those that it
 	// has at once; 2048 where 0.

@@ -165,6 +165,8 @@ const (
 	resolver   = "45.53.0.1" // the host's DNS server
 	elseDNS    = "45.53.0.2" // somebody else's
 	metadata   = "169.254.169.254"
+	azure      = "168.63.129.16"   // whose metadata is at a public address
+	alibaba    = "100.100.100.200" // and at one of carriers' NAT
 	private10  = "10.9.9.9"
 	private172 = "172.16.9.9"
 	private192 = "192.168.9.9"
@@ -189,7 +191,7 @@ func newLab(t testing.TB) *lab {
 	wire(t, l.host, "up0", l.internet, "down0")
 	address(t, l.host, "up0", hostAddr+"/24", hostSecond+"/24", host6+"/64")
 	address(t, l.internet, "down0", uplinkAddr+"/24", "2a00:10::1/64")
-	address(t, l.internet, "lo", web+"/32", other+"/32", third+"/32", resolver+"/32", elseDNS+"/32", metadata+"/32", private10+"/32", private172+"/32",
+	address(t, l.internet, "lo", web+"/32", other+"/32", third+"/32", resolver+"/32", elseDNS+"/32", metadata+"/32", azure+"/32", alibaba+"/32", private10+"/32", private172+"/32",
 		private192+"/32", cgnat+"/32", bench+"/32", reserved+"/32", web6+"/128", private6+"/128")
 	route(t, l.host, "0.0.0.0/0", uplinkAddr)
 	route(t, l.host, "::/0", "2a00:10::1")

@@ -98,7 +98,7 @@ func isRefused(t *testing.T, from string, ns *os.File, l ...[]try) {
 }
 
 var ownAddresses = []string{hostAddr, hostSecond}
-var privateAddresses = []string{metadata, private10, private172, private192, cgnat, bench, reserved}
+var privateAddresses = []string{metadata, azure, alibaba, private10, private172, private192, cgnat, bench, reserved}
 
 // always is what no policy lets a guest do.
 func always(t *testing.T, l *lab, g *guest) {
@@ -397,17 +397,18 @@ func TestOperator(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	cfg := l.config(t)
-	cfg.Allowed = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix(hostAddr + "/32"), netip.MustParsePrefix("100.96.0.0/16")}
+	cfg.Allowed = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix(hostAddr + "/32"), netip.MustParsePrefix("100.96.0.0/16"),
+		netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("100.100.0.0/16")}
 	cfg.Denied = []netip.Prefix{netip.MustParsePrefix("45.20.9.0/24")}
 	s := take(t, run(t, cfg))
 	g := newGuest(t, s)
 	allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
 	reaches(t, "the guest", g.ns, every(web, private10))
-	isDenied(t, l, g, every(third, private172, hostAddr, metadata))
+	isDenied(t, l, g, every(third, private172, hostAddr, metadata, alibaba, azure))
 	allow(t, s, hostnet.Policy{Kind: hostnet.Allowlist, Prefixes: []netip.Prefix{netip.MustParsePrefix(private10 + "/32")}})
 	reaches(t, "the guest", g.ns, every(private10))
 	isDenied(t, l, g, every(web))
-	for _, p := range []string{private172 + "/32", "169.254.169.254/32", hostAddr + "/32", "100.96.0.2/32", "45.20.9.9/32", "fe80::/10"} {
+	for _, p := range []string{private172 + "/32", "169.254.169.254/32", azure + "/32", alibaba + "/32", hostAddr + "/32", "100.96.0.2/32", "45.20.9.9/32", "fe80::/10"} {
 		if err := s.Allow(t.Context(), hostnet.Policy{Kind: hostnet.Allowlist, Prefixes: []netip.Prefix{netip.MustParsePrefix(p)}}); !errors.Is(err, hostnet.ErrDenied) {
 			t.Errorf("allow %s: %v, want ErrDenied", p, err)
 		}

@@ -3,7 +3,7 @@ package hostnet
 import "net/netip"
 
 // private are the ranges that no machine reaches unless the operator allows them: what is not the public internet (IANA's special-purpose
-// address registries, RFC 6890), and what leads there by another name. Clouds' metadata services are in them. Not for changing.
+// address registries, RFC 6890), and what leads there by another name. Not for changing.
 func private() []netip.Prefix {
 	return prefixes(
 		"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
@@ -13,7 +13,20 @@ func private() []netip.Prefix {
 		"2001:db8::/32",
 		"2002::/16", // 6to4: IPv4 in disguise
 		"3fff::/20",
-		"4000::/2", "8000::/1", // unassigned, unique local (EC2's metadata), link-local, multicast
+		"4000::/2", "8000::/1", // unassigned, unique local, link-local, multicast
+	)
+}
+
+// metadata is where clouds tell machines who they are, and give out credentials: link-local, and each cloud's own, be it private or public. No
+// operator opens it.
+func metadata() []netip.Prefix {
+	return prefixes(
+		"169.254.0.0/16", "fe80::/10",
+		"168.63.129.16/32",   // Azure (WireServer)
+		"100.100.100.200/32", // Alibaba Cloud
+		"192.0.0.192/32",     // Oracle Cloud
+		"fd00:ec2::254/128",  // EC2
+		"fd20:ce::254/128",   // Google Cloud
 	)
 }
 
