@@ -131,7 +131,7 @@ func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, l
 	default:
 		s.Parent = parent
 	}
-	against, line, release, err := n.against(ctx, s, tmp)
+	against, line, release, err := n.against(ctx, s, parent, tmp)
 	if err != nil {
 		return err
 	}
@@ -157,8 +157,8 @@ func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, l
 	return err
 }
 
-// against gives what the machine is compared with, and the line that it ends.
-func (n *Snapshots) against(ctx context.Context, s *Snapshot, tmp string) (t vmm.Template, line []Snapshot, release func(), err error) {
+// against gives what the machine is compared with, and the line that it ends. A snapshot that shall have no parent is compared with one too.
+func (n *Snapshots) against(ctx context.Context, s *Snapshot, parent, tmp string) (t vmm.Template, line []Snapshot, release func(), err error) {
 	if s.Parent == "" {
 		dir := filepath.Join(tmp, "base")
 		t = vmm.Template{Dir: dir, Boot: vmm.Boot{Scratch: n.part(s.Base.Scratch)}}
@@ -175,7 +175,7 @@ func (n *Snapshots) against(ctx context.Context, s *Snapshot, tmp string) (t vmm
 	if line, err = n.Line(p); err != nil {
 		return t, nil, nil, err
 	}
-	if len(line) >= maxLine {
+	if whole := parent == jobs.ParentNone; !whole && len(line) > maxLine {
 		return t, nil, nil, fmt.Errorf("parent %s has %d ancestors, and no line may be longer: make a snapshot without a parent", p.ID, len(line)-1)
 	}
 	if release, err = flockDir(p.dir, syscall.LOCK_SH); err != nil {

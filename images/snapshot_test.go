@@ -689,6 +689,25 @@ func TestSnapshotWithoutDurableParts(t *testing.T) {
 	r.is(again, m.memory, m.disk, m.devices)
 }
 
+// A line has 64 ancestors and no more; the last of it is restored.
+func TestSnapshotLongLine(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	m := r.machine("x")
+	var last jobs.Snapshot
+	for range 65 {
+		last = r.keep(m, last.ID, jobs.SnapshotRequest{})
+	}
+	m.live("the last", 2)
+	_, err := r.Snapshot(t.Context(), m, m.tmpl, jobs.SnapshotOrigin{Tenant: "a", Last: last.ID}, jobs.SnapshotRequest{})
+	if err == nil || !strings.Contains(err.Error(), "64 ancestors") {
+		t.Errorf("one more: %v", err)
+	}
+	whole := r.keep(m, last.ID, jobs.SnapshotRequest{Parent: jobs.ParentNone})
+	r.is(whole, m.memory, m.disk, m.devices)
+	r.is(last, born(t, m.tmpl).memory, born(t, m.tmpl).disk, "as cloned")
+}
+
 func TestSnapshotRefusals(t *testing.T) {
 	s := shop(t)
 	r := newRanch(t, s)
