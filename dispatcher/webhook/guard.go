@@ -34,21 +34,22 @@ var errForbidden = errors.New("not an address that webhooks may reach")
 // denied are the ranges within the unicast addresses that are not the public Internet's.
 // https://www.iana.org/assignments/iana-ipv4-special-registry and -ipv6-special-registry
 var denied = prefixes(
-	"0.0.0.0/8",       // this network
-	"10.0.0.0/8",      // private
-	"100.64.0.0/10",   // behind a carrier's NAT
-	"127.0.0.0/8",     // loopback
-	"169.254.0.0/16",  // link-local, clouds' metadata services among them
-	"172.16.0.0/12",   // private
-	"192.0.0.0/24",    // IETF protocols
-	"192.0.2.0/24",    // documentation
-	"192.88.99.0/24",  // 6to4 relays
-	"192.168.0.0/16",  // private
-	"198.18.0.0/15",   // benchmarks
-	"198.51.100.0/24", // documentation
-	"203.0.113.0/24",  // documentation
-	"224.0.0.0/4",     // multicast
-	"240.0.0.0/4",     // reserved, broadcast
+	"0.0.0.0/8",        // this network
+	"10.0.0.0/8",       // private
+	"100.64.0.0/10",    // behind a carrier's NAT
+	"127.0.0.0/8",      // loopback
+	"168.63.129.16/32", // Azure's metadata service
+	"169.254.0.0/16",   // link-local, other clouds' metadata services among them
+	"172.16.0.0/12",    // private
+	"192.0.0.0/24",     // IETF protocols
+	"192.0.2.0/24",     // documentation
+	"192.88.99.0/24",   // 6to4 relays
+	"192.168.0.0/16",   // private
+	"198.18.0.0/15",    // benchmarks
+	"198.51.100.0/24",  // documentation
+	"203.0.113.0/24",   // documentation
+	"224.0.0.0/4",      // multicast
+	"240.0.0.0/4",      // reserved, broadcast
 
 	// Of IPv6 only 2000::/3 is given out; these are the parts of it that are not anybody's, or lead elsewhere.
 	"2001::/23",     // IETF protocols, Teredo among them
