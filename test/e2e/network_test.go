@@ -50,7 +50,7 @@ const (
 )
 
 // elsewhere are further addresses that the internet here has and no machine shall reach: of each private range, and where clouds give out credentials.
-var elsewhere = []string{"172.16.9.9", "192.168.9.9", "100.64.9.9", "198.18.9.9", "240.9.9.9", "100.100.100.200", "192.0.0.192"}
+var elsewhere = []string{"172.16.9.9", "192.168.9.9", "100.64.9.9", "198.18.9.9", "240.9.9.9", "100.100.100.200", "192.0.0.192", "168.63.129.16"}
 
 func ip(t *testing.T, args ...string) {
 	t.Helper()
