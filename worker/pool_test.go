@@ -408,3 +408,29 @@ func TestSnapshotsAreCountedTogether(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// emptied is a catalog that comes to have nothing.
+type emptied struct {
+	catalog
+	removed *atomic.Bool
+}
+
+func (e emptied) Offered() []jobs.OfferedImage {
+	if e.removed.Load() {
+		return nil
+	}
+	return e.catalog.Offered()
+}
+
+func (e emptied) Offer(name string) (jobs.OfferedImage, bool) { return offered(e, name) }
+
+// Machines that wait are ended when their image has been removed, and what the driver keeps for them is given up: nobody would ever take one.
+func TestImageIsRemoved(t *testing.T) {
+	r, c := newCensus(t)
+	images := emptied{r.cfg.Images.(catalog), &atomic.Bool{}}
+	r.cfg.Images = images
+	r.run(t)
+	settled(t, "machines wait", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
+	images.removed.Store(true)
+	settled(t, "none does any more", func() bool { return c.machines.Load() == 0 && c.prepared.Load() == 0 && c.released.Load() > 0 })
+}

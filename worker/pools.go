@@ -104,6 +104,9 @@ func (ps *pools) tendAll(ctx context.Context) {
 		case <-tick.C:
 		}
 		ps.short.Store(ps.cfg.Short != nil && ps.cfg.Short())
+		for _, p := range ps.obsolete() {
+			ps.drop(p)
+		}
 		for _, p := range ps.all() {
 			if p.idleSince(time.Now().Add(-keepIdle)) {
 				ps.drop(p)
@@ -252,6 +255,26 @@ func (ps *pools) all() []*pool {
 	for _, o := range ps.pools {
 		if o.pool != nil {
 			l = append(l, o.pool)
+		}
+	}
+	return l
+}
+
+// obsolete are the pools of images that were removed, or built anew: nobody gets a machine of theirs any more. Those of snapshots go when nobody has
+// asked for a while, whatever becomes of the snapshots.
+func (ps *pools) obsolete() []*pool {
+	ps.mu.Lock()
+	there := map[poolKey]*pool{}
+	for key, o := range ps.pools {
+		if o.pool != nil && jobs.SnapshotTenant(key.image) == "" {
+			there[key] = o.pool
+		}
+	}
+	ps.mu.Unlock()
+	var l []*pool
+	for key, p := range there {
+		if ps.offered(key.image).Digest != key.digest {
+			l = append(l, p)
 		}
 	}
 	return l
