@@ -69,6 +69,31 @@ func (h *Host) Offer(name string) (jobs.OfferedImage, bool) {
 	return offer(img), true
 }
 
+// Templates lists the shapes of which the templates are there, by image, as far as they are of the images as they are now and for this
+// host's driver: nothing has to be built for those. Nil: its machines need none. Whether files are what they were is found out where a
+// template is first used; one that is not is removed then.
+func (h *Host) Templates() map[string][]jobs.Shape {
+	if h.Caps.Accel == "none" {
+		return nil
+	}
+	here := map[string][]jobs.Shape{}
+	for _, o := range h.offeredSnapshots() {
+		here[o.Name] = []jobs.Shape{{Resources: o.Resources, NIC: o.NIC}}
+	}
+	list, _ := h.Store.templates() // one that cannot be read is built anew
+	for _, t := range list {
+		b := t.Template.Boot
+		img, err := h.Store.Get(t.Name)
+		if key := h.key(img, b); err != nil || t.Key != key {
+			continue
+		}
+		here[t.Name] = append(here[t.Name], jobs.Shape{
+			Resources: jobs.Resources{VCPUs: b.VCPUs, MemoryMiB: b.MemoryMiB}, Headroom: jobs.Resources{VCPUs: b.MaxVCPUs, MemoryMiB: b.MaxMemoryMiB}, NIC: b.NIC,
+		})
+	}
+	return here
+}
+
 func offer(img Image) jobs.OfferedImage {
 	return jobs.OfferedImage{Name: img.Name, Digest: img.Digest, Resources: img.Resources(), NoRoot: !img.AllowsRoot()}
 }
@@ -106,6 +131,9 @@ func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Te
 	t, err := h.open(key, boot)
 	if errors.Is(err, errNotWhole) {
 		zerolog.Ctx(ctx).Warn().Err(err).Str("image", image).Msg("template is built anew")
+		if gone := os.RemoveAll(h.Store.templateDir(key)); gone != nil { // else it would be told of, however often it cannot be built
+			return vmm.Template{}, "", errors.Join(err, gone)
+		}
 	}
 	hit := err == nil
 	if errors.Is(err, errNotWhole) || errors.Is(err, os.ErrNotExist) {

@@ -1,7 +1,9 @@
 package images_test
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -79,5 +81,80 @@ func TestTemplateInUseStays(t *testing.T) {
 		if _, err := os.Stat(oldest); !os.IsNotExist(err) {
 			t.Errorf("still there: %v", err)
 		}
+	})
+}
+
+// What a host tells of its templates is what need not be built: after each thing that happens to them.
+func TestTemplatesTold(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		s := open(t)
+		publish(t, s, "x", "1")
+		publish(t, s, "y", "1")
+		d := newDriver()
+		h := &images.Host{Store: s, Driver: d, Caps: caps}
+		own := jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 128}}
+		grows := jobs.Shape{Resources: jobs.Resources{VCPUs: 2, MemoryMiB: 256}, Headroom: jobs.Resources{VCPUs: 4, MemoryMiB: 512}}
+		var dir string
+		get := func(image string, shape jobs.Shape) {
+			t.Helper()
+			time.Sleep(time.Second)
+			tmpl, _, err := h.Template(t.Context(), image, shape)
+			must(t, err)
+			dir = tmpl.Dir
+		}
+		tells := func(what string, h *images.Host, want map[string][]jobs.Shape) {
+			t.Helper()
+			got := h.Templates()
+			for _, of := range got {
+				slices.SortFunc(of, func(a, b jobs.Shape) int { return a.MemoryMiB - b.MemoryMiB })
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", what, diff)
+			}
+		}
+		tells("none is built", h, map[string][]jobs.Shape{})
+		get("x", jobs.Shape{})
+		get("x", grows)
+		get("y", jobs.Shape{})
+		all := map[string][]jobs.Shape{"x": {own, grows}, "y": {own}}
+		tells("three are built", h, all)
+		tells("another process", &images.Host{Store: reopen(t, s), Driver: d, Caps: caps}, all)
+
+		other := caps
+		other.CPU = "host"
+		tells("another processor", &images.Host{Store: s, Driver: d, Caps: other}, map[string][]jobs.Shape{})
+		named := newDriver()
+		named.name = "other"
+		tells("another driver", &images.Host{Store: s, Driver: named, Caps: caps}, map[string][]jobs.Shape{})
+		other.Accel = "none"
+		tells("a driver that needs none", &images.Host{Store: s, Driver: d, Caps: other}, nil)
+
+		var odd []jobs.Shape
+		for i := range 16 { // as many as are kept
+			odd = append(odd, jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 300 + i}})
+			get("x", odd[i])
+		}
+		tells("one has gone for others", h, map[string][]jobs.Shape{"x": append([]jobs.Shape{own}, odd...), "y": {own}})
+		publish(t, s, "x", "2")
+		tells("an image is built anew", h, map[string][]jobs.Shape{"y": {own}})
+		get("x", jobs.Shape{})
+		tells("and its template", h, map[string][]jobs.Shape{"x": {own}, "y": {own}})
+		must(t, s.Remove(t.Context(), "y"))
+		tells("an image is removed", h, map[string][]jobs.Shape{"x": {own}})
+
+		flip(t, filepath.Join(dir, "memory"), 12345)
+		h = &images.Host{Store: reopen(t, s), Driver: d, Caps: caps}
+		tells("one is corrupt, and nobody has found out", h, map[string][]jobs.Shape{"x": {own}})
+		d.boots = func() { tells("it was found out", h, map[string][]jobs.Shape{}) }
+		d.bootErr = errors.New("no memory")
+		if _, _, err := h.Template(t.Context(), "x", jobs.Shape{}); err == nil {
+			t.Error("it was built of nothing")
+		}
+		tells("it could not be built anew", h, map[string][]jobs.Shape{})
+		d.bootErr = nil
+		get("x", jobs.Shape{})
+		tells("it is built anew", h, map[string][]jobs.Shape{"x": {own}})
+		must(t, os.Truncate(filepath.Join(dir, "paddock-template.json"), 50))
+		tells("its manifest is cut", h, map[string][]jobs.Shape{})
 	})
 }

@@ -1,6 +1,9 @@
 package jobs
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Spec is what a client wants run. It is immutable once accepted. Either Steps or the shorthand Language and Source is given.
 type Spec struct {
@@ -193,15 +196,37 @@ func (n Network) Needs() (l []string) {
 	return l
 }
 
+// NeedsNIC tells of Needs, joined by commas, whether a policy is among them.
+func NeedsNIC(needs string) bool {
+	first, _, _ := strings.Cut(needs, ",")
+	return first != "" && first != NetworkIPv6 && first != NetworkPorts
+}
+
 // Shape is what a machine has to be for a job: its size, how far it can grow, and whether it has a network card. Machines of one image and shape are alike.
 type Shape struct {
 	Resources
-	Headroom Resources
-	NIC      bool
+	Headroom Resources `json:"headroom,omitzero"`
+	NIC      bool      `json:"nic,omitempty"`
 }
 
 // Shape is the machine's that the job needs; its size is zero where the image decides.
 func (s *Spec) Shape() Shape { return Shape{s.Resources, s.Headroom, s.Network.NIC()} }
+
+// memoryStep is what machines' memory is rounded up to, in MiB, where it is not the image's own: every size has a template of its own.
+const memoryStep = 64
+
+// MachineSize is the size of the machine that a worker makes for who asks for r: what r leaves out is as the image has it.
+func MachineSize(r, image Resources) Resources {
+	if r.VCPUs == 0 {
+		r.VCPUs = image.VCPUs
+	}
+	if r.MemoryMiB == 0 || r.MemoryMiB == image.MemoryMiB {
+		r.MemoryMiB = image.MemoryMiB
+	} else {
+		r.MemoryMiB = (r.MemoryMiB + memoryStep - 1) / memoryStep * memoryStep
+	}
+	return Resources{VCPUs: max(r.VCPUs, 1), MemoryMiB: max(r.MemoryMiB, 1)}
+}
 
 // Callback is a URL to tell of a job.
 type Callback struct {

@@ -183,7 +183,7 @@ func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
 	r, err := w.cfg.Dispatcher.Beat(ctx, jobs.Beat{
 		Worker: w.cfg.Name, Session: sent, Version: w.cfg.Version, Capacity: w.cfg.Capacity, Images: w.cfg.Images.Offered(), Networks: w.networks(),
 		Driver: w.cfg.Driver.Name(), Degraded: w.cfg.Caps.Degraded, Running: w.held.list(), Draining: draining, Instance: w.instance,
-		Pool: w.cfg.Pool, Labels: w.cfg.Labels, Contract: jobs.Contract, Warm: w.pools.warm(),
+		Pool: w.cfg.Pool, Labels: w.cfg.Labels, Contract: jobs.Contract, Warm: w.pools.warm(), Templates: w.cfg.Images.Templates(),
 	})
 	if err != nil {
 		return err

@@ -270,4 +270,6 @@ func (c catalog) Template(context.Context, string, jobs.Shape) (vmm.Template, st
 	return vmm.Template{Driver: c.driver}, "template-digest", c.err
 }
 
+func (c catalog) Templates() map[string][]jobs.Shape { return nil }
+
 func (c catalog) Env(string) []string { return []string{"PATH=/bin"} }

@@ -286,21 +286,9 @@ func (ps *pools) offered(image string) jobs.OfferedImage {
 	return o
 }
 
-// memoryStep is what machines' memory is rounded up to, in MiB, where it is not the image's own: every size has a template of its own.
-const memoryStep = 64
-
 // size gives r with what it leaves out taken from the image.
 func (ps *pools) size(image string, r jobs.Resources) jobs.Resources {
-	own := ps.offered(image)
-	if r.VCPUs == 0 {
-		r.VCPUs = own.Resources.VCPUs
-	}
-	if r.MemoryMiB == 0 || r.MemoryMiB == own.Resources.MemoryMiB {
-		r.MemoryMiB = own.Resources.MemoryMiB
-	} else {
-		r.MemoryMiB = (r.MemoryMiB + memoryStep - 1) / memoryStep * memoryStep
-	}
-	return jobs.Resources{VCPUs: max(r.VCPUs, 1), MemoryMiB: max(r.MemoryMiB, 1)}
+	return jobs.MachineSize(r, ps.offered(image).Resources)
 }
 
 // own is the shape of an image's machines where a job asks for nothing else.

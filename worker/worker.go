@@ -58,6 +58,8 @@ type Images interface {
 	// Offer is one of them, by its name; false where it is not there. It is asked for with every job.
 	Offer(image string) (jobs.OfferedImage, bool)
 	Template(ctx context.Context, image string, s jobs.Shape) (t vmm.Template, digest string, err error)
+	// Templates are the shapes of which the templates are there, by image, as jobs.Beat tells them. It is asked for with every heartbeat.
+	Templates() map[string][]jobs.Shape
 	// Env is the environment that the image gives every program, "NAME=value".
 	Env(image string) []string
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
@@ -356,6 +357,54 @@ func TestImageIsBuiltAnew(t *testing.T) {
 	}
 	if n := images.templates.Load(); n != 2 {
 		t.Errorf("%d templates were asked for, want 2", n)
+	}
+}
+
+// telling is a catalog that tells which templates it has.
+type telling struct {
+	catalog
+	mu   sync.Mutex
+	here map[string][]jobs.Shape
+}
+
+func (c *telling) set(here map[string][]jobs.Shape) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.here = here
+}
+
+func (c *telling) Templates() map[string][]jobs.Shape {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.here
+}
+
+// Each heartbeat says which templates are there then, the first too; that there are none is said, and is not the same as nothing said.
+func TestHeartbeatTellsTemplates(t *testing.T) {
+	r := newRig(t)
+	last := func() (b jobs.Beat) {
+		r.fleet.set(func() { b = r.beats[len(r.beats)-1] })
+		return b
+	}
+	images := &telling{catalog: catalog{driver: r.cfg.Driver.Name()}}
+	own := map[string][]jobs.Shape{"base": {{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 64}}, {Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 128}, NIC: true}}}
+	images.set(own)
+	r.cfg.Images = images
+	r.run(t)
+	r.until(t, "first heartbeat", func() bool { return len(r.beats) > 0 })
+	r.fleet.set(func() {
+		if diff := cmp.Diff(own, r.beats[0].Templates); diff != "" {
+			t.Errorf("first heartbeat (-want +got):\n%s", diff)
+		}
+	})
+	for _, here := range []map[string][]jobs.Shape{{"base": own["base"][1:]}, {}, own, nil} {
+		images.set(here)
+		r.until(t, fmt.Sprint("heartbeat that tells of ", here), func() bool { return cmp.Equal(here, r.beats[len(r.beats)-1].Templates) })
+		b, err := json.Marshal(last())
+		var read jobs.Beat
+		if err = errors.Join(err, json.Unmarshal(b, &read)); err != nil || !cmp.Equal(here, read.Templates) {
+			t.Errorf("%s tells of %v, %v; want %v", b, read.Templates, err, here)
+		}
 	}
 }
 
