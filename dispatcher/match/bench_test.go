@@ -103,3 +103,33 @@ func BenchmarkMatchKinds(b *testing.B) {
 	q, _ := fill(n, 1, like)
 	run(b, q, n, 1, like)
 }
+
+// BenchmarkMatchFleet gives an item each to a thousand workers that ask, and say of which templates they have or nothing of them.
+func BenchmarkMatchFleet(b *testing.B) {
+	for name, templates := range map[string]map[string][]jobs.Shape{
+		"untold": nil,
+		"told":   {"python": {{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 512}}, {Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}}}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			const n, tenants = 10_000, 100
+			q, _ := fill(n, tenants, alike)
+			workers := make([]match.Worker, 1000)
+			given := 0
+			for b.Loop() {
+				for i := range workers {
+					workers[i] = match.Worker{
+						Name: fmt.Sprint(i), Slots: 1, Free: room, Capacity: room, Templates: templates,
+						Images: map[string]jobs.Resources{"python": {VCPUs: 1, MemoryMiB: 256}},
+					}
+				}
+				out, _ := q.Match(now, workers, nil)
+				for _, a := range out {
+					q.Release(a.ID)
+					q.Push(benchItem(n+given, tenants, alike))
+					given++
+				}
+			}
+			b.ReportMetric(float64(given)/b.Elapsed().Seconds(), "matches/s")
+		})
+	}
+}

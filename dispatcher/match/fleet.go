@@ -1,5 +1,7 @@
 package match
 
+import "time"
+
 // answer is what a match has found out once.
 type answer struct {
 	round uint64
@@ -41,35 +43,43 @@ func (r *round) othersCould(k *kind) bool {
 	})
 }
 
-// waitsForWarm tells whether a group is held up: it came lately, and a busy worker has a ready machine for it.
-func (r *round) waitsForWarm(g *group) bool {
+// waitsFor tells whether a group is held up: it came lately, and on a busy worker it would start sooner than on the best that asks.
+func (r *round) waitsFor(g *group, here start) bool {
 	k := g.kind
-	if r.cfg.WarmWait == nil {
+	if here == ready || k.hurry {
 		return false
 	}
-	until := g.from + int64(r.cfg.WarmWait(k.image))
-	if r.now >= until || !r.once(&k.warm, func() bool { return r.warmElsewhere(k) }) {
+	if here == built && r.heldUp(g, r.cfg.TemplateWait, &k.template, func(w *Worker) bool { return w.hasTemplate(&k.kindOf) }) {
+		return true
+	}
+	return r.cfg.WarmWait != nil && r.heldUp(g, r.cfg.WarmWait(k.image), &k.warm, func(w *Worker) bool { return w.starts(&k.kindOf) == ready })
+}
+
+// heldUp tells whether a group is held up, as long as it may be, for a worker that is better.
+func (r *round) heldUp(g *group, most time.Duration, found *answer, better func(*Worker) bool) bool {
+	until := g.from + int64(most)
+	if most <= 0 || r.now >= until || !r.once(found, func() bool { return r.elsewhere(g.kind, better) }) {
 		return false
 	}
 	r.comeBack(until)
 	return true
 }
 
-// warmElsewhere tells whether a worker that has no room for the kind now has a ready machine of its image.
-func (r *round) warmElsewhere(k *kind) bool {
-	warm := func(w *Worker) bool {
-		return poolName(w.Pool) == k.pool.name && w.Warm[k.image] > 0 && w.Name != r.kept && !k.avoided(w.Name) && w.could(&k.kindOf)
+// elsewhere tells whether a worker that has no room for the kind now is better.
+func (r *round) elsewhere(k *kind, better func(*Worker) bool) bool {
+	waited := func(w *Worker) bool {
+		return poolName(w.Pool) == k.pool.name && w.Name != r.kept && !k.avoided(w.Name) && w.could(&k.kindOf) && better(w)
 	}
 	asks := make(map[string]bool, len(r.asking))
 	for n := range r.asking {
 		w := &r.asking[n]
 		asks[w.Name] = true
-		if warm(w) {
+		if waited(w) {
 			return true
 		}
 	}
 	for name, w := range r.workers() { // in any order: there is one or there is none
-		if !asks[name] && warm(w) {
+		if !asks[name] && waited(w) {
 			return true
 		}
 	}

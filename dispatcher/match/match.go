@@ -23,12 +23,14 @@
 //
 // # Which worker
 //
-// One with a ready machine of the image; then the fullest, that is the one of which the scarcer of processors and memory would have the
-// least left (large room is kept together for large jobs); then the one with the fewest jobs of the tenant; then the one with most slots.
-// Workers where attempts have failed are avoided for a while, all of them, as long as others could take the item.
+// One with a ready machine of the image, then one that has the template of the machine, then one that has to build it; of those the fullest,
+// that is the one of which the scarcer of processors and memory would have the least left (large room is kept together for large jobs);
+// then the one with the fewest jobs of the tenant; then the one with most slots. Workers where attempts have failed are avoided for a
+// while, all of them, as long as others could take the item.
 //
 // An item that only cold workers could take waits for a warm one that is busy, but not longer than Config.WarmWait from when it could
-// first have run. Items that come while others of their tenant and kind wait are not held up any more: under load no slot stays empty.
+// first have run; and one that only workers without the template could take for one that has it, for Config.TemplateWait. Items that come
+// while others of their tenant and kind wait are not held up any more: under load no slot stays empty. Nor is one that is in a hurry.
 //
 // An item for which no worker has had the room for Config.ReserveAfter has one reserved: that worker gets nothing else until the item
 // fits, but items of tenants whose turn was before, once as many as fill it: who comes with a single one does not wait for the large item
@@ -47,7 +49,7 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// Config is what a Queue goes by. The zero value treats all tenants alike, sets no caps and waits for no warm machines.
+// Config is what a Queue goes by. The zero value treats all tenants alike, sets no caps and holds nothing up.
 type Config struct {
 	// Share gives a tenant's share; nil gives everybody the zero Share. It is asked when a tenant comes into the queue that is not in it.
 	Share func(tenant string) Share
@@ -56,6 +58,9 @@ type Config struct {
 	// WarmWait is how long an item of an image may be held up for a worker that has a ready machine of it and is busy: less than making one
 	// takes. nil means not at all. It gives the same for the same image.
 	WarmWait func(image string) time.Duration
+	// TemplateWait is how long an item may be held up for a worker that has the template of its machine and is busy, where others would
+	// have to build it: less than that takes. 0 means not at all.
+	TemplateWait time.Duration
 	// ReserveAfter is how long an item waits for room before a worker is reserved for it; 0 means 30 s, less than 0 never.
 	ReserveAfter time.Duration
 }
@@ -87,6 +92,8 @@ type Item struct {
 	// Avoid are workers that should not get it before AvoidUntil while others could.
 	Avoid      []string
 	AvoidUntil time.Time
+	// Hurry says that it is not held up for a better worker than there is.
+	Hurry bool
 }
 
 // Worker is a worker: one that asks for items, or one of the fleet.
@@ -102,6 +109,9 @@ type Worker struct {
 	Free, Capacity jobs.Resources
 	// Warm counts its ready machines by image; of one that does not ask, as it was last told.
 	Warm map[string]int
+	// Templates are the shapes of machines of which it has the template, by image; nil where it does not say: then it may have all, but is
+	// not waited for.
+	Templates map[string][]jobs.Shape
 	// Images that it can run, with their sizes; nil means every image.
 	Images map[string]jobs.Resources
 	// Networks is what it offers of networks.

@@ -33,6 +33,12 @@ func warm(w match.Worker, image string, n int) match.Worker {
 	return w
 }
 
+// holding is a worker that has the templates of an image's machines of these shapes, and of nothing else.
+func holding(w match.Worker, image string, shapes ...jobs.Shape) match.Worker {
+	w.Templates = map[string][]jobs.Shape{image: shapes}
+	return w
+}
+
 func offering(w match.Worker, images map[string]jobs.Resources) match.Worker {
 	w.Images = images
 	return w
@@ -58,6 +64,16 @@ func told(out []match.Assignment, workers []match.Worker) []string {
 		list = append(list, a.ID+">"+workers[a.Worker].Name)
 	}
 	return list
+}
+
+// own is the shape of the tests' images, which have no size.
+var own = jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 1}}
+
+// card is a worker whose machines may have a network card and ports.
+func card(name string) match.Worker {
+	w := idle(name, 1)
+	w.Networks = []string{"internet", "ports"}
+	return w
 }
 
 func TestMatch(t *testing.T) {
@@ -128,6 +144,59 @@ func TestMatch(t *testing.T) {
 			items:   []match.Item{python},
 			workers: []match.Worker{small("a", 1, 1, 1), warm(idle("b", 1), "base", 3)},
 			want:    []string{"1>a"},
+		},
+		{
+			name:    "a template before the fuller worker, each time",
+			items:   []match.Item{{ID: "1", Image: "python"}, {ID: "2", Image: "python"}},
+			workers: []match.Worker{holding(small("a", 1, 1, 1), "base", own), holding(idle("b", 2), "python", own)},
+			want:    []string{"1>b", "2>b"},
+		},
+		{
+			name:    "a warm machine before a template",
+			items:   []match.Item{python},
+			workers: []match.Worker{holding(small("a", 1, 1, 1), "python", own), warm(holding(idle("b", 1), "python", own), "python", 1)},
+			want:    []string{"1>b"},
+		},
+		{
+			name:    "who does not say counts as one that has it",
+			items:   []match.Item{python},
+			workers: []match.Worker{holding(small("a", 1, 1, 1), "python"), small("b", 1, 9, 9), holding(small("c", 1, 10, 10), "python", own)},
+			want:    []string{"1>b"},
+		},
+		{
+			name:    "where all have to build it, the fuller worker",
+			items:   []match.Item{python},
+			workers: []match.Worker{holding(small("a", 1, 9, 9), "python"), holding(small("b", 1, 1, 1), "python")},
+			want:    []string{"1>b"},
+		},
+		{
+			name:    "a warm machine is none where the template is not there: it has another shape, or is of an image as it was",
+			items:   []match.Item{{ID: "1", Image: "python", Network: "internet"}},
+			workers: []match.Worker{warm(holding(card("a"), "python", own), "python", 1), holding(card("b"), "python", own, jobs.Shape{Resources: own.Resources, NIC: true})},
+			want:    []string{"1>b"},
+		},
+		{
+			name:    "ports need no card",
+			items:   []match.Item{{ID: "1", Image: "python", Network: "ports"}},
+			workers: []match.Worker{holding(card("a"), "python", jobs.Shape{Resources: own.Resources, NIC: true}), holding(card("b"), "python", own)},
+			want:    []string{"1>b"},
+		},
+		{
+			name:  "the template of the size that is made",
+			items: []match.Item{{ID: "1", Image: "python", Resources: jobs.Resources{MemoryMiB: 300}}},
+			workers: []match.Worker{
+				holding(idle("a", 1), "python", own, jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 300}}),
+				holding(idle("b", 1), "python", jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 320}}),
+			},
+			want: []string{"1>b"},
+		},
+		{
+			name:  "one of a machine that can grow is another",
+			items: []match.Item{python},
+			workers: []match.Worker{
+				holding(small("a", 1, 1, 1), "python", jobs.Shape{Resources: own.Resources, Headroom: jobs.Resources{VCPUs: 2}}), holding(small("b", 1, 9, 9), "python", own),
+			},
+			want: []string{"1>b"},
 		},
 		{
 			name:  "the fullest worker, by the scarcer of processors and memory",

@@ -26,7 +26,8 @@ type model struct {
 	now            time.Time
 	asking, fleet  []match.Worker
 	passed         map[group]bool
-	blocked, warms map[kind]bool
+	blocked        map[kind]bool
+	warms, holders map[kind]bool // busy workers that are better: with a ready machine, with the template
 	kept           string
 	next           time.Time
 }
@@ -46,6 +47,7 @@ type account struct{ given, turn int }
 type kind struct {
 	pool, image, network, requires, avoid string
 	resources                             jobs.Resources
+	hurry                                 bool
 }
 
 type group struct {
@@ -71,7 +73,7 @@ func newModel(cfg match.Config) *model {
 
 // group gives where an item stands, or would.
 func (e *entry) group() group {
-	g := group{kind{cmp.Or(e.Pool, jobs.DefaultPool), e.Image, e.Network, e.Requires, "", e.Resources}, e.Tenant}
+	g := group{kind{cmp.Or(e.Pool, jobs.DefaultPool), e.Image, e.Network, e.Requires, "", e.Resources, e.Hurry}, e.Tenant}
 	if e.avoids {
 		names := slices.Sorted(slices.Values(e.Avoid))
 		g.avoid = strings.Join(slices.Compact(names), ",")
@@ -194,7 +196,7 @@ func (m *model) room(tenant string) jobs.Resources {
 
 func (m *model) match(now time.Time, asking, fleet []match.Worker) (out []match.Assignment, next time.Time) {
 	m.now, m.asking, m.fleet, m.next = now, asking, fleet, time.Time{}
-	m.passed, m.blocked, m.warms = map[group]bool{}, map[kind]bool{}, map[kind]bool{}
+	m.passed, m.blocked, m.warms, m.holders = map[group]bool{}, map[kind]bool{}, map[kind]bool{}, map[kind]bool{}
 	m.advance()
 	for _, e := range m.held {
 		for _, w := range fleet {
@@ -402,7 +404,7 @@ func (m *model) pick(g group) (int, string) {
 			found = n
 		}
 	}
-	if found >= 0 && m.asking[found].Warm[g.image] == 0 && m.waits(g) {
+	if found >= 0 && !g.hurry && m.waits(g, &m.asking[found]) {
 		return -1, "waits"
 	}
 	return found, what
@@ -421,27 +423,64 @@ func (m *model) better(g group, a, b *match.Worker) int {
 		s := size(g.resources, g.image, w)
 		return min((w.Free.VCPUs-s.VCPUs)*64/max(w.Capacity.VCPUs, w.Free.VCPUs, 1), (w.Free.MemoryMiB-s.MemoryMiB)*64/max(w.Capacity.MemoryMiB, w.Free.MemoryMiB, 1))
 	}
-	cold := func(w *match.Worker) int { return 1 - min(w.Warm[g.image], 1) }
-	return cmp.Or(cmp.Compare(cold(a), cold(b)), cmp.Compare(left(a), left(b)), cmp.Compare(on(a), on(b)), cmp.Compare(b.Slots, a.Slots))
+	return cmp.Or(cmp.Compare(steps(g.kind, a), steps(g.kind, b)), cmp.Compare(left(a), left(b)), cmp.Compare(on(a), on(b)), cmp.Compare(b.Slots, a.Slots))
 }
 
-func (m *model) waits(g group) bool {
-	until := m.groups[g].from.Add(m.cfg.WarmWait(g.image))
+// steps is what has to be made before an item runs on a worker: nothing, a machine, or its template too.
+func steps(k kind, w *match.Worker) int {
+	switch {
+	case w.Templates != nil && !hasTemplate(k, w):
+		return 2
+	case w.Warm[k.image] == 0:
+		return 1
+	}
+	return 0
+}
+
+func hasTemplate(k kind, w *match.Worker) bool {
+	return slices.Contains(w.Templates[k.image], jobs.Shape{Resources: machine(k.resources, w.Images[k.image]), NIC: k.network != ""})
+}
+
+// machine is the size of a machine that is made: memory in steps of 64 MiB, or what the image has.
+func machine(r, image jobs.Resources) jobs.Resources {
+	whole := (r.MemoryMiB + 63) &^ 63
+	if r.MemoryMiB == image.MemoryMiB {
+		whole = image.MemoryMiB
+	}
+	return jobs.Resources{VCPUs: cmp.Or(r.VCPUs, image.VCPUs, 1), MemoryMiB: cmp.Or(whole, image.MemoryMiB, 1)}
+}
+
+// waits tells whether a group is held up where this worker is the best for it that asks.
+func (m *model) waits(g group, best *match.Worker) bool {
+	switch steps(g.kind, best) {
+	case 2:
+		holds := func(w *match.Worker) bool { return hasTemplate(g.kind, w) }
+		if m.waitsFor(g, m.cfg.TemplateWait, m.holders, holds) {
+			return true
+		}
+	case 0:
+		return false
+	}
+	return m.waitsFor(g, m.cfg.WarmWait(g.image), m.warms, func(w *match.Worker) bool { return steps(g.kind, w) == 0 })
+}
+
+func (m *model) waitsFor(g group, most time.Duration, known map[kind]bool, better func(*match.Worker) bool) bool {
+	until := m.groups[g].from.Add(most)
 	if !m.now.Before(until) {
 		return false
 	}
-	if _, known := m.warms[g.kind]; !known {
-		warm := func(w match.Worker) bool {
-			return w.Warm[g.image] > 0 && w.Name != m.kept && m.could(g.kind, &w) && !slices.Contains(strings.Split(g.avoid, ","), w.Name)
+	if _, ok := known[g.kind]; !ok {
+		there := func(w match.Worker) bool {
+			return better(&w) && w.Name != m.kept && m.could(g.kind, &w) && !slices.Contains(strings.Split(g.avoid, ","), w.Name)
 		}
-		m.warms[g.kind] = slices.ContainsFunc(m.asking, warm) || slices.ContainsFunc(m.fleet, func(w match.Worker) bool {
-			return warm(w) && !slices.ContainsFunc(m.asking, func(a match.Worker) bool { return a.Name == w.Name })
+		known[g.kind] = slices.ContainsFunc(m.asking, there) || slices.ContainsFunc(m.fleet, func(w match.Worker) bool {
+			return there(w) && !slices.ContainsFunc(m.asking, func(a match.Worker) bool { return a.Name == w.Name })
 		})
 	}
-	if m.warms[g.kind] {
+	if known[g.kind] {
 		m.comeBack(until)
 	}
-	return m.warms[g.kind]
+	return known[g.kind]
 }
 
 func (m *model) reserve(g group) {

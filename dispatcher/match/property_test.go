@@ -86,7 +86,8 @@ func randomConfig(r *rand.Rand) match.Config {
 	after := time.Duration(1+r.IntN(5)) * time.Second
 	return match.Config{
 		Share: func(t string) match.Share { return of[t] }, AgeStep: 2 * time.Second, ReserveAfter: after,
-		WarmWait: func(image string) time.Duration { return time.Duration(image[0]-'a') * time.Second / 2 },
+		WarmWait:     func(image string) time.Duration { return time.Duration(image[0]-'a') * time.Second / 2 },
+		TemplateWait: time.Duration(r.IntN(5)) * time.Second / 2,
 	}
 }
 
@@ -179,6 +180,9 @@ func (g *game) item() match.Item {
 		i.Avoid, i.AvoidUntil = []string{one(g.r, names), one(g.r, names)}, g.now.Add(time.Duration(g.r.IntN(12))*time.Second)
 	}
 	if g.r.IntN(5) == 0 {
+		i.Hurry = true
+	}
+	if g.r.IntN(5) == 0 {
 		i.NotBefore = g.now.Add(time.Duration(g.r.IntN(8)) * time.Second)
 	}
 	return i
@@ -201,11 +205,17 @@ func (g *game) workers() (asking, others []match.Worker) {
 		if g.r.IntN(3) > 0 {
 			w.Images = map[string]jobs.Resources{}
 		}
+		if g.r.IntN(3) > 0 {
+			w.Templates = map[string][]jobs.Shape{}
+		}
 		for range 3 * g.kinds {
 			image := g.image()
 			w.Warm[image] = max(0, g.r.IntN(4)-1)
 			if w.Images != nil {
 				w.Images[image] = jobs.Resources{VCPUs: g.r.IntN(3), MemoryMiB: g.r.IntN(512)}
+			}
+			if w.Templates != nil {
+				w.Templates[image] = g.shapes(w.Images[image])
 			}
 		}
 		switch g.r.IntN(4) {
@@ -217,6 +227,18 @@ func (g *game) workers() (asking, others []match.Worker) {
 		}
 	}
 	return asking, others
+}
+
+// shapes are of machines that a worker may have the templates of: those of the image's own size, and of one that items ask for.
+func (g *game) shapes(image jobs.Resources) (of []jobs.Shape) {
+	for _, asked := range []jobs.Resources{{}, {VCPUs: g.r.IntN(7), MemoryMiB: g.r.IntN(4) * 256}} {
+		for _, nic := range []bool{false, true} {
+			if g.r.IntN(2) == 0 {
+				of = append(of, jobs.Shape{Resources: machine(asked, image), NIC: nic})
+			}
+		}
+	}
+	return of
 }
 
 func copied(workers []match.Worker) []match.Worker {

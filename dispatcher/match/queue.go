@@ -110,7 +110,7 @@ func (q *Queue) put(p *place, i Item, now int64) {
 func (q *Queue) join(p *place, i *Item, avoid string) {
 	t := q.tenant(i.Tenant)
 	pl := q.pool(poolName(i.Pool))
-	k := pl.kind(kindOf{i.Image, i.Network, i.Requires, i.Resources, avoid})
+	k := pl.kind(kindOf{i.Image, i.Network, i.Requires, i.Resources, i.Hurry, avoid})
 	p.line = q.line(q.group(k, q.account(pl, t), p), i.Concurrency)
 	p.line.items.add(p)
 	q.settle(p.line)

@@ -28,7 +28,7 @@ const (
 	nobody         // no worker that asks can take it
 	short          // likewise, and one could that has too little room left
 	capped         // its tenant's caps leave too little room
-	waits          // for a warm worker
+	waits          // for a worker on which it starts sooner
 )
 
 // comeBack asks for another match at a time.
@@ -60,13 +60,21 @@ func (r *round) serve(p *pool) {
 	r.back(p)
 }
 
+// choice is a worker for a group's item.
+type choice struct {
+	n int // in those that ask
+	*Worker
+	size jobs.Resources
+	how  start
+}
+
 // pick finds the worker for a group whose turn it is.
 func (r *round) pick(g *group) (worker int, size jobs.Resources, what outcome) {
 	k, room := g.kind, g.account.tenant.room()
 	if k.blocked == r.round {
 		return -1, size, nobody
 	}
-	worker, what = -1, nobody
+	best, what := choice{n: -1}, nobody
 	for _, n := range r.open {
 		w := &r.asking[n]
 		s := w.sizeOn(k.image, k.resources)
@@ -77,30 +85,31 @@ func (r *round) pick(g *group) (worker int, size jobs.Resources, what outcome) {
 				what = short
 			}
 		case !within(s, room):
-			if worker < 0 {
+			if best.n < 0 {
 				what = capped
 			}
-		case worker < 0 || r.better(g, w, s, &r.asking[worker], size):
-			worker, size, what = n, s, goes
+		default:
+			if c := (choice{n, w, s, w.starts(&k.kindOf)}); best.n < 0 || c.better(&best, g.account.tenant) {
+				best, what = c, goes
+			}
 		}
 	}
-	if what == goes && r.asking[worker].Warm[k.image] == 0 && r.waitsForWarm(g) {
+	if what == goes && r.waitsFor(g, best.how) {
 		what = waits
 	}
-	return worker, size, what
+	return best.n, best.size, what
 }
 
-// better tells whether a worker is better for a group's item than another.
-func (r *round) better(g *group, a *Worker, sizeA jobs.Resources, b *Worker, sizeB jobs.Resources) bool {
-	image, on := g.kind.image, g.account.tenant.on
-	if warmA, warmB := a.Warm[image] > 0, b.Warm[image] > 0; warmA != warmB {
-		return warmA
+// better tells whether a worker is better for a tenant's item than another.
+func (a *choice) better(b *choice, t *tenant) bool {
+	if a.how != b.how {
+		return a.how < b.how
 	}
-	if leftA, leftB := a.left(sizeA), b.left(sizeB); leftA != leftB {
+	if leftA, leftB := a.left(a.size), b.left(b.size); leftA != leftB {
 		return leftA < leftB
 	}
-	if on[a.Name] != on[b.Name] {
-		return on[a.Name] < on[b.Name]
+	if t.on[a.Name] != t.on[b.Name] {
+		return t.on[a.Name] < t.on[b.Name]
 	}
 	return a.Slots > b.Slots
 }

@@ -31,11 +31,12 @@ type account struct {
 // kind is the items of a pool that are the same to every worker.
 type kind struct {
 	kindOf
-	pool         *pool
-	of           map[*account]*group
-	stand        stand
-	blocked      uint64 // the match in which no worker that asked could take it
-	others, warm answer
+	pool    *pool
+	of      map[*account]*group
+	stand   stand
+	blocked uint64 // the match in which no worker that asked could take it
+	// of this match: others could take it; some that are busy have a ready machine for it, or the template
+	others, warm, template answer
 }
 
 // group is a tenant's items of one kind.

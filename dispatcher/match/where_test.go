@@ -11,7 +11,7 @@ import (
 
 const hold = 200 * time.Millisecond
 
-func holding() match.Config {
+func holdingUp() match.Config {
 	return match.Config{WarmWait: func(image string) time.Duration {
 		if image == "cheap" {
 			return 0
@@ -33,15 +33,15 @@ func TestWaitForWarm(t *testing.T) {
 		after  time.Duration
 		want   bool
 	}{
-		{"one that is busy is warm", holding(), python, idle("a", 1), []match.Worker{busy}, 0, false},
-		{"for a while only", holding(), python, idle("a", 1), []match.Worker{busy}, hold, true},
+		{"one that is busy is warm", holdingUp(), python, idle("a", 1), []match.Worker{busy}, 0, false},
+		{"for a while only", holdingUp(), python, idle("a", 1), []match.Worker{busy}, hold, true},
 		{"turned off", match.Config{}, python, idle("a", 1), []match.Worker{busy}, 0, true},
-		{"an image of which machines are made at once", holding(), match.Item{ID: "1", Image: "cheap", Since: now}, idle("a", 1), []match.Worker{warm(busy, "cheap", 1)}, 0, true},
-		{"the one that asks is warm", holding(), python, warm(idle("a", 1), "python", 1), []match.Worker{busy}, 0, true},
-		{"nobody is warm", holding(), python, idle("a", 1), []match.Worker{{Name: "busy", Capacity: room}}, 0, true},
-		{"warm for another image", holding(), python, idle("a", 1), []match.Worker{warm(busy, "base", 1)}, 0, true},
-		{"of another pool", holding(), python, idle("a", 1), []match.Worker{{Name: "b", Pool: "gpu", Capacity: room, Warm: map[string]int{"python": 1}}}, 0, true},
-		{"too small", holding(), python, idle("a", 1), []match.Worker{{Name: "b", Warm: map[string]int{"python": 1}}}, 0, true},
+		{"an image of which machines are made at once", holdingUp(), match.Item{ID: "1", Image: "cheap", Since: now}, idle("a", 1), []match.Worker{warm(busy, "cheap", 1)}, 0, true},
+		{"the one that asks is warm", holdingUp(), python, warm(idle("a", 1), "python", 1), []match.Worker{busy}, 0, true},
+		{"nobody is warm", holdingUp(), python, idle("a", 1), []match.Worker{{Name: "busy", Capacity: room}}, 0, true},
+		{"warm for another image", holdingUp(), python, idle("a", 1), []match.Worker{warm(busy, "base", 1)}, 0, true},
+		{"of another pool", holdingUp(), python, idle("a", 1), []match.Worker{{Name: "b", Pool: "gpu", Capacity: room, Warm: map[string]int{"python": 1}}}, 0, true},
+		{"too small", holdingUp(), python, idle("a", 1), []match.Worker{{Name: "b", Warm: map[string]int{"python": 1}}}, 0, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			q := match.New(tt.cfg)
@@ -58,10 +58,94 @@ func TestWaitForWarm(t *testing.T) {
 	}
 }
 
+// TestWaitForTemplate: an item waits for a busy worker that has the template rather than have another build it, for so long and no longer, and
+// not where nobody could come.
+func TestWaitForTemplate(t *testing.T) {
+	const most = 10 * hold
+	python := match.Item{ID: "1", Image: "python", Since: now}
+	hurried, internet := python, python
+	hurried.Hurry, internet.Network = true, "internet"
+	avoids := python
+	avoids.Avoid, avoids.AvoidUntil = []string{"busy"}, now.Add(time.Hour)
+	busy := match.Worker{Name: "busy", Capacity: room, Networks: []string{"internet"}}
+	has := holding(busy, "python", own)
+	builds := holding(card("a"), "python")
+	changed := func(change func(w *match.Worker)) []match.Worker {
+		w := has
+		change(&w)
+		return []match.Worker{w}
+	}
+	for _, tt := range []struct {
+		name   string
+		item   match.Item
+		asks   match.Worker
+		others []match.Worker
+		until  time.Duration // 0: it goes at once
+	}{
+		{"one that is busy has it", python, builds, []match.Worker{has}, most},
+		{"one that is busy is warm too", python, builds, []match.Worker{warm(has, "python", 1)}, most},
+		{"who does not say is waited for no longer than a warm one is", python, builds, []match.Worker{warm(busy, "python", 1)}, hold},
+		{"who does not say is not waited for", python, builds, []match.Worker{busy}, 0},
+		{"the one that asks does not say", python, idle("a", 1), []match.Worker{has}, 0},
+		{"the one that asks has it, and waits for a warm one as always", python, holding(idle("a", 1), "python", own), []match.Worker{warm(has, "python", 1)}, hold},
+		{"the one that asks has it", python, holding(idle("a", 1), "python", own), []match.Worker{has}, 0},
+		{"in a hurry", hurried, builds, []match.Worker{warm(has, "python", 1)}, 0},
+		{"of another shape", internet, builds, []match.Worker{has}, 0},
+		{"of another image", python, builds, []match.Worker{holding(busy, "base", own)}, 0},
+		{"nobody has it", python, builds, []match.Worker{holding(busy, "python")}, 0},
+		{"the one that has it has left", python, builds, nil, 0},
+		{"it takes no more", python, builds, changed(func(w *match.Worker) { w.Draining = true }), 0},
+		{"it is of another pool", python, builds, changed(func(w *match.Worker) { w.Pool = "gpu" }), 0},
+		{"it is too small", python, builds, changed(func(w *match.Worker) { w.Capacity = jobs.Resources{} }), 0},
+		{"it has failed the job", avoids, builds, []match.Worker{has}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := holdingUp()
+			cfg.TemplateWait = most
+			q := match.New(cfg)
+			q.Push(tt.item)
+			for at := now; ; {
+				workers := []match.Worker{tt.asks}
+				out, next := q.Match(at, workers, fleet(workers, tt.others...))
+				if len(out) == 1 {
+					want(t, "it went after", tt.until, at.Sub(now))
+					return
+				}
+				if !next.After(at) || next.After(now.Add(time.Minute)) {
+					t.Fatalf("after %v it waits until %v", at.Sub(now), next)
+				}
+				at = next
+			}
+		})
+	}
+}
+
+// TestWaitForTemplateHoldsNobodyUp: others go meanwhile, what comes to a line that has waited does not wait again, and a wait ends when nobody
+// has the template any more.
+func TestWaitForTemplateHoldsNobodyUp(t *testing.T) {
+	q := match.New(match.Config{TemplateWait: hold})
+	many(q, "a", 3, match.Item{Image: "python", Since: now})
+	many(q, "b", 1, match.Item{Image: "base", Since: now})
+	busy := holding(match.Worker{Name: "busy", Capacity: room}, "python", own)
+	at := func(d time.Duration, slots int, others ...match.Worker) map[string]int {
+		workers := []match.Worker{holding(idle("w", slots), "base", own)}
+		out, _ := q.Match(now.Add(d), workers, fleet(workers, others...))
+		return of(ids(out))
+	}
+	want(t, "at once", map[string]int{"b": 1}, at(0, 9, busy))
+	want(t, "a moment before", map[string]int{}, at(hold-1, 9, busy))
+	want(t, "after a while", map[string]int{"a": 2}, at(hold, 2, busy))
+	many(q, "a", 2, match.Item{Image: "python", Since: now.Add(hold)})
+	want(t, "what came to one that had waited", map[string]int{"a": 3}, at(hold, 9, busy))
+	many(q, "a", 1, match.Item{Image: "python", Since: now.Add(2 * hold)})
+	want(t, "what came when there were none", map[string]int{}, at(2*hold, 9, busy))
+	want(t, "when the one that has it has left", map[string]int{"a": 1}, at(2*hold+1, 9))
+}
+
 // TestWaitForWarmHoldsNobodyUp: others go meanwhile; a burst goes to cold workers together and not one by one; and what comes to a line
 // that has waited does not wait again.
 func TestWaitForWarmHoldsNobodyUp(t *testing.T) {
-	q := match.New(holding())
+	q := match.New(holdingUp())
 	many(q, "a", 50, match.Item{Image: "python", Since: now})
 	q.Push(match.Item{ID: "other", Tenant: "a", Image: "cheap", Since: now})
 	at := func(d time.Duration, slots int) map[string]int {

@@ -7,10 +7,11 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// kindOf is what tells whether a worker can take an item.
+// kindOf is what tells whether a worker can take an item, and how it is taken there.
 type kindOf struct {
 	image, network, requires string
 	resources                jobs.Resources
+	hurry                    bool
 	avoid                    string // names, sorted and joined by commas
 }
 
@@ -65,6 +66,33 @@ func (w *Worker) sizeOn(image string, r jobs.Resources) jobs.Resources {
 		r.MemoryMiB = max(d.MemoryMiB, 1)
 	}
 	return r
+}
+
+// start is how an item would start on a worker, the quickest first.
+type start int
+
+const (
+	ready    start = iota // in a machine that waits
+	restored              // in one that is made of a template
+	built                 // in one of a template that has to be built first
+)
+
+// starts tells how an item of the kind would start. A machine that waits is of another shape, or of an image as it was, where the worker says
+// that it has no such template.
+func (w *Worker) starts(k *kindOf) start {
+	switch {
+	case w.Templates != nil && !w.hasTemplate(k):
+		return built
+	case w.Warm[k.image] > 0:
+		return ready
+	}
+	return restored
+}
+
+// hasTemplate tells whether the worker says that it has the template of a machine for items of the kind. How far that can grow is not known
+// here: it is taken for one that cannot.
+func (w *Worker) hasTemplate(k *kindOf) bool {
+	return slices.Contains(w.Templates[k.image], jobs.Shape{Resources: jobs.MachineSize(k.resources, w.Images[k.image]), NIC: jobs.NeedsNIC(k.network)})
 }
 
 // could tells whether the worker could take items of the kind if it were idle.
