@@ -240,6 +240,9 @@ func item(e *ledger.Entry) match.Item {
 		ID: e.ID, Tenant: e.Tenant, Pool: e.Pool, Image: e.Image, Priority: e.Priority, Resources: e.Resources, Network: e.Network,
 		Requires: e.Requires, Concurrency: jobs.Concurrency{Key: e.Key, Limit: e.KeyLimit}, Since: wall(e.AcceptedAt, now), NotBefore: notBefore,
 	}
+	if may := later(e.AcceptedAt, e.NotBefore); e.Attempt == 0 && !e.ExpiresAt.IsZero() {
+		i.Hurry = e.ExpiresAt.Sub(may) < 2*templateWait // else it could expire while it is held up
+	}
 	if e.Attempt > 0 {
 		i.Avoid, i.AvoidUntil = append(slices.Clone(e.FailedOn), e.Worker), notBefore.Add(avoidFor)
 	}

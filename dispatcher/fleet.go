@@ -158,6 +158,7 @@ func (d *Dispatcher) RemoveWorker(ctx context.Context, name string) (jobs.Worker
 	delete(d.flags, name)
 	delete(d.workers, name) // reconcile finds its attempts lost
 	d.dismiss()
+	d.match() // what was held up for it
 	d.mu.Unlock()
 	return was, nil
 }

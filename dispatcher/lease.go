@@ -16,7 +16,9 @@ import (
 
 // poll is a worker's request for leases while it waits for an answer.
 type poll struct {
-	worker  match.Worker
+	worker  string
+	slots   int
+	free    jobs.Resources
 	session int64
 	until   time.Time            // when the worker stops listening
 	matched chan []*ledger.Entry // capacity 1: the match answers a poll once
@@ -31,9 +33,14 @@ const listens = 4 * time.Second
 // warmWait is how long a job waits for a worker with a ready machine of its image that is busy: half of what making one takes, about.
 const warmWait = 50 * time.Millisecond
 
+// templateWait is how long a job waits for a worker that has the template of its machine and is busy, while others would have to build it: half of
+// what that takes where it is quickest, about. A guest boots, runs its warm-up and is let settle for 0.3 s, and its memory is written and hashed:
+// about a second with KVM, four to six where it is emulated.
+const templateWait = 500 * time.Millisecond
+
 // matching is what the matcher goes by.
 func matching(q *Quotas) match.Config {
-	return match.Config{Share: q.share, WarmWait: func(string) time.Duration { return warmWait }}
+	return match.Config{Share: q.share, WarmWait: func(string) time.Duration { return warmWait }, TemplateWait: templateWait}
 }
 
 // Lease gives a worker attempts, waiting for them as long as it asks. An attempt is given only after the ledger has it.
@@ -74,8 +81,7 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 		return nil, &jobs.Error{Code: jobs.CodeForbidden, Message: "no such session: send a heartbeat first", RetryAfterMS: 100}
 	}
 	w.warm = r.Warm // the matcher reduces it by what it gives
-	p := &poll{worker: w.view(), session: r.Session, matched: make(chan []*ledger.Entry, 1)}
-	p.worker.Slots, p.worker.Free = r.Slots, r.Free
+	p := &poll{worker: r.Worker, slots: r.Slots, free: r.Free, session: r.Session, matched: make(chan []*ledger.Entry, 1)}
 	d.polls = append(d.polls, p)
 	d.dismiss()
 	d.match()
@@ -85,7 +91,7 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 // dismiss answers the polls of workers that take no more, with nothing: what they got nobody would run. d.mu is held.
 func (d *Dispatcher) dismiss() {
 	d.polls = slices.DeleteFunc(d.polls, func(p *poll) bool {
-		w := d.workers[p.worker.Name]
+		w := d.workers[p.worker]
 		gone := w == nil || w.lost || w.draining || w.session != p.session
 		if gone {
 			p.matched <- []*ledger.Entry{}
@@ -101,8 +107,10 @@ func (d *Dispatcher) match() {
 	}
 	workers := make([]match.Worker, len(d.polls))
 	for i, p := range d.polls {
-		if workers[i] = p.worker; !d.takes(d.workers[p.worker.Name]) {
-			workers[i].Slots = 0
+		w := d.workers[p.worker]
+		workers[i] = w.view() // as it is now: a heartbeat may have come since it asked
+		if workers[i].Free = p.free; d.takes(w) {
+			workers[i].Slots = p.slots
 		}
 	}
 	out, next := d.queue.Match(time.Now(), workers, d.fleet)
@@ -223,7 +231,7 @@ func (d *Dispatcher) number(p *poll, got []*ledger.Entry, now time.Time) []ledge
 	leases := make([]ledger.Lease, len(got))
 	for i, e := range got {
 		d.epoch++
-		leases[i] = ledger.Lease{Held: jobs.Held{Job: e.ID, Attempt: e.Attempt + 1, Epoch: d.epoch}, Worker: p.worker.Name, Session: p.session, At: now}
+		leases[i] = ledger.Lease{Held: jobs.Held{Job: e.ID, Attempt: e.Attempt + 1, Epoch: d.epoch}, Worker: p.worker, Session: p.session, At: now}
 	}
 	return leases
 }
@@ -271,7 +279,7 @@ func (d *Dispatcher) leased(p *poll, got []*ledger.Entry, leases []ledger.Lease,
 			continue
 		}
 		d.become(e, jobs.StateLeased)
-		e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = leases[i].Attempt, leases[i].Epoch, p.worker.Name, p.session, leases[i].At
+		e.Attempt, e.Epoch, e.Worker, e.Session, e.LeasedAt = leases[i].Attempt, leases[i].Epoch, p.worker, p.session, leases[i].At
 		if now.After(p.until) {
 			e.LeasedAt = now // its worker has not named it, and could not: it is not lost, see takeBack
 		}

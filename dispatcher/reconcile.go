@@ -87,14 +87,20 @@ func (d *Dispatcher) hears() bool {
 func (d *Dispatcher) due(now time.Time) []overdue {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	gone := false
 	for _, w := range d.workers {
 		silent := now.Sub(w.seen)
-		w.lost = w.lost || silent > d.cfg.LeaseTTL+d.cfg.Grace
+		if !w.lost && silent > d.cfg.LeaseTTL+d.cfg.Grace {
+			w.lost, gone = true, true
+		}
 		if silent > forgetAfter {
 			delete(d.workers, w.name)
 		}
 	}
 	d.dismiss()
+	if gone {
+		d.match() // what was held up for it
+	}
 	var lost []overdue
 	for _, e := range d.held {
 		if why := d.lostBy(e); why != "" {

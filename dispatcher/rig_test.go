@@ -195,6 +195,8 @@ type hand struct {
 	session  int64
 	images   []string
 	networks []string
+	// of the images' own templates those that it has; nil: it does not say
+	templates []string
 }
 
 var size = jobs.Resources{VCPUs: 8, MemoryMiB: 8192}
@@ -222,6 +224,12 @@ func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 
 func (h *hand) heartbeat(running ...jobs.Held) jobs.Beat {
 	b := jobs.Beat{Worker: h.name, Instance: h.instance, Session: h.session, Capacity: size, Running: running, Networks: h.networks}
+	if h.templates != nil {
+		b.Templates = map[string][]jobs.Shape{}
+	}
+	for _, i := range h.templates {
+		b.Templates[i] = []jobs.Shape{{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}}}
+	}
 	for _, i := range h.images {
 		b.Images = append(b.Images, jobs.OfferedImage{Name: i, NoRoot: i == "rootless", Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 256}})
 	}

@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -147,9 +149,13 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 	if b.Contract < 2 { // it tells of them with its requests only
 		warm = w.warm
 	}
+	moved := w.draining != b.Draining || !maps.EqualFunc(w.beat.Templates, b.Templates, slices.Equal)
 	*w = worker{name: b.Worker, session: session, seen: time.Now(), beatAt: time.Now(), beat: b, draining: b.Draining, holds: map[string]bool{}, warm: warm, kept: w.kept}
 	d.offersMoved(w)
 	d.dismiss()
+	if moved {
+		d.match() // what waits for one that it was, or is now
+	}
 	for _, h := range b.Running {
 		e := d.entries[h.Job]
 		if e == nil || e.State == jobs.StateQueued || e.Attempt != h.Attempt || e.Epoch != h.Epoch || e.Session != session {
@@ -183,7 +189,7 @@ func (d *Dispatcher) fleet() []match.Worker {
 // view is a worker as the matcher sees it, without what it has free.
 func (w *worker) view() match.Worker {
 	return match.Worker{
-		Name: w.name, Pool: w.beat.Pool, Labels: w.beat.Labels, Capacity: w.beat.Capacity, Warm: w.warm, Images: w.images(),
+		Name: w.name, Pool: w.beat.Pool, Labels: w.beat.Labels, Capacity: w.beat.Capacity, Warm: w.warm, Templates: w.beat.Templates, Images: w.images(),
 		Networks: w.beat.Networks,
 	}
 }
