@@ -70,16 +70,13 @@ func (h *Host) Offer(name string) (jobs.OfferedImage, bool) {
 }
 
 // Templates lists the shapes of which the templates are there, by image, as far as they are of the images as they are now and for this
-// host's driver: nothing has to be built for those. Nil: its machines need none. Whether files are what they were is found out where a
+// host's driver: nothing has to be built for those, nor for a snapshot, of which it says nothing. Nil: its machines need none. Whether files are what they were is found out where a
 // template is first used; one that is not is removed then.
 func (h *Host) Templates() map[string][]jobs.Shape {
 	if h.Caps.Accel == "none" {
 		return nil
 	}
 	here := map[string][]jobs.Shape{}
-	for _, o := range h.offeredSnapshots() {
-		here[o.Name] = []jobs.Shape{{Resources: o.Resources, NIC: o.NIC}}
-	}
 	list, _ := h.Store.templates() // one that cannot be read is built anew
 	for _, t := range list {
 		b := t.Template.Boot
@@ -131,7 +128,7 @@ func (h *Host) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Te
 	t, err := h.open(key, boot)
 	if errors.Is(err, errNotWhole) {
 		zerolog.Ctx(ctx).Warn().Err(err).Str("image", image).Msg("template is built anew")
-		if gone := os.RemoveAll(h.Store.templateDir(key)); gone != nil { // else it would be told of, however often it cannot be built
+		if gone := removeDir(h.Store.templateDir(key)); gone != nil { // else it would be told of, however often it cannot be built
 			return vmm.Template{}, "", errors.Join(err, gone)
 		}
 	}

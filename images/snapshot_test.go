@@ -781,9 +781,6 @@ func TestSnapshotRefusals(t *testing.T) {
 		if elsewhere := tt.want == "driver" || tt.want == "hypervisor"; offered == elsewhere || offer == elsewhere {
 			t.Errorf("%s: offered is %t", name, offered)
 		}
-		if told := h.Templates()[list[0].Image]; len(told) == 0 == offered || offered && told[0] != (jobs.Shape{Resources: jobs.Resources{VCPUs: 1, MemoryMiB: 128}}) {
-			t.Errorf("%s: it is offered: %t, with the templates %+v", name, offered, told)
-		}
 		h.Release(tmpl)
 	}
 }

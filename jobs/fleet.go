@@ -81,7 +81,8 @@ type Beat struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Warm counts the machines that are ready, by image name.
 	Warm map[string]int `json:"warm,omitempty"`
-	// Templates are the shapes of machines of which the template is on this host's disk, by image name: of others it has to be built first.
+	// Templates are the shapes of machines of which the template is on this host's disk, by image name: of others it has to be built first, but
+	// for those of snapshots, which are templates themselves and not named here.
 	// Nil: the worker does not say.
 	Templates map[string][]Shape `json:"templates,omitzero"`
 	// Contract is the version of what workers and dispatchers say to each other that the worker speaks; 0, of a worker that does not say, is 1.

@@ -109,8 +109,8 @@ type Worker struct {
 	Free, Capacity jobs.Resources
 	// Warm counts its ready machines by image; of one that does not ask, as it was last told.
 	Warm map[string]int
-	// Templates are the shapes of machines of which it has the template, by image; nil where it does not say: then it may have all, but is
-	// not waited for.
+	// Templates are the shapes of machines of which it has the template, by image but for snapshots, which are templates; nil where it does not
+	// say: then it may have all, but is not waited for.
 	Templates map[string][]jobs.Shape
 	// Images that it can run, with their sizes; nil means every image.
 	Images map[string]jobs.Resources

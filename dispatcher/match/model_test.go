@@ -438,7 +438,7 @@ func steps(k kind, w *match.Worker) int {
 }
 
 func hasTemplate(k kind, w *match.Worker) bool {
-	return slices.Contains(w.Templates[k.image], jobs.Shape{Resources: machine(k.resources, w.Images[k.image]), NIC: k.network != ""})
+	return jobs.SnapshotTenant(k.image) != "" || slices.Contains(w.Templates[k.image], jobs.Shape{Resources: machine(k.resources, w.Images[k.image]), NIC: k.network != ""})
 }
 
 // machine is the size of a machine that is made: memory in steps of 64 MiB, or what the image has.

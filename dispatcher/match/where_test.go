@@ -65,6 +65,7 @@ func TestWaitForTemplate(t *testing.T) {
 	python := match.Item{ID: "1", Image: "python", Since: now}
 	hurried, internet := python, python
 	hurried.Hurry, internet.Network = true, "internet"
+	kept := match.Item{ID: "1", Image: jobs.SnapshotImage("a", "x"), Since: now}
 	avoids := python
 	avoids.Avoid, avoids.AvoidUntil = []string{"busy"}, now.Add(time.Hour)
 	busy := match.Worker{Name: "busy", Capacity: room, Networks: []string{"internet"}}
@@ -98,6 +99,9 @@ func TestWaitForTemplate(t *testing.T) {
 		{"it is of another pool", python, builds, changed(func(w *match.Worker) { w.Pool = "gpu" }), 0},
 		{"it is too small", python, builds, changed(func(w *match.Worker) { w.Capacity = jobs.Resources{} }), 0},
 		{"it has failed the job", avoids, builds, []match.Worker{has}, 0},
+		{"of a snapshot, which is one", kept, builds, []match.Worker{has}, 0},
+		{"of a snapshot, of which one that is busy is warm", kept, builds, []match.Worker{warm(has, kept.Image, 1)}, hold},
+		{"of a snapshot, of which the one that asks is warm", kept, warm(builds, kept.Image, 1), []match.Worker{warm(has, kept.Image, 1)}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := holdingUp()

@@ -90,9 +90,9 @@ func (w *Worker) starts(k *kindOf) start {
 }
 
 // hasTemplate tells whether the worker says that it has the template of a machine for items of the kind. How far that can grow is not known
-// here: it is taken for one that cannot.
+// here: it is taken for one that cannot. A snapshot is a template.
 func (w *Worker) hasTemplate(k *kindOf) bool {
-	return slices.Contains(w.Templates[k.image], jobs.Shape{Resources: jobs.MachineSize(k.resources, w.Images[k.image]), NIC: jobs.NeedsNIC(k.network)})
+	return jobs.SnapshotTenant(k.image) != "" || slices.Contains(w.Templates[k.image], jobs.Shape{Resources: jobs.MachineSize(k.resources, w.Images[k.image]), NIC: jobs.NeedsNIC(k.network)})
 }
 
 // could tells whether the worker could take items of the kind if it were idle.
