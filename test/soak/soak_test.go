@@ -9,11 +9,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -167,10 +170,20 @@ func (h *host) template(t *testing.T, d vmm.Driver) vmm.Template {
 	return tmpl
 }
 
+// filesOf names the files that a template's clones share.
+func filesOf(t *testing.T, tmpl vmm.Template) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(tmpl.Dir, "*"))
+	must(t, err)
+	return append(files, tmpl.Boot.Root, tmpl.Boot.Scratch)
+}
+
 // soak lives through many machines, three at once, and counts what is left.
 func (h *host) soak(t *testing.T, d vmm.Driver, n int) {
 	h.connect(t)
 	tmpl := h.template(t, d)
+	files := filesOf(t, tmpl)
+	template := vmmtest.Hashes(t, files...)
 	calm := rand.New(rand.NewPCG(0, 0))
 	if res, err := h.life(t.Context(), d, tmpl, calm, h.measure); err != nil || !res.ran {
 		t.Fatalf("a machine that nobody kills: %v, %+v", err, res)
@@ -212,6 +225,12 @@ func (h *host) soak(t *testing.T, d vmm.Driver, n int) {
 		}
 	}
 	h.settled(t, before)
+	if diff := cmp.Diff(template, vmmtest.Hashes(t, files...)); diff != "" {
+		t.Errorf("after %d clones the template has changed:\n%s", n, diff)
+	}
+	if now := filesOf(t, tmpl); !slices.Equal(now, files) {
+		t.Errorf("the template's files are %v, and were %v", now, files)
+	}
 	h.close(t)
 	h.empty(t)
 }
