@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -93,6 +94,7 @@ type publisher struct {
 	nc    *conn
 	in    chan *publication
 	next  *publication // did not fit into the batch before
+	aside errgroup.Group
 	ended chan struct{}
 	stop  chan struct{}
 	once  sync.Once
@@ -112,10 +114,13 @@ const (
 	// maxAtomicBytes keeps a batch far below the server's bound on what a client may have in flight.
 	maxAtomicBytes = 8 << 20
 	publishTimeout = 10 * time.Second
+	// asideAtOnce bounds how many publications are stored on their own at once: as many as wait to be collected.
+	asideAtOnce = 256
 )
 
 func newPublisher(nc *conn) *publisher {
-	p := &publisher{nc: nc, in: make(chan *publication, 256), ended: make(chan struct{}), stop: make(chan struct{})}
+	p := &publisher{nc: nc, in: make(chan *publication, asideAtOnce), ended: make(chan struct{}), stop: make(chan struct{})}
+	p.aside.SetLimit(asideAtOnce)
 	go p.run()
 	return p
 }
@@ -129,6 +134,7 @@ func (p *publisher) close() {
 // run stores batch after batch.
 func (p *publisher) run() {
 	defer close(p.ended)
+	defer p.aside.Wait() //nolint:errcheck // they give none
 	for {
 		select {
 		case first := <-p.in:
@@ -178,34 +184,71 @@ func (p *publisher) collect(first *publication) []*publication {
 	return batch
 }
 
-// store stores a batch and tells each of its publications. Where the server will not have the batch, each goes on its own: the fault
-// is one's, and no other's.
+// store stores a batch and tells each of its publications. Where the server will not have the batch, each goes on its own: the fault is
+// one's, and no other's. They go aside, for each of their messages then waits for an answer of its own, and what comes next waits for none.
 func (p *publisher) store(batch []*publication) {
 	var msgs []*nats.Msg
 	for _, pub := range batch {
 		msgs = append(msgs, pub.msgs...)
 	}
-	if len(batch) > 1 && len(msgs) >= minAtomic {
-		if err := p.atomic(msgs); !refused(err) {
-			for _, pub := range batch {
-				pub.done <- typed(err)
-			}
-			return
+	if len(msgs) < minAtomic { // together, so that who is not answered holds up the others once
+		var each sync.WaitGroup
+		for _, pub := range batch {
+			each.Go(func() { pub.done <- typed(p.oneByOne(pub.msgs)) })
 		}
+		each.Wait()
+		return
+	}
+	left, err := p.together(msgs)
+	if !refused(err) {
+		for _, pub := range batch {
+			pub.done <- typed(err)
+		}
+		return
+	}
+	if len(batch) == 1 {
+		batch[0].msgs = left
 	}
 	for _, pub := range batch {
-		pub.done <- typed(p.storeAlone(pub.msgs))
+		p.aside.Go(func() error {
+			pub.done <- typed(p.alone(pub.msgs))
+			return nil
+		})
 	}
 }
 
-func (p *publisher) storeAlone(msgs []*nats.Msg) error {
+// together stores messages in as few batches as they fit into. It gives those that are left where one was not stored.
+func (p *publisher) together(msgs []*nats.Msg) (left []*nats.Msg, _ error) {
 	for len(msgs) > 0 {
-		n, size := 0, 0
-		for n < len(msgs) && n < maxAtomic && (n == 0 || size+len(msgs[n].Data) <= maxAtomicBytes) {
-			size += len(msgs[n].Data)
-			n++
+		n := fitting(msgs)
+		if err := p.batch(msgs[:n]); err != nil {
+			return msgs, err
 		}
-		if err := p.storeSome(msgs[:n]); err != nil {
+		msgs = msgs[n:]
+	}
+	return nil, nil
+}
+
+// fitting is how many of the messages an atomic batch may have: one at least.
+func fitting(msgs []*nats.Msg) (n int) {
+	size := 0
+	for n < len(msgs) && n < maxAtomic && (n == 0 || size+len(msgs[n].Data) <= maxAtomicBytes) {
+		size += len(msgs[n].Data)
+		n++
+	}
+	return n
+}
+
+// alone stores a publication's messages; where the server will not have a batch of them, because some are there already, one after the other:
+// so they stay in order whatever becomes of one.
+func (p *publisher) alone(msgs []*nats.Msg) error {
+	for len(msgs) > 0 {
+		n := fitting(msgs)
+		err := p.batch(msgs[:n])
+		if refused(err) {
+			err = p.oneByOne(msgs[:n])
+		}
+		if err != nil {
 			return err
 		}
 		msgs = msgs[n:]
@@ -213,14 +256,16 @@ func (p *publisher) storeAlone(msgs []*nats.Msg) error {
 	return nil
 }
 
-// storeSome stores messages at once, where they are many; where the server will not have them whole, because some are there already, one
-// after the other: so they stay in order whatever becomes of one.
-func (p *publisher) storeSome(msgs []*nats.Msg) error {
-	if len(msgs) >= minAtomic {
-		if err := p.atomic(msgs); !refused(err) {
-			return err
-		}
+// batch stores messages that fit into an atomic batch, as one where that is worth while.
+func (p *publisher) batch(msgs []*nats.Msg) error {
+	if len(msgs) < minAtomic {
+		return p.oneByOne(msgs)
 	}
+	return p.atomic(msgs)
+}
+
+// oneByOne stores messages up to the first that is not stored.
+func (p *publisher) oneByOne(msgs []*nats.Msg) error {
 	for _, m := range msgs {
 		for _, h := range []string{batchID, batchSeq, batchCommit} {
 			m.Header.Del(h)

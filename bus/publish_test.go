@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -231,6 +233,77 @@ func TestPublishRefused(t *testing.T) {
 	for _, id := range ids {
 		inOrder(t, nc, id, 3)
 	}
+}
+
+// One that the server does not answer holds up none but itself: not those with which it came, where the server will not have them together, nor those
+// that come later.
+func TestPublishBesideTheUnanswered(t *testing.T) {
+	s := bustest.Start(t)
+	b, nc := s.Connect(), s.Plain()
+	if err := bustest.JetStream(t, nc).DeleteStream(t.Context(), jobs.StreamEvents); err != nil {
+		t.Fatal(err)
+	}
+	// What answers in its place takes no batches, and from the first one of several jobs on nothing of the job that comes first there.
+	var unanswered atomic.Pointer[string]
+	late := make(chan *nats.Msg, 100)
+	batches := map[string][]string{}
+	answers, err := nc.Subscribe(jobs.EventSubjects, func(m *nats.Msg) {
+		if id := m.Header.Get("Nats-Batch-Id"); id != "" {
+			batches[id] = append(batches[id], m.Subject)
+			if m.Header.Get("Nats-Batch-Commit") == "" {
+				return
+			}
+			if first := batches[id][0]; slices.ContainsFunc(batches[id], func(other string) bool { return other != first }) {
+				unanswered.CompareAndSwap(nil, &first)
+			}
+			_ = m.Respond([]byte(`{"error": {"code": 400, "err_code": 10199, "description": "no batches"}}`))
+			return
+		}
+		if u := unanswered.Load(); u != nil && *u == m.Subject {
+			late <- m
+			return
+		}
+		_ = m.Respond([]byte(`{"stream": "EVENTS", "seq": 1}`))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	const n = 20
+	stored, gaveUp := make(chan string, n), make(chan error, n)
+	for range n {
+		go func() {
+			job := jobs.NewID()
+			for seq, since := int64(1), 0; since < 2; seq += 3 { // the first may be among those that came with it
+				before := unanswered.Load()
+				err := b.Publish(t.Context(), series(job, 1, seq, seq+2)...)
+				switch u := unanswered.Load(); {
+				case u != nil && *u == jobs.EventSubject("default", job):
+					gaveUp <- err
+					return
+				case err != nil:
+					t.Error(err)
+				case before != nil:
+					since++
+				}
+			}
+			stored <- job
+		}()
+	}
+	for i := range n - 1 {
+		select {
+		case <-stored:
+		case err := <-gaveUp:
+			t.Fatalf("when it is known that one is not answered (%v), %d of %d others are stored", err, i, n-1)
+		}
+	}
+	if err := answers.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	_ = (<-late).Respond([]byte(`{"error": {"code": 400, "err_code": 10199, "description": "nor this"}}`)) // so that nobody has to wait for its time to be over
+	<-gaveUp
 }
 
 // forgotten makes the stream forget the ids it knows: what two minutes do, in the time that JetStream needs at least.
