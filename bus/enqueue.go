@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -45,6 +46,14 @@ func (s *serving) enqueued(ctx context.Context, specs jetstream.MessagesContext)
 	}
 }
 
+const (
+	// maxJudging bounds how many specs JetStream gives out that have not been judged. Those that wait for another try are among them, and while
+	// one tenant's are as many, nobody's are given out.
+	maxJudging = 100_000
+	// againPerSecond is how many of one tenant's specs that its quota holds up are tried again in a second.
+	againPerSecond = 1000
+)
+
 // enqueuedHeard is half of the time without a word from the server after which it is asked again: what is asked of a consumer may be lost
 // among a cluster's servers.
 const enqueuedHeard = 2 * time.Second
@@ -52,7 +61,7 @@ const enqueuedHeard = 2 * time.Second
 // consume begins to take enqueued specs. The caller stops it.
 func (s *serving) consume(ctx context.Context) (jetstream.MessagesContext, error) {
 	c, err := s.bus.js.CreateOrUpdateConsumer(ctx, jobs.StreamSubmit, jetstream.ConsumerConfig{
-		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 2048,
+		Durable: "dispatcher", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: maxJudging,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("nats: consumer of %s: %w", jobs.StreamSubmit, err)
@@ -94,7 +103,7 @@ func (s *serving) admitEnqueued(ctx context.Context, m jetstream.Msg) {
 	case r.Error == nil:
 		_ = m.Ack() // where it is lost the spec comes again, and finds its job by its key
 	case r.Error.RetryAfterMS > 0 || r.Error.Code == jobs.CodeInternal:
-		_ = m.NakWithDelay(max(time.Duration(r.Error.RetryAfterMS)*time.Millisecond, redeliveryPause(meta.NumDelivered)))
+		_ = m.NakWithDelay(max(time.Duration(r.Error.RetryAfterMS)*time.Millisecond, redeliveryPause(meta.NumDelivered), s.inLine(tenant, r.Error)))
 	default:
 		if err := s.rejectEnqueued(ctx, tenant, m, meta, r.Error); err != nil {
 			s.bus.log.Error().Err(err).Msg("reject enqueued spec")
@@ -112,6 +121,25 @@ func enqueuedByItself(m jetstream.Msg) bool {
 	return m.Subject() == jobs.EnqueueSubject(token(m.Subject(), 3)) && !slices.ContainsFunc(m.Headers().Values(jetstream.StreamHeader), func(from string) bool {
 		return from == jobs.StreamEvents || from == jobs.StreamDLQ || strings.HasPrefix(from, "OBJ_"+jobs.ObjectBucket(""))
 	})
+}
+
+// inLine gives after which pause it is the turn of a spec that its tenant's quota holds up: however many those are, trying them again takes
+// no more than a part of this process's time.
+func (s *serving) inLine(tenant string, e *jobs.Error) time.Duration {
+	if e.Code != jobs.CodeQuota {
+		return 0
+	}
+	s.lines.Lock()
+	defer s.lines.Unlock()
+	if s.lines.of == nil {
+		s.lines.of = map[string]*rate.Limiter{}
+	}
+	l := s.lines.of[tenant]
+	if l == nil {
+		l = rate.NewLimiter(againPerSecond, 1)
+		s.lines.of[tenant] = l
+	}
+	return l.Reserve().Delay()
 }
 
 // redeliveryPause doubles from a second to half a minute.

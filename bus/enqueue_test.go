@@ -178,6 +178,37 @@ func TestEnqueueUnavailable(t *testing.T) {
 	}
 }
 
+// However many specs of a tenant's its quota holds up, another's behind them is judged.
+func TestEnqueueBehindMany(t *testing.T) {
+	s := bustest.Start(t)
+	brain := &overQuota{Brain: &bustest.Brain{}, tenant: "full"}
+	bustest.Serve(t, s.Connect(), brain)
+	q := newQueue(t, s.Plain())
+	const many = 3000
+	for range many {
+		if _, err := q.js.PublishAsync("paddock.v1.enqueue.full", []byte(hello)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-q.js.PublishAsyncComplete()
+	q.put("other", "", []byte(hello))
+	bustest.Eventually(t, "the other's is judged", func() bool { return len(brain.Jobs()) == 1 })
+	bustest.Eventually(t, "all of the first one's are left", func() bool { return q.waiting() == many })
+}
+
+// overQuota takes nothing of one tenant's, for an hour.
+type overQuota struct {
+	*bustest.Brain
+	tenant string
+}
+
+func (o *overQuota) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
+	if tenant == o.tenant {
+		return jobs.Job{}, false, &jobs.Error{Code: jobs.CodeQuota, Message: "too much", RetryAfterMS: time.Hour.Milliseconds()}
+	}
+	return o.Brain.Admit(ctx, tenant, spec)
+}
+
 // A dispatcher that dies between the commit and the ack leaves a spec that comes again, and is the same job.
 func TestEnqueueDispatcherDies(t *testing.T) {
 	s := bustest.Start(t)

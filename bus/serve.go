@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/jobs"
@@ -144,6 +145,11 @@ type serving struct {
 	brain Brain
 	// large has a place for each batch that is being read from an object: they are held in memory whole.
 	large chan struct{}
+	// lines are in which enqueued specs wait that tenants' quotas hold up.
+	lines struct {
+		sync.Mutex
+		of map[string]*rate.Limiter
+	}
 	// ending is done when the first subscription is about to end: after so many of the bus's reconnections.
 	ending       sync.Once
 	reconnection uint64
