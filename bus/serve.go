@@ -33,9 +33,11 @@ type Brain interface {
 const (
 	// queueGroup lets several dispatchers share the subjects.
 	queueGroup = "dispatchers"
-	// maxServing bounds how many requests of one kind are answered at once; further ones wait in the subscription.
+	// fleets begins the subjects on which workers and operators ask; on the others it is tenants.
+	fleets = "paddock." + jobs.Version + ".fleet."
+	// maxServing bounds how many requests of one kind are answered at once, of one tenant's where it is tenants that ask; further ones wait.
 	maxServing = 256
-	// maxPending and maxPendingBytes bound what waits there, for each kind; what comes on top is dropped, and asked again.
+	// maxPending and maxPendingBytes bound what waits, for each kind; what comes on top is refused or dropped, and asked again.
 	maxPending      = 1 << 16
 	maxPendingBytes = 64 << 20
 	// answerWithin bounds all but requests for leases, which say themselves how long they wait.
@@ -100,8 +102,11 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 		}
 		g.Go(func() error {
 			serve := s.answer
-			if subject == jobs.ObjectSubjects {
-				serve = s.answerInTurns
+			switch {
+			case subject == jobs.ObjectSubjects:
+				serve = s.inTurns(objectsAtOnce)
+			case !strings.HasPrefix(subject, fleets):
+				serve = s.inTurns(2 * maxServing)
 			}
 			if err := serve(gctx, sub, answer); err != nil {
 				return fmt.Errorf("nats: serve %s: %w", subject, err)

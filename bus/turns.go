@@ -62,8 +62,8 @@ func (t *turns) add(tenant string, m *nats.Msg) bool {
 
 // start starts what may be answered now; t.mu is held.
 func (t *turns) start() {
-	for {
-		i := slices.IndexFunc(t.waiting, func(o *turn) bool { return t.places > o.busy+1 || t.places > 0 && o.busy == 0 })
+	for t.places > 0 {
+		i := slices.IndexFunc(t.waiting, func(o *turn) bool { return o.busy == 0 || t.places > o.busy+1 })
 		if i < 0 {
 			return
 		}
@@ -91,14 +91,17 @@ func (t *turns) start() {
 	}
 }
 
-// answerInTurns is answer for tenants' requests of which each may take long, and much memory.
-func (s *serving) answerInTurns(ctx context.Context, sub *nats.Subscription, answer handler) error {
-	defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
-	t := newTurns(objectsAtOnce, maxPendingBytes, func(m *nats.Msg) { s.bus.reply(m, answer(ctx, m)) })
-	defer t.all.Wait()
-	return s.each(ctx, sub, func(m *nats.Msg) {
-		if !t.add(token(m.Subject, 3), m) {
-			s.bus.reply(m, failure{&jobs.Error{Code: jobs.CodeUnavailable, Message: "too many of the tenant's requests wait", RetryAfterMS: 1000}})
-		}
-	})
+// inTurns is answer for requests of tenants, of which none is to wait for another's many: so many are answered at once, half as many of one tenant's
+// where others ask for nothing.
+func (s *serving) inTurns(places int) func(context.Context, *nats.Subscription, handler) error {
+	return func(ctx context.Context, sub *nats.Subscription, answer handler) error {
+		defer sub.Unsubscribe() //nolint:errcheck // the connection's end does it too
+		t := newTurns(places, maxPendingBytes, func(m *nats.Msg) { s.bus.reply(m, answer(ctx, m)) })
+		defer t.all.Wait()
+		return s.each(ctx, sub, func(m *nats.Msg) {
+			if !t.add(token(m.Subject, 3), m) {
+				s.bus.reply(m, failure{&jobs.Error{Code: jobs.CodeUnavailable, Message: "too many of the tenant's requests wait", RetryAfterMS: 1000}})
+			}
+		})
+	}
 }

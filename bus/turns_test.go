@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,6 +65,56 @@ func TestObjectsInTurns(t *testing.T) {
 		}
 		acme.refused("of no job", jobs.CodeNotFound, r)
 	}
+}
+
+// So it is with all that tenants ask: what one has on its way holds up nobody else.
+func TestRequestsInTurns(t *testing.T) {
+	s := bustest.Start(t)
+	brain := &holds{Brain: &bustest.Brain{}, tenant: "acme", going: make(chan struct{})}
+	bustest.Serve(t, s.Connect(), brain)
+	let := sync.OnceFunc(func() { close(brain.going) })
+	t.Cleanup(let)
+	nc, other := s.Plain(), s.Plain()
+	const asked = 1000
+	inbox := nats.NewInbox()
+	answers, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range asked {
+		if err := nc.PublishRequest(jobs.SubmitSubject("acme"), inbox, []byte(hello)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bustest.Eventually(t, "as many are held as ever are", func() bool { return brain.held.Load() >= 256 })
+	for range 20 {
+		if code := codeIn(request(t, other, jobs.SubmitSubject("other"), hello)); code != "" {
+			t.Fatalf("another's: %s", code)
+		}
+	}
+	let()
+	for i := range asked {
+		m, err := answers.NextMsg(time.Minute)
+		if err != nil || !strings.Contains(string(m.Data), `"job"`) {
+			t.Fatalf("answer %d: %v", i, err)
+		}
+	}
+}
+
+// holds is a brain that admits nothing of one tenant's until it may.
+type holds struct {
+	*bustest.Brain
+	tenant string
+	held   atomic.Int64
+	going  chan struct{}
+}
+
+func (h *holds) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
+	if tenant == h.tenant {
+		h.held.Add(1)
+		<-h.going
+	}
+	return h.Brain.Admit(ctx, tenant, spec)
 }
 
 // What one tenant may have waiting is bounded, and said, when others have none of it.
