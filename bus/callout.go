@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/jwt/v2"
@@ -98,14 +99,15 @@ func (a *Callout) Run(ctx context.Context, ready func()) error {
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
+		a.disconnect(ctx, nil) // whose credentials went while nobody decided
 		a.file.Watch(ctx, func(gone map[string]bool, err error) {
 			if err != nil {
 				a.log.Error().Err(err).Msg("nats: the credentials cannot be read; those of before stay in force")
 				return
 			}
 			a.log.Info().Int("gone", len(gone)).Msg("nats: the credentials have changed")
-			for id := range gone {
-				a.kick(ctx, id)
+			if len(gone) > 0 {
+				a.disconnect(ctx, gone)
 			}
 		})
 	}()
@@ -161,6 +163,9 @@ func (a *Callout) answer(m *nats.Msg) {
 	_ = m.Respond(sealed) // the client tries again
 }
 
+// letIn begins the names under which servers list those who were let in by a callout: users that the servers know themselves have others.
+const letIn = "paddock:"
+
 // errNotClient is for leaf nodes and such: they carry others' messages, and no role is meant for that.
 var errNotClient = errors.New("it is no client")
 
@@ -176,7 +181,7 @@ func (a *Callout) decide(q *jwt.AuthorizationRequestClaims) (*jwt.UserClaims, ac
 		return nil, one.Identity, err
 	}
 	u := jwt.NewUserClaims(q.UserNkey)
-	u.Name, u.Audience = one.ID(), access.Account
+	u.Name, u.Audience = letIn+one.ID(), access.Account
 	if !one.Expires.IsZero() {
 		u.Expires = one.Expires.Unix()
 	}
@@ -190,8 +195,9 @@ func (a *Callout) decide(q *jwt.AuthorizationRequestClaims) (*jwt.UserClaims, ac
 	return u, one.Identity, nil
 }
 
-// kick ends a credential's connections, on whichever servers they are.
-func (a *Callout) kick(ctx context.Context, id string) {
+// disconnect ends the connections whose credentials are not in force any more, on whichever servers they are: those that have changed, and what
+// the file does not have. All are asked for at once, however many have changed, because each question takes serversAnswerWithin.
+func (a *Callout) disconnect(ctx context.Context, changed map[string]bool) {
 	ctx, cancel := context.WithTimeout(ctx, serversAnswerWithin)
 	defer cancel()
 	inbox := a.nc.NewRespInbox()
@@ -201,7 +207,7 @@ func (a *Callout) kick(ctx context.Context, id string) {
 		return
 	}
 	defer answers.Unsubscribe() //nolint:errcheck // the connection's end does it too
-	q, err := json.Marshal(map[string]any{"auth": true, "user": id, "limit": 1 << 16})
+	q, err := json.Marshal(map[string]any{"auth": true, "acc": access.Account, "limit": 1 << 16})
 	if err == nil {
 		err = a.nc.PublishRequest("$SYS.REQ.SERVER.PING.CONNZ", inbox, q)
 	}
@@ -216,13 +222,18 @@ func (a *Callout) kick(ctx context.Context, id string) {
 		}
 		var r struct {
 			Server struct{ ID string }
-			Data   struct{ Connections []struct{ CID uint64 } }
+			Data   struct{ Connections []connection }
 		}
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			a.log.Error().Err(err).Msg("nats: callout: a server's connections")
 			continue
 		}
+		now := a.file.Credentials()
 		for _, c := range r.Data.Connections {
+			id, ours := strings.CutPrefix(c.User, letIn)
+			if c.Kind != "Client" || !changed[id] && (!ours || now.Has(id)) {
+				continue
+			}
 			// Without a reply subject servers do nothing; nobody listens on this one.
 			if err := a.nc.PublishRequest("$SYS.REQ.SERVER."+r.Server.ID+".KICK", a.nc.NewRespInbox(), fmt.Appendf(nil, `{"cid":%d}`, c.CID)); err != nil {
 				a.log.Error().Err(err).Msg("nats: callout: end a connection")
@@ -231,4 +242,11 @@ func (a *Callout) kick(ctx context.Context, id string) {
 			a.log.Info().Str("credential", id).Str("server", r.Server.ID).Msg("nats: a connection ends with its credential")
 		}
 	}
+}
+
+// connection is what is read here of a server's ConnInfo. One that an older dispatcher has let in has the credential's bare id for a user.
+type connection struct {
+	CID  uint64 `json:"cid"`
+	Kind string `json:"kind"`
+	User string `json:"authorized_user"`
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -131,7 +132,7 @@ func testCallout(t *testing.T, c *bustest.Cluster, d *bus.Bus) {
 	if _, err := c.As(stays); err == nil {
 		t.Errorf("nobody decides: got %v", err)
 	}
-	c.Callout()
+	stop := c.Callout()
 	brain := &bustest.Brain{}
 	bustest.Serve(t, d, brain)
 	loaded := nats.Timeout(time.Minute)
@@ -171,22 +172,57 @@ func testCallout(t *testing.T, c *bustest.Cluster, d *bus.Bus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := access.Change(c.Credentials, func(l []access.Credential) (kept []access.Credential, _ error) {
-		for _, one := range l {
-			if one.Name != "gone" {
-				kept = append(kept, one)
-			}
-		}
-		return kept, nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	revoke(t, c, "gone")
 	closed(t, going)
 	if acme.IsClosed() {
 		t.Error("another's connection ended too")
 	}
 	if _, err := c.As(goes, loaded); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("the key that is gone: got %v", err)
+	}
+
+	// Many that go at once are asked for at once: each question to the servers takes seconds.
+	var seeds []string
+	for range 40 {
+		seeds = append(seeds, c.Let(access.Tenant, "crowd"))
+	}
+	var many []*nats.Conn
+	for _, seed := range seeds {
+		var nc *nats.Conn
+		bustest.Eventually(t, "one of the crowd is let in", func() bool {
+			nc, err = c.As(seed, nats.NoReconnect(), loaded)
+			return err == nil
+		})
+		many = append(many, nc)
+	}
+	revoke(t, c, "crowd")
+	bustest.Eventually(t, "the crowd's connections are closed", func() bool {
+		return !slices.ContainsFunc(many, func(nc *nats.Conn) bool { return !nc.IsClosed() })
+	})
+
+	// One that goes while nobody decides ends when somebody does again.
+	seed := c.Let(access.Tenant, "late")
+	var late *nats.Conn
+	bustest.Eventually(t, "it is let in", func() bool {
+		late, err = c.As(seed, nats.NoReconnect(), loaded)
+		return err == nil
+	})
+	stop()
+	revoke(t, c, "late")
+	c.Callout()
+	closed(t, late)
+	if acme.IsClosed() || !d.Connected() {
+		t.Error("others' connections ended too")
+	}
+}
+
+// revoke takes a name's credentials out of the file.
+func revoke(t *testing.T, c *bustest.Cluster, name string) {
+	t.Helper()
+	if err := access.Change(c.Credentials, func(l []access.Credential) ([]access.Credential, error) {
+		return slices.DeleteFunc(l, func(one access.Credential) bool { return one.Name == name }), nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -126,6 +126,12 @@ func verify(c Credential, l Login) error {
 	return nil
 }
 
+// Has tells whether there is a credential of that id.
+func (c *Credentials) Has(id string) bool {
+	_, there := c.byID[id]
+	return there
+}
+
 // Gone gives the ids of credentials that later does not have, or has otherwise.
 func (c *Credentials) Gone(later *Credentials) map[string]bool {
 	gone := map[string]bool{}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -280,8 +281,8 @@ func (c *Cluster) Connect(cfg bus.Config) *bus.Bus {
 	return b
 }
 
-// Callout lets clients in by the file of credentials, until the test ends.
-func (c *Cluster) Callout() {
+// Callout lets clients in by the file of credentials, until stop is called or the test ends.
+func (c *Cluster) Callout() (stop func()) {
 	c.tb.Helper()
 	file, err := access.Open(c.Credentials)
 	if err != nil {
@@ -294,13 +295,15 @@ func (c *Cluster) Callout() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- a.Run(ctx, func() { close(ready) }) }()
-	c.tb.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			c.tb.Error(err)
 		}
 	})
+	c.tb.Cleanup(stop)
 	<-ready
+	return stop
 }
 
 // As gives a connection of nats.go of whoever has the key.
