@@ -43,8 +43,12 @@ type spare struct {
 	net Network
 }
 
-// place gives what a VMM of the pool's is started in: its machine's place in the network, which may have to be waited for.
-func (p *pool) place() (_ *spare, err error) {
+// errNoPlace is why there is no machine with a network card: others have all places for them.
+var errNoPlace = errors.New("no place in this host's network is free")
+
+// place gives what a VMM of the pool's is started in: its machine's place in the network, which may have to be waited for. Who has them may
+// keep them for hours, and another worker may have one: so it is not waited for longer than PlaceWithin.
+func (p *pool) place(ctx context.Context) (_ *spare, err error) {
 	s := &spare{}
 	if !p.shape.NIC {
 		return s, nil
@@ -52,7 +56,13 @@ func (p *pool) place() (_ *spare, err error) {
 	if p.ps.cfg.Networks == nil {
 		return nil, errors.New("this worker has no networks")
 	}
-	if s.net, err = p.ps.cfg.Networks.Take(p.ps.ctx); err != nil {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.ps.cfg.PlaceWithin, errNoPlace)
+	defer cancel()
+	s.net, err = p.ps.cfg.Networks.Take(ctx)
+	switch {
+	case err != nil && errors.Is(context.Cause(ctx), errNoPlace):
+		return nil, &failure{jobs.HostResources, fmt.Errorf("%w, for %v", errNoPlace, p.ps.cfg.PlaceWithin)}
+	case err != nil:
 		return nil, fmt.Errorf("take a place in the network: %w", err)
 	}
 	return s, nil

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -117,8 +118,12 @@ func (c *crowded) Take(ctx context.Context) (worker.Network, error) {
 	c.asked <- struct{}{}
 	select {
 	case <-c.free:
-		return c.places.Take(ctx)
 	case <-ctx.Done():
+	}
+	select {
+	case <-c.free: // however late it is
+		return c.places.Take(ctx)
+	default:
 		return nil, context.Cause(ctx)
 	}
 }
@@ -138,6 +143,29 @@ func TestNoPlaceInTheNetwork(t *testing.T) {
 	close(c.free)
 	if rep := r.report(t, waits.Job); !rep.Result.Success() {
 		t.Errorf("with one it ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+	}
+}
+
+// TestNoPlaceInTheNetworkForLong: a job whose machine gets no place in the network goes back, as one that another worker may run, and holds up
+// nothing here.
+func TestNoPlaceInTheNetworkForLong(t *testing.T) {
+	r, p, _ := newWired(t)
+	c := &crowded{p, make(chan struct{}, 10), make(chan struct{})}
+	r.cfg.Networks, r.cfg.PlaceWithin = c, 50*time.Millisecond
+	r.cfg.Ready, r.cfg.Prepared, r.cfg.Warm = 0, 0, nil
+	r.run(t)
+	for range 2 { // the second is told of a first failure too
+		rep := r.report(t, r.put(internet("true")).Job)
+		if rep.Result.Ending != jobs.HostResources || !strings.Contains(rep.Result.Reason, "no place") {
+			t.Errorf("it ended %s: %s", rep.Result.Ending, rep.Result.Reason)
+		}
+	}
+	if n := len(c.asked); n != 2 {
+		t.Errorf("a place was waited for %d times, by two jobs", n)
+	}
+	close(c.free)
+	if rep := r.report(t, r.put(internet("true")).Job); !rep.Result.Success() {
+		t.Errorf("when there was one it ended %s: %s", rep.Result.Ending, rep.Result.Reason)
 	}
 }
 

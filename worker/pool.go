@@ -172,7 +172,7 @@ func (p *pool) took(m *machine, took time.Duration, err error) {
 // hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
 func (p *pool) hand(r made) {
 	switch {
-	case r.err != nil && p.failures < 2 && !gone(r.err) && !p.closed && len(p.waiters) > 0: // one failure may be that machine's own: fill makes another
+	case r.err != nil && p.failures < 2 && !gone(r.err) && !errors.Is(r.err, errNoPlace) && !p.closed && len(p.waiters) > 0: // one failure may be that machine's own: fill makes another
 		zerolog.Ctx(p.ps.ctx).Warn().Err(r.err).Str("image", p.image).Msg("machine failed, making another")
 	case len(p.waiters) > 0:
 		p.waiters[0] <- r
@@ -194,7 +194,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 		waited := v != nil
 		if !waited {
 			var err error
-			if v, err = p.place(); err != nil {
+			if v, err = p.place(p.ps.ctx); err != nil {
 				return nil, err
 			}
 		}
@@ -261,7 +261,7 @@ func (p *pool) prepare() {
 }
 
 func (p *pool) prepareOne() (*spare, error) {
-	v, err := p.place()
+	v, err := p.place(p.ps.ctx)
 	if err != nil {
 		return nil, err
 	}

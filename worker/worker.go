@@ -109,8 +109,9 @@ type Config struct {
 	SpillEach, SpillAll int64
 
 	// BeatEvery is 2 s, CancelGrace (SIGTERM to the machine's end) 5 s, GuestSlack (how long past a wall limit the host waits for
-	// the guest to enforce it) 1.5 s, ReadyWithin (restore to the agent's answer) 60 s where they are 0.
-	BeatEvery, CancelGrace, GuestSlack, ReadyWithin time.Duration
+	// the guest to enforce it) 1.5 s, ReadyWithin (restore to the agent's answer) 60 s, PlaceWithin (for a place in the network) 30 s where
+	// they are 0.
+	BeatEvery, CancelGrace, GuestSlack, ReadyWithin, PlaceWithin time.Duration
 
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -141,6 +142,7 @@ func New(cfg Config) (*Worker, error) {
 	defaultTo(&cfg.CancelGrace, 5*time.Second)
 	defaultTo(&cfg.GuestSlack, 1500*time.Millisecond) // 128 processes take a second to die under TCG on a busy host
 	defaultTo(&cfg.ReadyWithin, time.Minute)
+	defaultTo(&cfg.PlaceWithin, 30*time.Second)
 	for _, d := range []string{spoolDir(cfg.Dir), tempDir(cfg.Dir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("worker: %w", err)
