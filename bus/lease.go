@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -77,9 +78,15 @@ func (b *Bus) replyInParts(m *nats.Msg, parts []jobs.LeaseReply) {
 	}
 }
 
+// restWithin bounds the wait for the rest of an answer: until it is over no heartbeat names what has come, nor does it run, and what no
+// heartbeat names for 10 s is taken for lost on its way.
+const restWithin = 4 * time.Second
+
 // Lease asks the dispatcher for attempts, and waits until there are any or the request's time is over.
 func (b *Bus) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error) {
 	reply, more, err := ask[jobs.LeaseReply](ctx, b, b.fleet(jobs.LeaseSubject), r)
+	ctx, cancel := context.WithTimeout(ctx, restWithin)
+	defer cancel()
 	for err == nil && more != "" {
 		var part jobs.LeaseReply
 		if part, more, err = ask[jobs.LeaseReply](ctx, b, more, nil); err != nil {

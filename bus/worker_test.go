@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/bus/bustest"
@@ -118,6 +119,34 @@ func TestLeaseLarge(t *testing.T) {
 				t.Errorf("%.500s", diff)
 			}
 		})
+	}
+}
+
+// Where the rest of an answer with leases does not come, what has come is given to the worker soon: until it has it no heartbeat names them.
+func TestLeaseWithoutTheRest(t *testing.T) {
+	s := bustest.Start(t)
+	w, nc := s.Connect(), s.Plain()
+	if _, err := nc.SubscribeSync("the.rest"); err != nil { // who listens there says nothing
+		t.Fatal(err)
+	}
+	first, err := json.Marshal(jobs.LeaseReply{Leases: []jobs.Lease{{Held: jobs.Held{Job: jobs.NewID(), Attempt: 1}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Subscribe(jobs.LeaseSubject, func(m *nats.Msg) { _ = m.RespondMsg(&nats.Msg{Reply: "the.rest", Data: first}) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := w.Lease(ctx, jobs.LeaseRequest{Worker: "w"})
+	if err != nil || len(r.Leases) != 1 {
+		t.Errorf("got %d leases, %v", len(r.Leases), err)
+	}
+	if ctx.Err() != nil {
+		t.Error("what had come was kept until the worker's time was over")
 	}
 }
 
