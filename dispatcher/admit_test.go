@@ -365,6 +365,27 @@ func TestAdmitAnswerOfLedgerLost(t *testing.T) {
 	})
 }
 
+// Of a job in doubt its own row is read, however many others are queued.
+func TestDoubtAmongMany(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		for range 50 {
+			r.admit(spec())
+		}
+		r.loseAnswer("admit")
+		_, _, err := r.Admit(r.Context(), "other", spec())
+		r.wantCode("admit", jobs.CodeUnavailable, err)
+		r.store.read.Store(0)
+		time.Sleep(5 * time.Second)
+		if n := r.store.read.Load(); n != 1 {
+			r.Errorf("%d rows were read, for one job", n)
+		}
+		a := r.worker("a")
+		if l := []jobs.Lease{a.one(), a.one()}; l[0].Tenant == l[1].Tenant {
+			r.Errorf("it is not given to a worker: got jobs of %s and %s", l[0].Tenant, l[1].Tenant)
+		}
+	})
+}
+
 // What comes before the ledger has been read waits for that, or hears that it should come again.
 func TestAdmitBeforeLoaded(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {

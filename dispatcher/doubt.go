@@ -35,7 +35,7 @@ func (d *Dispatcher) resolve(ctx context.Context) error {
 	if len(doubts) == 0 {
 		return nil
 	}
-	open, err := d.cfg.Store.Open(ctx)
+	open, err := d.cfg.Store.OpenOf(ctx, slices.Collect(maps.Keys(doubts))) // and not all, which may be a million
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
@@ -44,10 +44,8 @@ func (d *Dispatcher) resolve(ctx context.Context) error {
 	}
 	rows := map[string]*ledger.Entry{}
 	for _, row := range slices.Backward(open) { // each goes before the later ones
-		if doubts[row.ID] {
-			rows[row.ID] = &row
-			d.adopt(&row, before)
-		}
+		rows[row.ID] = &row
+		d.adopt(&row, before)
 	}
 	for id := range before {
 		if rows[id] == nil { // it has ended

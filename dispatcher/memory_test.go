@@ -126,8 +126,8 @@ type memory struct {
 	hooks
 
 	opening sync.Once
-	// asked counts the jobs whose outcomes were asked for.
-	asked atomic.Int64
+	// asked counts the jobs whose outcomes were asked for, and read those that were read as open ones.
+	asked, read atomic.Int64
 	ledger.Store
 }
 
@@ -158,6 +158,13 @@ func (m *memory) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.T
 
 func (m *memory) Open(ctx context.Context) (list []ledger.Entry, err error) {
 	err = m.do("open", func() error { list, err = m.Store.Open(ctx); return err })
+	m.read.Add(int64(len(list)))
+	return list, err
+}
+
+func (m *memory) OpenOf(ctx context.Context, ids []string) (list []ledger.Entry, err error) {
+	err = m.do("open of", func() error { list, err = m.Store.OpenOf(ctx, ids); return err })
+	m.read.Add(int64(len(list)))
 	return list, err
 }
 

@@ -34,6 +34,8 @@ type Jobs interface {
 	Taken(ctx context.Context, a Admission) (*Taken, error)
 	// Open gives all jobs that have not ended, the oldest first.
 	Open(ctx context.Context) ([]Entry, error)
+	// OpenOf gives those of some jobs that have not ended, the oldest first.
+	OpenOf(ctx context.Context, ids []string) ([]Entry, error)
 	// Lease begins attempts of queued jobs that nobody wants canceled. specs[i] is the spec, in JSON, of the job of leases[i], nil where that
 	// attempt was not begun.
 	Lease(ctx context.Context, leases []Lease) (specs [][]byte, err error)

@@ -31,6 +31,23 @@ func openJobs(s *suite) {
 	s.lease(dead, true)
 	s.finishAs(dead, jobs.StateDead, s.success(1), true)
 	s.same("open", []ledger.Entry{want[0], want[2], want[4]}, s.entries())
+
+	ids := []string{want[4].ID, want[3].ID, s.id(), want[2].ID}
+	for range 40 { // more than one statement asks for
+		ids = append(ids, s.id())
+	}
+	some := func(ids ...string) []ledger.Entry {
+		s.Helper()
+		list, err := s.OpenOf(s.ctx(), ids)
+		if err != nil {
+			s.Fatal("open jobs of some:", err)
+		}
+		return list
+	}
+	s.same("open, of some", []ledger.Entry{want[0], want[2], want[4]}, some(append(ids, want[0].ID)...))
+	s.same("open, of one", []ledger.Entry{want[2]}, some(want[2].ID))
+	s.same("open, of one that has ended", 0, len(some(want[1].ID)))
+	s.same("open, of none", 0, len(some()))
 }
 
 func get(s *suite) {

@@ -39,19 +39,14 @@ func (s *Store) Drop(ctx context.Context, tenant, id string) (bool, error) {
 // Outcomes implements ledger.Store.
 func (s *Store) Outcomes(ctx context.Context, tenant string, ids []string) (map[string]ledger.Outcome, error) {
 	m := map[string]ledger.Outcome{}
-	for len(ids) > 0 {
-		args := []any{tenant}
-		for i := range outcomesAtOnce { // where there are fewer, the last again: the statement is one
-			args = append(args, ids[min(i, len(ids)-1)])
-		}
-		ids = ids[min(outcomesAtOnce, len(ids)):]
+	for some := range chunksOf(ids) {
 		err := s.read.each(ctx, func(row Row) error {
 			var id string
 			var o ledger.Outcome
 			err := row.Scan(&id, &o.Open, &o.OK)
 			m[id] = o
 			return err
-		}, outcomes, args...)
+		}, outcomes, append([]any{tenant}, some...)...)
 		if err != nil {
 			return nil, err
 		}
@@ -59,6 +54,4 @@ func (s *Store) Outcomes(ctx context.Context, tenant string, ids []string) (map[
 	return m, nil
 }
 
-const outcomesAtOnce = 16
-
-const outcomes = `SELECT id, ended_at = 0, ok FROM jobs WHERE tenant = ? AND id IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+const outcomes = `SELECT id, ended_at = 0, ok FROM jobs WHERE tenant = ? AND id IN ` + someIDs

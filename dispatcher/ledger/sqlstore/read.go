@@ -1,9 +1,11 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -37,12 +39,53 @@ func scanJob(row Row, j *jobs.Job, more ...any) error {
 	return nil
 }
 
-const openJobs = `SELECT id, tenant, image, state, priority, vcpus, memory_mib, network, pool, requires, conc_key, conc_limit, depends_on, batch, spec_bytes,
+const entries = `SELECT id, tenant, image, state, priority, vcpus, memory_mib, network, pool, requires, conc_key, conc_limit, depends_on, batch, spec_bytes,
 	redrive_of, rules, accepted_at, expires_at, not_before, attempt, epoch, worker, session, infra_left, user_left, failed_on, cancel, leased_at
-	FROM jobs WHERE ended_at = 0 ORDER BY accepted_at, id`
+	FROM jobs WHERE `
 
 // Open implements ledger.Store.
-func (s *Store) Open(ctx context.Context) (list []ledger.Entry, err error) {
+func (s *Store) Open(ctx context.Context) ([]ledger.Entry, error) {
+	return s.entries(ctx, `ended_at = 0 ORDER BY accepted_at, id`)
+}
+
+// OpenOf implements ledger.Store.
+func (s *Store) OpenOf(ctx context.Context, ids []string) (list []ledger.Entry, _ error) {
+	for some := range chunksOf(ids) {
+		l, err := s.entries(ctx, `id IN `+someIDs+` AND ended_at = 0`, some...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, l...)
+	}
+	slices.SortFunc(list, func(a, b ledger.Entry) int {
+		return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), strings.Compare(a.ID, b.ID))
+	})
+	return list, nil
+}
+
+// someIDs stands in a statement for idsAtOnce ids, and chunksOf gives a list's as that statement's arguments: where there are fewer, the
+// last again, because the statement is one.
+const (
+	someIDs   = `(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	idsAtOnce = 16
+)
+
+func chunksOf(ids []string) iter.Seq[[]any] {
+	return func(yield func([]any) bool) {
+		for chunk := range slices.Chunk(ids, idsAtOnce) {
+			args := make([]any, idsAtOnce)
+			for i := range args {
+				args[i] = chunk[min(i, len(chunk)-1)]
+			}
+			if !yield(args) {
+				return
+			}
+		}
+	}
+}
+
+// entries reads jobs as the dispatcher has them.
+func (s *Store) entries(ctx context.Context, where string, args ...any) (list []ledger.Entry, err error) {
 	err = s.read.each(ctx, func(row Row) error {
 		var e ledger.Entry
 		var accepted, expires, notBefore, leased int64
@@ -66,7 +109,7 @@ func (s *Store) Open(ctx context.Context) (list []ledger.Entry, err error) {
 		}
 		list = append(list, e)
 		return nil
-	}, openJobs)
+	}, entries+where, args...)
 	return list, err
 }
 
