@@ -9,6 +9,7 @@ import (
 
 	"github.com/robfig/cron/v3"
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/jobs"
@@ -128,6 +129,8 @@ const (
 	scheduleLooks = time.Second
 	scheduleAhead = 30 * time.Second
 	dueAtOnce     = 10_000 // those that a quota holds up stay due, and are not to hold up others
+	// fireAtOnce of them are brought in at once, so that the ledger commits them together: many are due on the hour.
+	fireAtOnce = 64
 )
 
 // fire brings in the jobs of schedules, until ctx ends.
@@ -157,12 +160,18 @@ func (d *Dispatcher) fire(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			zerolog.Ctx(ctx).Error().Err(err).Msg("look after schedules") // the next tick tries again
 		}
+		var g errgroup.Group
+		g.SetLimit(fireAtOnce)
 		for _, s := range due {
-			if err := d.fireOne(ctx, s.Tenant, s.Name); err != nil && ctx.Err() == nil {
-				zerolog.Ctx(ctx).Error().Err(err).Str("tenant", s.Tenant).Str("schedule", s.Name).Msg("look after a schedule")
-				d.refusedBy(s.Tenant, s.Name, jobs.ErrorOf(err))
-			}
+			g.Go(func() error {
+				if err := d.fireOne(ctx, s.Tenant, s.Name); err != nil && ctx.Err() == nil {
+					zerolog.Ctx(ctx).Error().Err(err).Str("tenant", s.Tenant).Str("schedule", s.Name).Msg("look after a schedule")
+					d.refusedBy(s.Tenant, s.Name, jobs.ErrorOf(err))
+				}
+				return nil
+			})
 		}
+		_ = g.Wait() // each has handled its own
 	}
 }
 

@@ -214,6 +214,33 @@ func TestSchedulesBounded(t *testing.T) {
 	})
 }
 
+// Those that are due at one time are not brought in one after the other: one tenant's many would hold up all others'.
+func TestSchedulesTogether(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		for n := range 100 {
+			s := every("@hourly")
+			s.Name = fmt.Sprint("s", n)
+			r.put(s)
+		}
+		if _, err := r.PutSchedule(r.Context(), "z", every("@hourly")); err != nil {
+			r.Fatal(err)
+		}
+		r.store.before(func(op string) error {
+			if op == "admit" {
+				time.Sleep(time.Second) // what a commit takes of a ledger that is slow
+			}
+			return nil
+		})
+		time.Sleep(time.Hour + 10*time.Second)
+		if l, err := r.List(r.Context(), "z", jobs.ListRequest{}); err != nil || len(l.Jobs) != 1 {
+			r.Errorf("ten seconds after its time it has brought in %d jobs, %v", len(l.Jobs), err)
+		}
+		if n := r.count(); n != 100 {
+			r.Errorf("%d jobs of the other's 100", n)
+		}
+	})
+}
+
 // A schedule that cannot be read, because a newer version has written it, holds up no other.
 func TestScheduleUnreadable(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
