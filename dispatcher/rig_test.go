@@ -34,7 +34,14 @@ type rig struct {
 // rigged runs a test with a dispatcher in a synctest bubble.
 func rigged(t *testing.T, cfg dispatcher.Config, test func(r *rig)) {
 	t.Helper()
+	riggedAt(t, time.Time{}, cfg, test)
+}
+
+// riggedAt is rigged for a test that begins at a time, or when bubbles do where that is earlier.
+func riggedAt(t *testing.T, at time.Time, cfg dispatcher.Config, test func(r *rig)) {
+	t.Helper()
 	bubble.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(at))
 		r := &rig{T: t, cfg: cfg, disk: newDisk(t), board: newBoard(t)}
 		r.start()
 		defer func() { r.kill() }()

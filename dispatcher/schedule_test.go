@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	_ "time/tzdata" // for hosts without
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
@@ -116,6 +117,38 @@ func TestScheduleOverlap(t *testing.T) {
 				}
 				if got := r.schedule(); got.Missed != int64(3-want) {
 					r.Errorf("%d missed", got.Missed)
+				}
+			})
+		})
+	}
+}
+
+// Where clocks are set forwards a time that does not exist is passed over; where they are set back one that comes twice brings in two jobs.
+func TestScheduleDaylightSaving(t *testing.T) {
+	at := func(month time.Month, day, hour, minute int) time.Time {
+		return time.Date(2000, month, day, hour, minute, 0, 0, time.UTC)
+	}
+	for name, c := range map[string]struct {
+		begin, end  time.Time
+		first, last time.Time // the next times then
+		jobs        int
+	}{
+		"forwards": {at(time.March, 25, 12, 0), at(time.March, 26, 12, 0), at(time.March, 27, 0, 30), at(time.March, 27, 0, 30), 0},
+		"back":     {at(time.October, 28, 12, 0), at(time.October, 29, 12, 0), at(time.October, 29, 0, 30), at(time.October, 30, 1, 30), 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			riggedAt(t, c.begin, dispatcher.Config{}, func(r *rig) {
+				s := every("30 2 * * *")
+				s.TimeZone, s.Overlap = "Europe/Berlin", jobs.OverlapAllow
+				if s = r.put(s); !s.NextAt.Equal(c.first) {
+					r.Errorf("the first is at %s, want %s", s.NextAt, c.first)
+				}
+				time.Sleep(time.Until(c.end))
+				if n := r.count(); n != c.jobs {
+					r.Errorf("%d jobs, want %d", n, c.jobs)
+				}
+				if got := r.schedule(); got.Missed != 0 || !got.NextAt.Equal(c.last) {
+					r.Errorf("the next is at %s, want %s, and %d are missed", got.NextAt, c.last, got.Missed)
 				}
 			})
 		})
