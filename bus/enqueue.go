@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -136,6 +137,7 @@ func (s *serving) inLine(tenant string, e *jobs.Error) time.Duration {
 	}
 	l := s.lines.of[tenant]
 	if l == nil {
+		maps.DeleteFunc(s.lines.of, func(_ string, l *rate.Limiter) bool { return l.Tokens() >= 1 }) // nobody of theirs waits
 		l = rate.NewLimiter(againPerSecond, 1)
 		s.lines.of[tenant] = l
 	}
