@@ -118,6 +118,55 @@ func TestResizing(t *testing.T) {
 	}
 }
 
+// TestResizeWaits: a machine has fewer processors when its guest has let go of the others, and no sooner.
+func TestResizeWaits(t *testing.T) {
+	c := newCheckpoints(t, "v53.0", time.Minute)
+	vm, r, memoryMiB := c.procs[c.ID()].vm, c.Machine.(vmm.Resizer), c.base.Boot.MemoryMiB
+	has := func(want int) {
+		t.Helper()
+		vm.mu.Lock()
+		defer vm.mu.Unlock()
+		if vm.vcpus != want || vm.leaving != 0 {
+			t.Errorf("it has %d processors, of which %d leave, want %d", vm.vcpus, vm.leaving, want)
+		}
+	}
+	keeps := func(keeps bool) {
+		vm.mu.Lock()
+		defer vm.mu.Unlock()
+		vm.keeps = keeps
+	}
+	must(t, r.Resize(within(t), 2, memoryMiB))
+	must(t, r.Resize(within(t), 1, memoryMiB))
+	has(1)
+	for _, next := range []int{2, 1} { // what was begun is ended first
+		must(t, r.Resize(within(t), 2, memoryMiB))
+		keeps(true)
+		ctx, cancel := context.WithTimeout(within(t), 50*time.Millisecond)
+		defer cancel()
+		if err := r.Resize(ctx, 1, memoryMiB); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a guest that keeps what it has: %v", err)
+		}
+		if err := c.take(t, within(t)); !errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("of a machine whose processors leave: %v", err)
+		}
+		keeps(false)
+		must(t, r.Resize(within(t), next, memoryMiB))
+		has(next)
+	}
+	must(t, r.Resize(within(t), 2, memoryMiB))
+	for _, f := range []fault{silent, unheard} { // whether or not it obeyed, it is as it was
+		ctx, cancel := context.WithCancel(within(t))
+		defer cancel()
+		c.next("vm.resize", f, cancel)
+		if err := r.Resize(ctx, 1, memoryMiB); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", f, err)
+		}
+		has(2)
+	}
+	must(t, r.Resize(within(t), 1, memoryMiB))
+	must(t, c.take(t, within(t)))
+}
+
 // TestResizeNotHeard: a machine that has been given processors, and did not say so, gives them back.
 func TestResizeNotHeard(t *testing.T) {
 	c := newCheckpoints(t, "v53.0", 30*time.Second)

@@ -51,7 +51,7 @@ func (v *fakeVMM) counters() (any, error) {
 	for _, d := range v.guest.disks {
 		all[d.id] = map[string]uint64{
 			"read_ops": d.reads.ops, "read_bytes": d.reads.bytes, "write_ops": d.writes.ops, "write_bytes": d.writes.bytes,
-			"read_latency_min": math.MaxUint64, // as long as nothing was read
+			"read_latency_min": math.MaxUint64, // there is none
 		}
 	}
 	for _, card := range objectsOf(v.config["net"]) {
@@ -182,21 +182,43 @@ func (v *fakeVMM) resize(body []byte) error {
 	}
 	var r struct{ Desired_vcpus, Desired_ram *int64 }
 	_ = json.Unmarshal(body, &r)
-	cpus, _ := v.config["cpus"].(map[string]any)
-	most, _ := cpus["max_vcpus"].(float64)
-	if n := r.Desired_vcpus; n != nil && most != cpus["boot_vcpus"] {
-		if *n < 1 {
-			return internal(what, "Error from CPU manager", "Requested zero vCPUs")
-		}
-		if *n > int64(most) {
-			return internal(what, "Error from CPU manager", "Requested vCPUs exceed maximum")
-		}
-	}
 	if r.Desired_vcpus != nil {
-		v.vcpus = int(*r.Desired_vcpus)
+		if err := v.setVCPUs(what, int(*r.Desired_vcpus)); err != nil {
+			return err
+		}
 	}
 	if r.Desired_ram != nil {
 		return internal(what, "Memory manager error", "Impossible to resize guest memory if it is backed by user defined memory regions")
+	}
+	return nil
+}
+
+// setVCPUs lets its guest let go of processors a little later: after the next request of that kind.
+func (v *fakeVMM) setVCPUs(what string, n int) error {
+	cpus, _ := v.config["cpus"].(map[string]any)
+	boot, _ := cpus["boot_vcpus"].(float64)
+	most, _ := cpus["max_vcpus"].(float64)
+	if v.vcpus == 0 {
+		v.vcpus = int(boot)
+	}
+	if v.leaving > 0 && v.state == "Running" && !v.keeps {
+		if v.asked++; v.asked == 2 {
+			v.vcpus, v.leaving = v.vcpus-v.leaving, 0
+		}
+	}
+	switch {
+	case n == v.vcpus || most == boot:
+		return nil // also while some are leaving
+	case n < 1:
+		return internal(what, "Error from CPU manager", "Requested zero vCPUs")
+	case v.leaving > 0:
+		return &refused{429, []string{"Too Many Requests"}}
+	case n > int(most):
+		return internal(what, "Error from CPU manager", "Requested vCPUs exceed maximum")
+	case n > v.vcpus:
+		v.vcpus = n
+	default:
+		v.leaving, v.asked = v.vcpus-n, 0
 	}
 	return nil
 }

@@ -28,15 +28,18 @@ type fakeVMM struct {
 	listener *net.UnixListener
 	all      sync.WaitGroup
 
-	mu     sync.Mutex
-	closed bool
-	conns  map[io.Closer]bool
-	state  string // "" where there is no machine
-	config map[string]any
-	guest  *fakeGuest
-	memory []byte      // the guest's, mapped
-	vcpus  int         // since the last resize; 0: there was none
-	opened []io.Closer // what ends with the machine
+	mu      sync.Mutex
+	closed  bool
+	conns   map[io.Closer]bool
+	state   string // "" where there is no machine
+	config  map[string]any
+	guest   *fakeGuest
+	memory  []byte      // the guest's, mapped
+	vcpus   int         // since the last resize; 0: there was none
+	leaving int         // of them, until the guest has let go
+	asked   int         // since they began to leave
+	keeps   bool        // the guest does not let go
+	opened  []io.Closer // what ends with the machine
 }
 
 func (v *fakeVMM) closeFiles() {

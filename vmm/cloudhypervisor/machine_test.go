@@ -3,7 +3,6 @@ package cloudhypervisor_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -359,14 +358,32 @@ func TestRealMultiprocessor(t *testing.T) {
 	})
 	t.Run("resize", func(t *testing.T) {
 		m := l.Machine(t)
-		must(t, m.(vmm.Resizer).Resize(within(t), 2, l.Boot.MemoryMiB))
-		for l.ask(t, m, "sum /sys/devices/system/cpu/present") != fmt.Sprintf("%x", sha256.Sum256([]byte("0-1\n"))) {
-			select {
-			case <-time.After(50 * time.Millisecond):
-			case <-within(t).Done():
-				t.Fatal("the second processor does not come")
-			}
+		r := m.(vmm.Resizer)
+		resize := func(vcpus int, present string) {
+			t.Helper()
+			must(t, r.Resize(within(t), vcpus, l.Boot.MemoryMiB))
+			until(t, "present are "+present, func() bool { return l.ask(t, m, "read /sys/devices/system/cpu/present") == present })
 		}
+		resize(2, `"0-1\n"`)
+		resize(1, `"0\n"`)
+		resize(2, `"0-1\n"`)
+		keep := func() error {
+			_, err := m.(vmm.Checkpointer).Checkpoint(within(t), t.TempDir(), l.Template)
+			return err
+		}
+		must(t, m.Pause(within(t))) // its guest lets go of nothing
+		ctx, cancel := context.WithTimeout(within(t), time.Second)
+		defer cancel()
+		if err := r.Resize(ctx, 1, l.Boot.MemoryMiB); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while its guest has both: %v", err)
+		}
+		if err := keep(); !errors.Is(err, vmm.ErrUnsupported) {
+			t.Errorf("kept while a processor leaves: %v", err)
+		}
+		must(t, m.Resume(within(t)))
+		resize(2, `"0-1\n"`)
+		resize(1, `"0\n"`)
+		must(t, keep())
 	})
 	t.Run("a disk's limit", func(t *testing.T) {
 		m := l.Machine(t)

@@ -220,7 +220,10 @@ func TestFakeRequests(t *testing.T) {
 func refusals(t *testing.T, h *hand) {
 	c, ctx := h.api, within(t)
 	h.do(t, "set kept")
-	none, three, memory := 0, 3, int64(1<<30)
+	memory := int64(1 << 30)
+	resize := func(n int) func() error {
+		return func() error { return c.Resize(ctx, api.Resize{VCPUs: &n}) }
+	}
 	unknown := "Failed to find device corresponding to the given identifier: no"
 	disk := api.Disk{ID: "more", Path: handMore, ReadOnly: true, ImageType: "Raw"}
 	other := func(id, path string) api.Disk { d := disk; d.ID, d.Path = id, path; return d }
@@ -235,8 +238,8 @@ func refusals(t *testing.T, h *hand) {
 		{"restore", func() error { return c.Restore(ctx, api.Restore{Source: "file:///no/such"}) }, 500, "VM is already created"},
 		{"resume", func() error { return c.Resume(ctx) }, 500, "Invalid transition: InvalidStateTransition(Running, Running)"},
 		{"snapshot", func() error { return c.Snapshot(ctx, "file://"+handDir) }, 500, "Trying to snapshot while VM is running"},
-		{"no processor", func() error { return c.Resize(ctx, api.Resize{VCPUs: &none}) }, 500, "Requested zero vCPUs"},
-		{"a processor too many", func() error { return c.Resize(ctx, api.Resize{VCPUs: &three}) }, 500, "Requested vCPUs exceed maximum"},
+		{"no processor", resize(0), 500, "Requested zero vCPUs"},
+		{"a processor too many", resize(3), 500, "Requested vCPUs exceed maximum"},
 		{"more memory", func() error { return c.Resize(ctx, api.Resize{RAM: &memory}) }, 500, "Impossible to resize guest memory"},
 		{"resize what there is not", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "no", Size: 1 << 20}) }, 500, unknown},
 		{"half a sector", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "scratch", Size: 1<<20 + 256}) }, 500, "Disk image size is not a multiple of 512"},
@@ -253,14 +256,21 @@ func refusals(t *testing.T, h *hand) {
 			return err
 		}, 500, "The device could not be added to the VM"},
 		{"remove what there is not", func() error { return c.RemoveDevice(ctx, "no") }, 500, unknown},
+		{"a second processor", resize(2), 0, ""},
 		{"pause", func() error { return c.Pause(ctx) }, 0, ""},
 		{"pause again", func() error { return c.Pause(ctx) }, 500, "Invalid transition: InvalidStateTransition(Paused, Paused)"},
 		{"boot what is paused", func() error { return c.Boot(ctx) }, 500, "VM is already created"},
 		{"count what is paused", func() error { _, err := c.Counters(ctx); return err }, 0, ""},
+		// What a guest is to let go of, and this one cannot now, is told by 429 alone; as many as there are is no fault, and they go all the same.
+		{"one processor", resize(1), 0, ""},
+		{"one, once more", resize(1), 429, "Too Many Requests"},
+		{"two, as there are", resize(2), 0, ""},
+		{"one, after that", resize(1), 429, "Too Many Requests"},
 	})
 	h.state(t, api.Paused)
 	must(t, c.Resume(ctx))
 	h.state(t, api.Running)
+	until(t, "the guest lets go of the second", func() bool { return resize(1)() == nil })
 	if got := h.ask(t, "get"); got != "kept" {
 		t.Errorf("value: %q", got)
 	}
