@@ -256,13 +256,13 @@ func TestHostileCheckpoint(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			vmmtest.NoLeaks(t)
 			c := newCheckpoints(t, "v53.0", 30*time.Second)
-			c.spoil = spoil
+			c.spoil(spoil)
 			err := c.take(t, within(t))
 			t.Log(err)
 			if err == nil {
 				t.Error("it was taken")
 			}
-			c.spoil = nil
+			c.spoil(nil)
 			c.answers(t)
 			must(t, c.take(t, within(t)))
 			must(t, os.MkdirAll(c.dir()+"/state.json/in the way", 0o777))
@@ -274,7 +274,7 @@ func TestHostileCheckpoint(t *testing.T) {
 		})
 	}
 	c := newCheckpoints(t, "v53.0", 30*time.Second)
-	c.spoil = func(dir string) error { return os.WriteFile(dir+"/config.json", []byte("lies"), 0) }
+	c.spoil(func(dir string) error { return os.WriteFile(dir+"/config.json", []byte("lies"), 0) })
 	dir := t.TempDir()
 	_, err := c.Machine.(vmm.Checkpointer).Checkpoint(within(t), dir, c.base)
 	must(t, err)

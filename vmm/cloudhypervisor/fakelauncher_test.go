@@ -22,17 +22,34 @@ type fakeLauncher struct {
 	t testing.TB
 	// version is what the fakes say that they are.
 	version string
-	schema  *schema                // of all requests' bodies; nil: they are not held against it
-	lax     bool                   // wrong requests are part of the test
-	spoil   func(dir string) error // what a VMM does to its directory after a snapshot; nil: nothing
+	schema  *schema // of all requests' bodies; nil: they are not held against it
+	lax     bool    // wrong requests are part of the test
 
 	mu     sync.Mutex
+	spoils func(dir string) error // what a VMM does to its directory after a snapshot; nil: nothing
 	fault  fault
 	path   string // of the request at which the fault strikes
 	hits   int
 	onHit  func()
 	procs  map[string]*fakeProcess
 	refuse error // what Launch fails with
+}
+
+// spoil has VMMs do something to their directories when they have written a snapshot's state there; nil: nothing.
+func (l *fakeLauncher) spoil(do func(dir string) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spoils = do
+}
+
+func (l *fakeLauncher) spoiled(dir string) error {
+	l.mu.Lock()
+	do := l.spoils
+	l.mu.Unlock()
+	if do == nil {
+		return nil
+	}
+	return do(dir)
 }
 
 // newFakes makes a launcher and a driver with it.

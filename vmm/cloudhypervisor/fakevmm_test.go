@@ -545,8 +545,8 @@ func (v *fakeVMM) send(dir string) error {
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}
-		if v.l.spoil != nil && file.name == "state.json" {
-			if err := v.l.spoil(dir); err != nil {
+		if file.name == "state.json" {
+			if err := v.l.spoiled(dir); err != nil {
 				return err
 			}
 		}

@@ -78,8 +78,8 @@ func TestHostileSnapshot(t *testing.T) {
 			m, err := d.Boot(within(t), boot, vmm.Attach{})
 			must(t, err)
 			defer m.Close()
-			l.spoil = spoil
-			defer func() { l.spoil = nil }()
+			l.spoil(spoil)
+			defer l.spoil(nil)
 			dir := t.TempDir()
 			if _, err = m.Snapshot(within(t), dir); err == nil {
 				t.Error("a template came out of it")
