@@ -86,7 +86,17 @@ func (d *Dispatcher) hears() bool {
 // due finds what is to end: the attempts that their workers have lost first, then queued jobs; a part of them where they are many.
 func (d *Dispatcher) due(now time.Time) []overdue {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	list := d.dueAttempts(now)
+	look := !d.endsFrom.IsZero() && now.After(d.endsFrom)
+	d.mu.Unlock()
+	if look {
+		list = append(list, d.dueQueued(now)...)
+	}
+	return list[:min(len(list), maxOverdue)]
+}
+
+// dueAttempts finds attempts that their workers have lost, or that are to go elsewhere; d.mu is held.
+func (d *Dispatcher) dueAttempts(now time.Time) (lost []overdue) {
 	gone := false
 	for _, w := range d.workers {
 		silent := now.Sub(w.seen)
@@ -101,7 +111,6 @@ func (d *Dispatcher) due(now time.Time) []overdue {
 	if gone {
 		d.match() // what was held up for it
 	}
-	var lost []overdue
 	for _, e := range d.held {
 		if why := d.lostBy(e); why != "" {
 			lost = append(lost, overdue{*e, jobs.WorkerLost, why})
@@ -109,17 +118,27 @@ func (d *Dispatcher) due(now time.Time) []overdue {
 			lost = append(lost, overstay(e))
 		}
 	}
-	if !d.endsFrom.IsZero() && now.After(d.endsFrom) {
-		lost = append(lost, d.dueQueued(now)...)
-	}
-	return lost[:min(len(lost), maxOverdue)]
+	return lost
 }
 
+// lookedAtOnce is how many jobs are looked at before others have their turn: a part of a millisecond.
+const lookedAtOnce = 1000
+
 // dueQueued finds queued jobs that are to end, maxOverdue of them at most. It looks at all that are queued, which may be a million, and
-// finds out when that is worth while again. d.mu is held.
+// finds out when that is worth while again. Jobs that come and go meanwhile note themselves when they end.
 func (d *Dispatcher) dueQueued(now time.Time) (due []overdue) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.endsFrom = time.Time{}
-	for _, e := range d.entries {
+	n := 0
+	for id, e := range d.entries {
+		if n++; n%lookedAtOnce == 0 {
+			d.mu.Unlock()
+			d.mu.Lock()
+			if d.entries[id] != e {
+				continue // it has ended since
+			}
+		}
 		d.noteEnd(e, now) // those that are found, too: who ends them may fail
 		if at, ends := d.endsAt(e); !ends || !now.After(at) || len(due) == maxOverdue {
 			continue
