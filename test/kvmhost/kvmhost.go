@@ -185,6 +185,9 @@ func (p payload) runNested(ctx context.Context, sets []Set, work string, o Optio
 	return errors.Join(failed...)
 }
 
+// consoleLines are enough to have all that a kernel prints when it panics, the reason first: some 45.
+const consoleLines = 100
+
 // host is a machine with its part of the sets.
 type host struct {
 	machine
@@ -210,7 +213,7 @@ func (h host) run(ctx context.Context, j *record, say func(string)) error {
 		j.event(e)
 	})
 	if err != nil {
-		return fmt.Errorf("%w\nthe host's console (%s) ends with:\n%s", err, console.Name(), lastLines(last.Bytes(), 40))
+		return fmt.Errorf("%w\nthe host's console (%s) ends with:\n%s", err, console.Name(), lastLines(last.Bytes(), consoleLines))
 	}
 	say(fmt.Sprintf("a host ran for %.1f s", time.Since(start).Seconds()))
 	return nil
