@@ -214,7 +214,8 @@ func (m *machine) ask(ctx context.Context, id string) error {
 	if err == nil {
 		err = m.pulled(ctx, id, answer)
 	}
-	if gone := m.unplugs.giveUp(id); gone {
+	e, refused := errors.AsType[*qmpError](err)
+	if gone := m.unplugs.giveUp(id); gone || refused && e.Class == "DeviceNotFound" { // who has given up may have asked before
 		return nil
 	}
 	return err
