@@ -14,6 +14,7 @@ import (
 	"github.com/paddockvm/paddock/dispatcher/ledger/postgres"
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlstore"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 const ledgerUsage = "PostgreSQL database that keeps the ledger, as a URL: postgres://; empty keeps it in the state directory"
@@ -82,11 +83,7 @@ func exportTo(ctx context.Context, store *sqlstore.Store, file string) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("export to %s: %w", file, err), os.Remove(f.Name()))
 	}
-	d, err := os.Open(filepath.Dir(file))
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	if err != nil {
+	if err := hostfile.SyncDir(filepath.Dir(file)); err != nil {
 		return fmt.Errorf("export to %s: %w", file, err)
 	}
 	return nil
