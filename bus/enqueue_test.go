@@ -178,22 +178,106 @@ func TestEnqueueUnavailable(t *testing.T) {
 	}
 }
 
-// However many specs of a tenant's its quota holds up, another's behind them is judged.
+// However many specs of a tenant's its quota holds up, another's behind them is judged: also where JetStream gives out no more of them.
 func TestEnqueueBehindMany(t *testing.T) {
-	s := bustest.Start(t)
-	brain := &overQuota{Brain: &bustest.Brain{}, tenant: "full"}
-	bustest.Serve(t, s.Connect(), brain)
-	q := newQueue(t, s.Plain())
-	const many = 3000
-	for range many {
-		if _, err := q.js.PublishAsync("paddock.v1.enqueue.full", []byte(hello)); err != nil {
-			t.Fatal(err)
+	for name, most := range map[string]int{"that are given out": 0, "more than are given out": 500} {
+		t.Run(name, func(t *testing.T) {
+			s := bustest.Start(t)
+			brain := &overQuota{Brain: &bustest.Brain{}, tenant: "full"}
+			bustest.Serve(t, s.Connect(), brain)
+			q := newQueue(t, s.Plain())
+			if most > 0 {
+				atMost(q, most)
+			}
+			const many = 1500
+			q.flood("full", many)
+			q.put("other", "", []byte(hello))
+			bustest.Eventually(t, "the other's is judged", func() bool { return len(brain.Jobs()) == 1 })
+			bustest.Eventually(t, "all of the first one's are left", func() bool { return q.waiting() == many })
+			q.put("other", "a", []byte(hello))
+			bustest.Eventually(t, "the other's next is judged", func() bool { return len(brain.Jobs()) == 2 })
+			q.put("other", "", []byte(`{"language": "cobol", "source": "1"}`))
+			bustest.Eventually(t, "what can never run is gone", func() bool { return q.waiting() == many && len(q.letters("other")) == 1 })
+		})
+	}
+}
+
+func (q queue) flood(tenant string, n int) {
+	q.Helper()
+	for range n {
+		if _, err := q.js.PublishAsync("paddock.v1.enqueue."+tenant, []byte(hello)); err != nil {
+			q.Fatal(err)
 		}
 	}
 	<-q.js.PublishAsyncComplete()
-	q.put("other", "", []byte(hello))
-	bustest.Eventually(t, "the other's is judged", func() bool { return len(brain.Jobs()) == 1 })
-	bustest.Eventually(t, "all of the first one's are left", func() bool { return q.waiting() == many })
+}
+
+// atMost has JetStream give out no more specs that have not been judged.
+func atMost(q queue, n int) {
+	q.Helper()
+	c, err := q.js.Consumer(q.Context(), jobs.StreamSubmit, "dispatcher")
+	if err != nil {
+		q.Fatal(err)
+	}
+	cfg := c.CachedInfo().Config
+	cfg.MaxAckPending = n
+	if _, err := q.js.UpdateConsumer(q.Context(), jobs.StreamSubmit, cfg); err != nil {
+		q.Fatal(err)
+	}
+}
+
+// While one tenant's specs are judged that are many, those of others that came after them are judged, each once.
+func TestEnqueueOvertakes(t *testing.T) {
+	s := bustest.Start(t)
+	stand := make(chan struct{})
+	brain := &stands{Brain: &bustest.Brain{}, tenant: "many", until: stand}
+	stop := bustest.Serve(t, s.Connect(), brain)
+	q := newQueue(t, s.Plain())
+	const many, others, each = 500, 5, 20
+	q.flood("many", many)
+	for range each {
+		for i := range others {
+			q.flood(fmt.Sprintf("other-%d", i), 1)
+		}
+	}
+	jobsOf := func() map[string]int {
+		n := map[string]int{}
+		for _, j := range brain.Jobs() {
+			n[j.Tenant]++
+		}
+		return n
+	}
+	bustest.Eventually(t, "the others' are judged while those of many stand", func() bool { n := jobsOf(); return len(n) == others && len(brain.Jobs()) == others*each })
+	close(stand)
+	q.judged()
+	stop()
+	n := jobsOf()
+	if n["many"] != many {
+		t.Errorf("%d of %d jobs of many", n["many"], many)
+	}
+	for i := range others {
+		if tenant := fmt.Sprintf("other-%d", i); n[tenant] != each {
+			t.Errorf("%d of %d jobs of %s", n[tenant], each, tenant)
+		}
+	}
+}
+
+// stands lets one tenant's specs wait.
+type stands struct {
+	*bustest.Brain
+	tenant string
+	until  chan struct{}
+}
+
+func (b *stands) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
+	if tenant == b.tenant {
+		select {
+		case <-b.until:
+		case <-ctx.Done():
+			return jobs.Job{}, false, ctx.Err()
+		}
+	}
+	return b.Brain.Admit(ctx, tenant, spec)
 }
 
 // overQuota takes nothing of one tenant's, for an hour.

@@ -50,7 +50,7 @@ const (
 // ready when requests reach it.
 func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) error {
 	s := &serving{large: make(chan struct{}, largeAtOnce), bus: b, brain: brain}
-	var specs jetstream.MessagesContext
+	var specs *enqueueing
 	err := b.whenThere(ctx, func() (err error) {
 		if s.reads == nil {
 			if s.reads, err = b.nc.another("replays"); err != nil {
@@ -63,7 +63,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 				return fmt.Errorf("nats: connect for objects: %w", err)
 			}
 		}
-		specs, err = s.consume(ctx)
+		specs, err = s.enqueued(ctx)
 		return err
 	})
 	if s.reads != nil {
@@ -96,7 +96,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 	for subject, answer := range answers {
 		sub, err := s.subscribe(subject)
 		if err != nil {
-			specs.Stop()
+			specs.specs.Stop()
 			g.Go(func() error { return err }) // ends the others
 			return fmt.Errorf("nats: serve %s: %w", subject, err)
 		}
@@ -114,7 +114,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			return nil
 		})
 	}
-	g.Go(func() error { return s.enqueued(gctx, specs) })
+	g.Go(func() error { return specs.run(gctx) })
 	_ = s.depot.conn.FlushTimeout(answerWithin)
 	_ = b.nc.FlushTimeout(answerWithin) // then the server knows of all of them; one that is away hears of them when it is back
 	ready()
