@@ -28,20 +28,31 @@ func (s *Store) LockTold(ctx context.Context, name string, told func()) (release
 }
 
 // Hold keeps what is in the store, named by an image or not yet, until its release: Remove waits for that. What builds have left behind
-// that died is removed first, where nobody else builds.
+// that died, and what nothing needs any more (tidy), is removed before and after, where nobody else builds: the last of several does it.
 func (s *Store) Hold(ctx context.Context) (release func(), err error) {
-	release, err = s.flock(ctx, storeLock, syscall.LOCK_EX|syscall.LOCK_NB)
-	switch {
-	case err == nil:
-		err = s.sweep()
-		release()
-		if err != nil {
-			return nil, err
-		}
-	case !errors.Is(err, syscall.EWOULDBLOCK):
+	if err := s.tidyIfAlone(ctx); err != nil {
 		return nil, err
 	}
-	return s.flock(ctx, storeLock, syscall.LOCK_SH)
+	done, err := s.flock(ctx, storeLock, syscall.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		done()
+		_ = s.tidyIfAlone(context.WithoutCancel(ctx)) // whoever builds next does it, and tells
+	}, nil
+}
+
+func (s *Store) tidyIfAlone(ctx context.Context) error {
+	release, err := s.flock(ctx, storeLock, syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.tidy()
 }
 
 // sweep removes work in progress, of which there is none, and templates that were being removed: the store is locked.

@@ -2,6 +2,7 @@ package images_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +92,117 @@ func TestRemoveWaitsForBuilds(t *testing.T) {
 	must(t, s.Remove(t.Context(), "x"))
 	if _, err := s.OpenImage(t.Context(), "y"); err != nil {
 		t.Errorf("the image that was built meanwhile: %v", err)
+	}
+}
+
+// The blobs of an image that is built anew stay while a template is made of them, and go with that.
+func TestBuiltAnew(t *testing.T) {
+	s := open(t)
+	build := func(version string) images.Image {
+		release, err := s.Hold(t.Context())
+		must(t, err)
+		defer release()
+		return publish(t, s, "x", version)
+	}
+	blobs := func(what string, images ...images.Image) {
+		t.Helper()
+		var want []string
+		for _, img := range images {
+			m := img.Manifest
+			want = append(want, m.Kernel.SHA256, m.Initrd.SHA256, m.Root.SHA256, m.Scratch.SHA256)
+		}
+		slices.Sort(want)
+		if diff := cmp.Diff(slices.Compact(want), files(t, s, "blobs")); diff != "" {
+			t.Errorf("blobs when %s (-want +got):\n%s", what, diff)
+		}
+	}
+	h := &images.Host{Store: s, Driver: newDriver()}
+	build("1")
+	second := build("2")
+	blobs("nobody has used the first", second)
+	_, _, err := h.Template(t.Context(), "x", jobs.Shape{})
+	must(t, err)
+	build("3")
+	fourth := build("4")
+	blobs("a template of the second is there", second, fourth)
+	_, _, err = h.Template(t.Context(), "x", jobs.Shape{})
+	must(t, err)
+	blobs("there is one of the fourth", fourth)
+
+	must(t, s.PutStage("of-second", map[string]images.Part{"root": second.Manifest.Root}))
+	must(t, s.PutStage("of-fourth", map[string]images.Part{"root": fourth.Manifest.Root}))
+	old := time.Now().Add(-25 * time.Hour)
+	for _, name := range []string{"of-second.json", "of-fourth.json"} {
+		must(t, os.Chtimes(filepath.Join(s.Dir(), "stages", name), old, old))
+	}
+	build("4")
+	if diff := cmp.Diff([]string{"of-fourth.json"}, files(t, s, "stages")); diff != "" {
+		t.Errorf("stages (-want +got):\n%s", diff)
+	}
+}
+
+// What a build under way has made is nobody's rubbish, also not when another build ends meanwhile; nor is what an image may be made of that
+// cannot be read, or is another version's.
+func TestBuiltAnewTakesNothingThatMayBeAnothers(t *testing.T) {
+	s := open(t)
+	release, err := reopen(t, s).Hold(t.Context())
+	must(t, err)
+	y, err := manifest(s, "y", "1")
+	must(t, err)
+	other, err := s.Hold(t.Context())
+	must(t, err)
+	publish(t, s, "x", "1")
+	x := publish(t, s, "x", "2")
+	other()
+	_, err = s.Publish(y)
+	must(t, err)
+	file := filepath.Join(s.Dir(), "images", "y.json")
+	b, err := os.ReadFile(file)
+	must(t, err)
+	for name, broken := range map[string][]byte{"cut": b[:40], "another version's": bytes.Replace(b, []byte(`"format": 1`), []byte(`"format": 99`), 1)} {
+		if bytes.Equal(b, broken) {
+			t.Fatalf("%s: it is as it was", name)
+		}
+		must(t, os.WriteFile(file, broken, 0o644))
+		hold, err := s.Hold(t.Context())
+		must(t, err)
+		hold()
+	}
+	before := files(t, s, "blobs")
+	must(t, os.WriteFile(file, b, 0o644))
+	release()
+	if got, err := s.OpenImage(t.Context(), "x"); err != nil || got.Digest != x.Digest {
+		t.Errorf("the other build's image: %v", err)
+	}
+	if _, err := s.OpenImage(t.Context(), "y"); err != nil {
+		t.Errorf("the image that was built: %v", err)
+	}
+	if now := files(t, s, "blobs"); len(now) != len(before)-2 {
+		t.Errorf("%d blobs, then %d: the first x had two of its own", len(before), len(now))
+	}
+}
+
+// Who reads an image's files when it is built anew, and the old ones are removed, gets the new image.
+func TestOpenWhileBuiltAnew(t *testing.T) {
+	s := open(t)
+	first := publish(t, s, "x", "1")
+	must(t, os.Remove(first.Root))
+	must(t, syscall.Mkfifo(first.Root, 0o644)) // whoever reads it waits for the test
+	opened := make(chan error, 1)
+	go func() {
+		img, err := s.OpenImage(t.Context(), "x")
+		if err == nil && img.Digest == first.Digest {
+			err = errors.New("it is the old one")
+		}
+		opened <- err
+	}()
+	reads, err := os.OpenFile(first.Root, os.O_WRONLY, 0)
+	must(t, err)
+	publish(t, s, "x", "2")
+	must(t, os.Remove(first.Root))
+	must(t, reads.Close())
+	if err := <-opened; err != nil {
+		t.Error(err)
 	}
 }
 

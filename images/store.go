@@ -190,16 +190,29 @@ func (s *Store) List() ([]Image, error) {
 
 // OpenImage gives an image whose parts are all what its manifest says. A process reads each blob once, and again when it has been touched.
 func (s *Store) OpenImage(ctx context.Context, name string) (Image, error) {
-	img, err := s.Get(name)
-	if err != nil {
-		return img, err
+	for {
+		img, err := s.Get(name)
+		if err != nil {
+			return img, err
+		}
+		err = s.wholeImage(ctx, img)
+		if err == nil {
+			return img, nil
+		}
+		if now, gone := s.Get(name); gone == nil && now.Digest != img.Digest {
+			continue // it was built anew, and what it was made of has been removed
+		}
+		return img, fmt.Errorf("image %s: %w; building it anew mends it", name, err)
 	}
+}
+
+func (s *Store) wholeImage(ctx context.Context, img Image) error {
 	for _, p := range img.parts() {
 		if err := s.whole(ctx, p); err != nil {
-			return img, fmt.Errorf("image %s: %w; building it anew mends it", name, err)
+			return err
 		}
 	}
-	return img, nil
+	return nil
 }
 
 // Verify reads all parts of an image again; the error names each corrupt file.
