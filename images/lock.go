@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
 // storeLock keeps builds and collections apart: many builds, or one collection.
 const storeLock = "store"
+
+// ImageLock is the lock of who builds or removes an image.
+func ImageLock(name string) string { return "image-" + name }
 
 // Lock waits for the lock of that name, which processes on this host share, and gives its release. A process that dies gives it back.
 // Who wants the store too (Hold) takes that last.
@@ -52,7 +56,7 @@ func (s *Store) tidyIfAlone(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	return s.tidy()
+	return errors.Join(s.tidy(), s.removeLocks(ctx))
 }
 
 // sweep removes work in progress, of which there is none, and templates that were being removed: the store is locked.
@@ -68,11 +72,33 @@ func (s *Store) sweep() error {
 	return errors.Join(errs...)
 }
 
+// flock locks the file of that name, which may have been removed by whoever had it locked before (removeLock): then it is no lock any more.
 func (s *Store) flock(ctx context.Context, name string, how int) (release func(), err error) {
+	for {
+		f, err := s.flockFile(ctx, name, how)
+		if err != nil {
+			return nil, err
+		}
+		is, err := f.Stat()
+		now, gone := os.Stat(f.Name())
+		if err == nil && gone == nil && os.SameFile(is, now) {
+			return func() { _ = f.Close() }, nil
+		}
+		_ = f.Close()
+		if err == nil && !errors.Is(gone, os.ErrNotExist) {
+			err = gone
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+	}
+}
+
+func (s *Store) flockFile(ctx context.Context, name string, how int) (*os.File, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	f, err := os.OpenFile(filepath.Join(s.dir, "locks", name), os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(s.lockFile(name), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +118,7 @@ func (s *Store) flock(ctx context.Context, name string, how int) (release func()
 			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", name, err)
 		}
-		return func() { _ = f.Close() }, nil
+		return f, nil
 	case <-ctx.Done():
 		go func() { // the lock cannot be waited for less; it is given back as soon as it comes
 			<-locked //nolint:errcheck // nobody waits for it any more
@@ -100,4 +126,40 @@ func (s *Store) flock(ctx context.Context, name string, how int) (release func()
 		}()
 		return nil, context.Cause(ctx)
 	}
+}
+
+func (s *Store) lockFile(name string) string { return filepath.Join(s.dir, "locks", name) }
+
+// removeLocks removes the locks of templates and images that are not there and that nobody is at.
+func (s *Store) removeLocks(ctx context.Context) error {
+	files, err := os.ReadDir(filepath.Join(s.dir, "locks"))
+	errs := []error{err}
+	for _, f := range files {
+		of := ""
+		if key, is := strings.CutPrefix(f.Name(), templateLock("")); is {
+			of = s.templateDir(key)
+		} else if name, is := strings.CutPrefix(f.Name(), ImageLock("")); is {
+			of = s.manifestFile(name)
+		}
+		if of == "" {
+			continue
+		}
+		if _, err := os.Lstat(of); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, s.removeLock(ctx, f.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeLock removes a lock's file unless somebody has it locked. Who has opened it, and waits, locks the next.
+func (s *Store) removeLock(ctx context.Context, name string) error {
+	release, err := s.flock(ctx, name, syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	return os.Remove(s.lockFile(name))
 }

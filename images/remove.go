@@ -17,7 +17,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	if !nameRE.MatchString(name) {
 		return fmt.Errorf("%w: %q is no image's name", ErrNoImage, name)
 	}
-	release, err := s.Lock(ctx, "image-"+name)
+	release, err := s.Lock(ctx, ImageLock(name))
 	if err != nil {
 		return err
 	}

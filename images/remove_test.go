@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -248,6 +249,67 @@ func TestLock(t *testing.T) {
 	release()
 	release, err = s.Lock(t.Context(), "a") // also when the other one's wait is served first
 	must(t, err)
+	release()
+}
+
+// The locks of what is not there any more go, but for those that somebody has.
+func TestLocksGo(t *testing.T) {
+	s := open(t)
+	h := &images.Host{Store: s, Driver: newDriver()}
+	for _, version := range []string{"1", "2", "3"} {
+		publish(t, s, "x", version)
+		_, _, err := h.Template(t.Context(), "x", jobs.Shape{})
+		must(t, err)
+	}
+	locked, err := s.Lock(t.Context(), images.ImageLock("y"))
+	must(t, err)
+	unlocked, err := s.Lock(t.Context(), images.ImageLock("z"))
+	must(t, err)
+	unlocked()
+	hold, err := s.Hold(t.Context())
+	must(t, err)
+	hold()
+	_, key, err := h.Template(t.Context(), "x", jobs.Shape{})
+	must(t, err)
+	if diff := cmp.Diff([]string{"hits", "image-y", "store", "template-" + key}, files(t, s, "locks")); diff != "" {
+		t.Errorf("locks (-want +got):\n%s", diff)
+	}
+	locked()
+}
+
+// Who waits for a lock whose file is removed meanwhile has the lock that others take.
+func TestLockRemovedUnderWaiter(t *testing.T) {
+	s := open(t)
+	first, err := s.Lock(t.Context(), "a")
+	must(t, err)
+	file := filepath.Join(s.Dir(), "locks", "a")
+	info, err := os.Stat(file)
+	must(t, err)
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	second := make(chan func())
+	go func() {
+		release, err := s.Lock(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+		}
+		second <- release
+	}()
+	for waits := false; !waits; { // as the kernel tells it: proc_locks(5)
+		b, err := os.ReadFile("/proc/locks")
+		must(t, err)
+		for line := range strings.Lines(string(b)) {
+			waits = waits || strings.Contains(line, "->") && strings.Contains(line, inode)
+		}
+	}
+	must(t, os.Remove(file))
+	first()
+	release := <-second
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if both, err := s.Lock(ctx, "a"); err == nil {
+		t.Error("two have it")
+		both()
+	}
 	release()
 }
 

@@ -220,7 +220,7 @@ func (s *Store) sweepLocks(there map[string]bool) error {
 	for _, f := range files {
 		id, is := strings.CutPrefix(f.Name(), flatLockPrefix)
 		if _, err := jobs.ParseID(id); is && err == nil && !there[id] {
-			errs = append(errs, os.Remove(filepath.Join(s.dir, "locks", f.Name())))
+			errs = append(errs, os.Remove(s.lockFile(f.Name())))
 		}
 	}
 	return errors.Join(errs...)

@@ -49,7 +49,7 @@ func Image(ctx context.Context, s *images.Store, r images.Recipe, o Options) (im
 	if err != nil {
 		return images.Image{}, fmt.Errorf("build %s: the agent: %w", r.Name, err)
 	}
-	release, err := s.LockTold(ctx, "image-"+r.Name, func() { o.Progress("wait", "for another build of it") })
+	release, err := s.LockTold(ctx, images.ImageLock(r.Name), func() { o.Progress("wait", "for another build of it") })
 	if err != nil {
 		return images.Image{}, err
 	}
