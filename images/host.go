@@ -201,7 +201,9 @@ func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
 			return vmm.Template{}, err
 		}
 	}
-	h.note(key)
+	if err := h.note(key); err != nil {
+		return vmm.Template{}, err
+	}
 	if err := touchTemplate(dir); err != nil {
 		return vmm.Template{}, err
 	}
@@ -209,13 +211,22 @@ func (h *Host) open(key string, b vmm.Boot) (vmm.Template, error) {
 	return vmm.Template{Dir: dir, Driver: m.Template.Driver, Boot: b}, nil
 }
 
-func (h *Host) note(key string) {
+// note remembers a template whose files are right, and forgets those that are not there any more, whoever has removed them.
+func (h *Host) note(key string) error {
+	there, err := os.ReadDir(filepath.Dir(h.Store.templateDir(key)))
+	if err != nil {
+		return err
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.opened == nil {
-		h.opened = map[string]bool{}
+	was := h.opened
+	h.opened = map[string]bool{key: true}
+	for _, e := range there {
+		if was[e.Name()] {
+			h.opened[e.Name()] = true
+		}
 	}
-	h.opened[key] = true
+	return nil
 }
 
 // build boots the image, warms it, and snapshots it.
@@ -252,11 +263,10 @@ func (h *Host) build(ctx context.Context, img Image, b vmm.Boot, key string) (_ 
 	if err := h.Store.publishTemplate(tmp, dir, templateManifest{Key: key, Image: img.Digest, Name: img.Name, Template: t, BuiltAt: time.Now().UTC()}); err != nil {
 		return vmm.Template{}, err
 	}
-	h.note(key)
 	zerolog.Ctx(ctx).Info().Str("image", img.Name).Dur("took", time.Since(start)).Msg("template built")
 	t.Dir = dir
 	own := h.key(img, bootOf(img, jobs.Shape{}))
-	return t, errors.Join(h.Store.removeStale(img.Name, img.Digest), h.Store.removeLeastUsed(ctx, img.Digest, own))
+	return t, errors.Join(h.Store.removeStale(img.Name, img.Digest), h.Store.removeLeastUsed(ctx, img.Digest, own), h.note(key))
 }
 
 // snapshot boots a machine of the image, warms it, and writes it into dir.

@@ -90,6 +90,9 @@ func (s *Store) Get(name string) (Image, error) {
 	}
 	now, err := os.Stat(s.manifestFile(name))
 	if errors.Is(err, fs.ErrNotExist) {
+		s.mu.Lock()
+		delete(s.read, name)
+		s.mu.Unlock()
 		return Image{}, fmt.Errorf("%w: %s", ErrNoImage, name)
 	}
 	if err != nil {
@@ -251,13 +254,30 @@ func (s *Store) check(ctx context.Context, p Part) error {
 	if err == nil {
 		err = p.Check(s.Blob(p))
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		delete(s.verified, p.SHA256)
 		return err
 	}
-	s.verified[p.SHA256] = before
+	return s.note(p, before)
+}
+
+// note remembers a blob that is right, as it was then, and forgets those that are not there any more, whoever has removed them.
+func (s *Store) note(p Part, then os.FileInfo) error {
+	there, err := os.ReadDir(filepath.Join(s.dir, "blobs"))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.verified
+	s.verified = map[string]os.FileInfo{p.SHA256: then}
+	for _, e := range there {
+		if info := was[e.Name()]; info != nil && e.Name() != p.SHA256 {
+			s.verified[e.Name()] = info
+		}
+	}
 	return nil
 }
 

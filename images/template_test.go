@@ -362,3 +362,29 @@ func TestTemplateIsBuiltOnceAmongProcesses(t *testing.T) {
 		t.Errorf("keys:\n%s", keys)
 	}
 }
+
+// A process that runs for months remembers what is there, not all that ever was.
+func TestWhatIsGoneIsForgotten(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) { // templates settle in its time
+		s := open(t)
+		h := &images.Host{Store: s, Driver: newDriver()}
+		for i := range 20 {
+			publish(t, s, "x", fmt.Sprint(i))
+			publish(t, s, fmt.Sprint("y", i), "1")
+			for _, name := range []string{"x", fmt.Sprint("y", i)} {
+				_, _, err := h.Template(t.Context(), name, jobs.Shape{})
+				must(t, err)
+			}
+			must(t, s.Remove(t.Context(), fmt.Sprint("y", i)))
+			if _, err := s.Get(fmt.Sprint("y", i)); !errors.Is(err, images.ErrNoImage) {
+				t.Error(err)
+			}
+		}
+		_, _, err := h.Template(t.Context(), "x", jobs.Shape{})
+		must(t, err)
+		blobs, manifests := s.Remembered()
+		if n := h.Opened(); n != 1 || blobs > 6 || manifests != 1 {
+			t.Errorf("%d templates, %d blobs and %d images are remembered, of 1, 4 and 1", n, blobs, manifests)
+		}
+	})
+}
