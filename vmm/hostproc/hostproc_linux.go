@@ -5,8 +5,6 @@ package hostproc
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -33,7 +31,7 @@ type Driver struct{ cfg Config }
 
 var _ vmm.Driver = (*Driver)(nil)
 
-// New refuses a configuration that does not say that it knows what it does.
+// New refuses a configuration that does not say that it knows what it does. It removes the directories of machines whose process has died.
 func New(cfg Config) (*Driver, error) {
 	if !cfg.Insecure {
 		return nil, errors.New("the driver hostproc runs programs as plain processes of this host and isolates nothing: it wants --insecure-no-isolation")
@@ -41,7 +39,7 @@ func New(cfg Config) (*Driver, error) {
 	if _, err := os.Stat(cfg.Agent); err != nil {
 		return nil, fmt.Errorf("hostproc: the agent: %w", err)
 	}
-	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(cfg.RunDir, 0o755), removeDead(cfg.RunDir)); err != nil {
 		return nil, fmt.Errorf("hostproc: %w", err)
 	}
 	return &Driver{cfg}, nil
@@ -62,16 +60,14 @@ func (*Driver) Boot(context.Context, vmm.Boot, vmm.Attach) (vmm.Machine, error) 
 
 // Prepare starts the agent.
 func (d *Driver) Prepare(ctx context.Context, _ vmm.Template, _ vmm.Attach) (_ vmm.Prepared, err error) {
-	b := make([]byte, 8)
-	_, _ = rand.Read(b) // never fails (crypto/rand)
-	m := &machine{id: "m-" + hex.EncodeToString(b), done: make(chan struct{})}
-	m.dir = filepath.Join(d.cfg.RunDir, m.id)
-	if err := os.Mkdir(m.dir, 0o755); err != nil {
+	at, err := newPlace(d.cfg.RunDir)
+	if err != nil {
 		return nil, err
 	}
+	m := &machine{id: filepath.Base(at.dir), at: at, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(m.dir)
+			_ = at.remove()
 		}
 	}()
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -86,7 +82,7 @@ func (d *Driver) Prepare(ctx context.Context, _ vmm.Template, _ vmm.Attach) (_ v
 		return nil, err
 	}
 	m.line = &line{stream: stream}
-	args := []string{"serve", "--fd", "3", "--work", m.dir}
+	args := []string{"serve", "--fd", "3", "--work", at.dir}
 	launcher := vmm.Direct{}
 	if os.Geteuid() == 0 { // a pid namespace ends with its first process: nothing that a job started outlives its agent
 		args = append(args, "--pid-namespace")
@@ -133,7 +129,8 @@ func (p *prepared) Close() error {
 
 // machine is an agent process.
 type machine struct {
-	id, dir string
+	id      string
+	at      place
 	line    *line
 	process vmm.Process
 	handle  *os.Process
@@ -211,5 +208,5 @@ func (m *machine) shut() error {
 	err := errors.Join(m.line.close(), m.process.Kill())
 	<-m.done
 	_ = m.handle.Release()
-	return errors.Join(err, os.RemoveAll(m.dir))
+	return errors.Join(err, m.at.remove())
 }

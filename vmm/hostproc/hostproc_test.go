@@ -1,6 +1,7 @@
 package hostproc_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -27,6 +28,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == "machine" { // another process, which has one until it is killed
+		fmt.Println(machineIn(os.Args[2], os.Args[3]))
+		_, _ = os.Stdin.Read(make([]byte, 1))
+		return
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(agentDir)
 		os.Exit(code)
@@ -181,6 +187,60 @@ func TestAgentThatCannotStartLeavesNothing(t *testing.T) {
 	if p, err := d.Prepare(t.Context(), vmm.Template{}, vmm.Attach{}); !errors.Is(err, syscall.ENOEXEC) {
 		t.Errorf("prepare: %v, %v", p, err)
 	}
+}
+
+func machineIn(bin, runDir string) error {
+	d, err := hostproc.New(hostproc.Config{Agent: bin, RunDir: runDir, Insecure: true})
+	if err == nil {
+		_, err = d.Prepare(context.Background(), vmm.Template{}, vmm.Attach{})
+	}
+	return err
+}
+
+// A driver removes what one that was killed has left, and nothing of one that lives.
+func TestDirectoriesOfTheDeadGo(t *testing.T) {
+	d, runDir := newDriver(t)
+	m := vmmtest.Fixture{Driver: d}.Machine(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, _ := agent()
+	cmd := exec.CommandContext(t.Context(), self, "machine", bin, runDir)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
+		t.Errorf("the other process says %q, %v", line, err)
+	}
+	there := func(want int) {
+		t.Helper()
+		if _, err := hostproc.New(hostproc.Config{Agent: bin, RunDir: runDir, Insecure: true}); err != nil {
+			t.Error(err)
+		}
+		left, err := os.ReadDir(runDir)
+		if err != nil || len(left) != want {
+			t.Errorf("%d directories, want %d: %v", len(left), want, err)
+		}
+		if _, err := os.Stat(filepath.Join(runDir, m.ID())); err != nil {
+			t.Errorf("of the machine that lives: %v", err)
+		}
+	}
+	there(2)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	there(1)
 }
 
 // What a program leaves running, however it hid, ends with its machine: as root the agent has a pid namespace.
