@@ -56,6 +56,18 @@ func violation(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrProtocol}, args...)...)
 }
 
+// credit is how much a credit frame gives.
+func (f frame) credit() (int, error) {
+	if len(f.payload) != 4 {
+		return 0, violation("credit of %d bytes", len(f.payload))
+	}
+	n := binary.BigEndian.Uint32(f.payload)
+	if n == 0 || n > window {
+		return 0, violation("credit of %d", n)
+	}
+	return int(n), nil
+}
+
 func appendHeader(b []byte, f frame, length int) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(length))
 	b = binary.BigEndian.AppendUint32(b, f.stream)

@@ -98,8 +98,9 @@ func seek(r io.ByteReader, magic string) error {
 	return nil
 }
 
-// greet begins a conversation from the host's side and gives the reader that holds what has been read beyond the answer.
-func greet(ctx context.Context, conn net.Conn) (_ *reader, own nonce, err error) {
+// greet begins a conversation from the host's side and gives the reader that holds what has been read beyond the answer, and how often it
+// has greeted again.
+func greet(ctx context.Context, conn net.Conn) (_ *reader, own nonce, again int, err error) {
 	g := greeting{least: minVersion, most: maxVersion}
 	_, _ = rand.Read(g.nonce[:]) // never fails (crypto/rand)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -121,15 +122,15 @@ func greet(ctx context.Context, conn net.Conn) (_ *reader, own nonce, err error)
 	for n := 0; ; n++ {
 		if n == flushAfter {
 			if _, err := conn.Write(make([]byte, MaxPayload+headerSize)); err != nil {
-				return nil, own, drain(answered, conn, err)
+				return nil, own, n, drain(answered, conn, err)
 			}
 		}
 		if _, err := conn.Write(g.encode()); err != nil {
-			return nil, own, drain(answered, conn, err)
+			return nil, own, n, drain(answered, conn, err)
 		}
 		select {
 		case err := <-answered:
-			return r, g.nonce, err
+			return r, g.nonce, n, err
 		case <-tick.C:
 		}
 	}

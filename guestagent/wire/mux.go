@@ -38,8 +38,11 @@ type Conversation struct {
 	w    io.Writer
 	wbuf []byte
 
+	answers int // how often the guest may repeat its answer: as often as the host has its greeting. The reader's
+
 	mu      sync.Mutex
 	streams map[uint32]*Stream
+	late    int // what may still come for streams that this end has let go
 	nextID  uint32
 	err     error
 	done    chan struct{}
@@ -58,11 +61,13 @@ func newConversation(w io.Writer, r *reader, own nonce, host bool) *Conversation
 // until the conversation ends. An agent that does not take what is written to it ends the conversation after some seconds: nothing
 // that writes waits longer.
 func Host(ctx context.Context, conn net.Conn) (*Conversation, error) {
-	r, own, err := greet(ctx, conn)
+	r, own, again, err := greet(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	return newConversation(punctual{conn}, r, own, true), nil
+	c := newConversation(punctual{conn}, r, own, true)
+	c.answers = again
+	return c, nil
 }
 
 // punctual writes to a guest that may never read.
@@ -128,7 +133,8 @@ func (c *Conversation) repeated(err error) bool {
 	if again, ok := errors.AsType[*greetingError](err); ok && !c.host {
 		return again.nonce == c.own
 	}
-	if again, ok := errors.AsType[*answerError](err); ok && c.host {
+	if again, ok := errors.AsType[*answerError](err); ok && c.host && c.answers > 0 {
+		c.answers--
 		return again.nonce == c.own
 	}
 	return false
@@ -174,11 +180,40 @@ func (c *Conversation) dispatch(f frame) error {
 	case f.stream > last:
 		return violation("frame of stream %d, which nobody opened", f.stream)
 	case s == nil:
-		return nil // this end has let the stream go
+		return c.passOver(f)
 	case f.typ == typeReset && !c.host:
 		s.forget() // before the host can open another in its place
 	}
 	return s.receive(f)
+}
+
+// lateMost is what an agent may have on its way when its host lets a stream go: a window of data and one of credit, a frame for each byte, and
+// how the stream ends.
+const lateMost = 2*window + 2
+
+// passOver takes a frame of a stream that this end has let go. A host does so only as often as it has let streams go: else a guest could have
+// it read for ever what says nothing.
+func (c *Conversation) passOver(f frame) error {
+	if !c.host {
+		return nil
+	}
+	cost := max(1, len(f.payload))
+	switch f.typ {
+	case typeCredit:
+		n, err := f.credit()
+		if err != nil {
+			return err
+		}
+		cost = n
+	case typeReply:
+		cost = 1
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.late -= cost; c.late < 0 {
+		return violation("more of streams that are over than can have been on its way")
+	}
+	return nil
 }
 
 // part keeps the beginning of a request. One at a time has begun, so that this is all the memory that requests take.

@@ -228,7 +228,7 @@ func TestReset(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.say(rawFrame(1, tData, 2, "last"), rawFrame(1, tReset, 0, ""), rawFrame(1, tReset, 0, ""))
+		p.say(rawFrame(1, tData, 2, "last"), rawFrame(1, tReset, 0, ""))
 		if _, b, _, err := s.Recv(t.Context()); string(b) != "last" || err != nil {
 			t.Errorf("%q, %v", b, err)
 		}

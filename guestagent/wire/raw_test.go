@@ -72,6 +72,7 @@ type heard struct {
 // peer is one end of the protocol, spoken by hand.
 type peer struct {
 	t    *testing.T
+	own  []byte // what names the conversation, where the test is the guest
 	conn net.Conn
 	in   chan heard // closed at the stream's end; has room for all that a test makes the other end say
 }
@@ -189,17 +190,19 @@ func greeted(t *testing.T, serve func(*wire.Conversation)) *peer {
 func startHost(t *testing.T) (*wire.Conversation, *peer, <-chan error) {
 	t.Helper()
 	host, guest := net.Pipe()
-	p := &peer{t: t, conn: guest}
+	own := make(chan []byte, 1)
 	go func() {
 		b := make([]byte, 26)
 		_, _ = io.ReadFull(guest, b)
+		own <- b[10:]
 		_, _ = guest.Write(answer(1, string(b[10:])))
 	}()
 	c, err := wire.Host(t.Context(), host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p = newPeer(t, guest)
+	p := newPeer(t, guest)
+	p.own = <-own
 	ran := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {

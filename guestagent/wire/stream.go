@@ -2,7 +2,6 @@ package wire
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,21 +53,22 @@ func (s *Stream) receive(f frame) error {
 	defer s.mu.Unlock()
 	switch f.typ {
 	case typeCredit:
-		if len(f.payload) != 4 {
-			return violation("credit of %d bytes", len(f.payload))
+		n, err := f.credit()
+		if err != nil {
+			return err
 		}
-		n := binary.BigEndian.Uint32(f.payload)
-		if n > window || s.credit+int(n) > window {
+		if s.credit+n > window {
 			return violation("credit beyond the window")
 		}
-		s.credit += int(n)
+		s.credit += n
 		signal(s.writable)
 		return nil
 	case typeReset:
-		if !s.reset {
-			s.reset = true
-			close(s.gone)
+		if s.reset {
+			return violation("two resets")
 		}
+		s.reset = true
+		close(s.gone)
 		signal(s.writable)
 	case typeData:
 		switch {
@@ -254,6 +254,9 @@ func (s *Stream) forget() bool {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	_, in := s.c.streams[s.id]
+	if in {
+		s.c.late += lateMost
+	}
 	delete(s.c.streams, s.id)
 	return in
 }
