@@ -21,8 +21,8 @@ const (
 	// pipe is left to fill.
 	pendingBytes = 4 << 20
 	eventBytes   = 512
-	// outputRate and outputBurst are how much output of one attempt goes to the broker, in bytes: per second, and at once. A program that
-	// prints faster waits in its write. A broker that syncs always keeps ten seconds of a stream that is being read in memory
+	// outputRate and outputBurst are how much output of one attempt goes to the broker, in bytes, each event counted as eventBytes besides:
+	// per second, and at once. A program that prints faster waits in its write. A broker that syncs always keeps ten seconds of a stream that is being read in memory
 	// (nats-server 2.15, filestore's cache), so this is what bounds its memory.
 	outputRate  = 4 << 20
 	outputBurst = 16 << 20
@@ -218,6 +218,7 @@ func (s *stream) write(step int, name string, offset int64, b []byte) error {
 	for len(b) > 0 {
 		n := cut(b, chunkBytes)
 		s.put(jobs.Event{Type: jobs.EventOutput, Step: step, Stream: name, Offset: offset}, bytes.Clone(b[:n]))
+		s.pace.ReserveN(time.Now(), eventBytes) // the next write waits for it
 		b, offset = b[n:], offset+int64(n)
 	}
 	return nil

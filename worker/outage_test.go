@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -522,5 +523,36 @@ func TestFullDisk(t *testing.T) {
 			}
 		}
 		r.empty(t)
+	})
+}
+
+// What a program prints a byte at a time, on both streams in turn, is an event each: those, too, go to the broker no faster than may be.
+func TestOutputOfManyEvents(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		const n = 60_000
+		r.cfg.Driver = inproc.New(flicker)
+		r.run(t)
+		l := r.put(limited(steps([]string{"flicker", strconv.Itoa(n)}), time.Minute, 0))
+		if res := r.report(t, l.Job).Result; !res.Success() {
+			t.Fatalf("ended %s: %s", res.Ending, res.Reason)
+		}
+		var first, last time.Time
+		events := 0
+		for _, e := range r.board.of(l.Job) {
+			if e.Type != jobs.EventOutput {
+				continue
+			}
+			if events++; first.IsZero() {
+				first = e.Time
+			}
+			last = e.Time
+		}
+		// 16 MiB at once and 4 MiB a second, of which each event takes half a kibibyte.
+		if took, at := last.Sub(first), time.Duration((events-(16<<11))*int(time.Second)/(4<<11)); took < at-time.Second {
+			t.Errorf("%d events in %v, and no sooner than %v", events, took, at)
+		}
+		if events < n/2 {
+			t.Errorf("%d events of %d bytes: they were joined", events, n)
+		}
 	})
 }

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -97,4 +98,23 @@ func count(ctx context.Context, s *wire.Stream, e *wire.Exec) *wire.Exit {
 		break
 	}
 	return &exit
+}
+
+// flicker is a guest whose programs print a byte on each stream in turn, so many in all as their first argument says: each is an event.
+func flicker(ctx context.Context, conn net.Conn) {
+	converse(ctx, conn, func(ctx context.Context, s *wire.Stream, r *wire.Request) wire.Reply {
+		if r.Op != wire.OpExec {
+			return answer(ctx, s, r)
+		}
+		n, err := strconv.Atoi(r.Exec.Argv[1])
+		for range n / 2 {
+			if err = errors.Join(s.Send(ctx, wire.ChanStdout, []byte("o")), s.Send(ctx, wire.ChanStderr, []byte("e"))); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			return wire.Reply{Error: &wire.Error{Kind: wire.ErrAgent, Message: err.Error()}}
+		}
+		return wire.Reply{Exit: &wire.Exit{StdoutBytes: int64(n / 2), StderrBytes: int64(n / 2)}}
+	})
 }
