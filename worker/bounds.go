@@ -16,6 +16,7 @@ const (
 	maxArtifacts = 320 << 10 // the artifacts' names and digests
 	maxSaid      = 1 << 10   // a guest's own words, in bytes
 	maxMS        = 1e12      // a guest's measurement
+	maxCode      = 255       // the status that a program can exit with (wait(2))
 )
 
 // jsonSize is how many bytes a value takes in a message.
@@ -50,6 +51,9 @@ func said(s string) string {
 // believable cuts a guest's report of a program's end to what can be summed, stored and sent.
 func believable(e wire.Exit) wire.Exit {
 	e.Signal, e.Limit = said(e.Signal), said(e.Limit)
+	if e.Signal == "" && (e.Code < 0 || e.Code > maxCode) { // of 256 a shell sees 0
+		e.Code = maxCode
+	}
 	e.WallMS, e.CPUMS = min(max(e.WallMS, 0), maxMS), min(max(e.CPUMS, 0), maxMS)
 	e.MemoryPeakBytes, e.PIDsPeak = max(e.MemoryPeakBytes, 0), max(e.PIDsPeak, 0)
 	e.StdoutDropped, e.StderrDropped = max(e.StdoutDropped, 0), max(e.StderrDropped, 0)

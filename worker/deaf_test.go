@@ -1,9 +1,13 @@
 package worker_test
 
 import (
+	"context"
+	"math"
+	"net"
 	"testing"
 	"time"
 
+	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm/inproc"
 )
@@ -36,5 +40,25 @@ func TestGuestDoesNotEndTheProgram(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A guest's exit code is one that a program can have: whoever passes it on as a process's own, as `paddock run` does, passes on no success that was none.
+func TestExitCodeThatNoProgramHas(t *testing.T) {
+	for code, want := range map[int]int{0: 0, 255: 255, 256: 255, -256: 255, math.MaxInt: 255, math.MinInt: 255} {
+		r := newRig(t)
+		r.cfg.Driver = inproc.New(func(ctx context.Context, conn net.Conn) {
+			converse(ctx, conn, func(ctx context.Context, s *wire.Stream, q *wire.Request) wire.Reply {
+				if q.Op == wire.OpExec {
+					return wire.Reply{Exit: &wire.Exit{Code: code}}
+				}
+				return answer(ctx, s, q)
+			})
+		})
+		r.run(t)
+		res := r.report(t, r.put(steps([]string{"lie"})).Job).Result
+		if res.Ending != jobs.Exited || res.ExitCode == nil || *res.ExitCode != want || *res.Steps[0].ExitCode != want {
+			t.Errorf("%d: ended %s with %v, want %d", code, res.Ending, res.ExitCode, want)
+		}
 	}
 }
