@@ -24,7 +24,11 @@ type server struct {
 }
 
 const (
+	// questionsAtOnce are a slot's; questionsOut are those of all slots that wait for an answer from outside, but for ownQuestions of each: guests
+	// whose questions nobody answers keep no other's from being asked.
 	questionsAtOnce = 64
+	questionsOut    = 512
+	ownQuestions    = 4
 	questionTime    = 5 * time.Second
 	// maxPin is how long an answer may be relied upon, by the guest and by its rules.
 	maxPin = time.Hour
@@ -153,7 +157,7 @@ func (sv *server) answer(q *dns.Msg) (*dns.Msg, error) {
 	}
 	ctx, cancel := context.WithTimeout(sv.slot.life, questionTime)
 	defer cancel()
-	up, err := sv.slot.host.ask(ctx, question)
+	up, err := sv.ask(ctx, question)
 	if err != nil {
 		return nil, err
 	}
@@ -248,14 +252,23 @@ func (h *Host) denies(a netip.Addr) bool {
 	return anyContains(never, a) || anyContains(private(), a) && !anyContains(h.cfg.Allowed, a)
 }
 
-// ask asks the host's DNS servers, one after the other.
-func (h *Host) ask(ctx context.Context, question dns.Question) (*dns.Msg, error) {
+// ask asks the host's DNS servers. The slot's first questions need no place among all slots'.
+func (sv *server) ask(ctx context.Context, question dns.Question) (*dns.Msg, error) {
+	h := sv.slot.host
+	if len(sv.busy) <= ownQuestions {
+		return h.ask(ctx, question)
+	}
 	select {
 	case h.asking <- struct{}{}:
 		defer func() { <-h.asking }()
 	case <-ctx.Done():
 		return nil, errOverload
 	}
+	return h.ask(ctx, question)
+}
+
+// ask asks the host's DNS servers, one after the other.
+func (h *Host) ask(ctx context.Context, question dns.Question) (*dns.Msg, error) {
 	var errs error
 	for _, at := range h.cfg.Upstream {
 		m, err := h.askOne(ctx, at, question)

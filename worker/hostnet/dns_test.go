@@ -137,3 +137,47 @@ func TestDNSFlood(t *testing.T) {
 		}
 	}
 }
+
+// Whatever other machines ask, and nobody answers, a machine's question is asked.
+func TestDNSBesideTheUnanswered(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.dns.set("ok.example.", "ok.example. 60 A "+web)
+	h := run(t, l.config(t))
+	s := take(t, h)
+	g := newGuest(t, s)
+	allow(t, s, hostnet.Policy{Kind: hostnet.Internet})
+	defer h.OthersAsk()()
+	wantAnswer(t, g, s, "ok.example.", dns.TypeA, web)
+}
+
+// What a guest has pinned takes memory of the host's kernel: there is an end to it.
+func TestPinsHaveAnEnd(t *testing.T) {
+	t.Parallel()
+	const each, names = 2048, 2 * hostnet.MostPins / 2048
+	l := newLab(t)
+	for n := range names {
+		var records []string
+		for i := range each {
+			records = append(records, fmt.Sprintf("n%d.example. 3600 A 45.%d.%d.%d", n, n, i>>8, i&255))
+		}
+		l.dns.set(fmt.Sprintf("n%d.example.", n), records...)
+	}
+	s := take(t, run(t, l.config(t)))
+	g := newGuest(t, s)
+	allow(t, s, hostnet.Policy{Kind: hostnet.Allowlist, Domains: []string{"*.example"}})
+	pinned := 0
+	for n := range names {
+		a, err := lookup(g.ns, "tcp", s.Guest().DNS.String(), fmt.Sprintf("n%d.example.", n), dns.TypeA, granted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 && len(a.Answer) != each {
+			t.Errorf("the first answer has %d addresses: %v", len(a.Answer), a.Rcode)
+		}
+		pinned += len(a.Answer)
+	}
+	if pinned > hostnet.MostPins {
+		t.Errorf("%d addresses are pinned, of %d at most", pinned, hostnet.MostPins)
+	}
+}

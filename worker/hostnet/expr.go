@@ -217,6 +217,7 @@ func (t *table) prefixes(name string, v6 bool, prefixes []netip.Prefix) (*nftabl
 func (t *table) addresses(name string, v6 bool) (*nftables.Set, error) {
 	s := t.set(name, v6)
 	s.HasTimeout = true
+	s.Size = mostPins
 	s.Timeout = time.Hour // each element has its own; a set with none is of another kind in the kernel
 	return s, t.conn.AddSet(s, nil)
 }

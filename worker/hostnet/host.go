@@ -34,7 +34,7 @@ type Host struct {
 	waiting atomic.Int64  // in ready, or in the hands of fill
 	free    chan struct{} // has one where a slot has been given back
 	ended   chan struct{} // closed when Run takes no more
-	asking  chan struct{} // one for each question that DNS servers are asked
+	asking  chan struct{} // one for each question that DNS servers are asked, but for ownQuestions of a slot
 
 	mu       sync.Mutex
 	slots    map[*Slot]bool
@@ -62,7 +62,7 @@ func open(ctx context.Context, cfg Config) (_ *Host, err error) {
 	}
 	h := &Host{
 		cfg: cfg, slots: map[*Slot]bool{}, ready: make(chan *Slot, max(cfg.Slots-1, 0)), free: make(chan struct{}, 1), ended: make(chan struct{}),
-		asking: make(chan struct{}, 512),
+		asking: make(chan struct{}, questionsOut),
 	}
 	if h.ns, err = openNetns(cfg.Netns); err != nil {
 		return nil, fmt.Errorf("open the host's network namespace: %w", err)

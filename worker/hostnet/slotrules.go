@@ -42,6 +42,10 @@ const (
 	dnsConns          = 32 // over TCP, at once
 )
 
+// mostPins is how many addresses of a family a guest may have been answered for its domains at a time. Each takes memory of the kernel's for as
+// long as its answer holds, and a guest that works with the owner of a domain has any number.
+const mostPins = 8192
+
 // table begins a change of the slot's rules. Its socket stays open: closing one waits until the kernel has let go of the rules that were
 // replaced, some milliseconds (nft_rcv_nl_event in net/netfilter/nf_tables_api.c), and that is what a machine would wait for.
 func (s *Slot) table() (*table, error) {
