@@ -179,6 +179,7 @@ func TestExpand(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"image":"base","steps":[{"cmd":"true"}]}`))
 	f.Add([]byte(`{"a":[[[{"b":1e5}]]],"limits":{"wall_ms":1e400}}`))
+	f.Add([]byte(`{"image":"base","steps":[{"cmd":"true"}],"run_at":"0000-01-01T00:00:00+01:00"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		spec, _, err := jobs.Decode(b, jobs.Lenient)
 		if err != nil {

@@ -90,8 +90,12 @@ const (
 
 // scheduling checks when and where the job may run, and how often.
 func (s *Spec) scheduling(c *checker) {
-	if !s.RunAt.IsZero() && time.Until(s.RunAt) > maxAhead {
+	switch {
+	case s.RunAt.IsZero():
+	case time.Until(s.RunAt) > maxAhead:
 		c.fault("run_at", "%s is more than a year ahead", s.RunAt.Format(time.RFC3339))
+	case s.RunAt.UTC().Year() < 0: // RFC 3339 can say so with an offset, and nothing can be encoded that has it
+		c.fault("run_at", "is before the year 0")
 	}
 	if len(s.DependsOn) > MaxDependsOn {
 		c.fault("depends_on", "has %d, at most %d are taken", len(s.DependsOn), MaxDependsOn)

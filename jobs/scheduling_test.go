@@ -28,6 +28,7 @@ func TestSchedulingFaults(t *testing.T) {
 	for body, want := range map[string]string{
 		`"run_at":"tomorrow"`:                                           "run_at",
 		`"run_at":"` + far + `"`:                                        "run_at",
+		`"run_at":"0000-01-01T00:00:00+01:00"`:                          "run_at", // in UTC of a year that no JSON has
 		`"depends_on":["x"]`:                                            "depends_on[0]",
 		`"depends_on":["` + id + `","` + id + `"]`:                      "depends_on[1]",
 		`"id":"` + id + `","depends_on":["` + id + `"]`:                 "depends_on[0]",
