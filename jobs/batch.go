@@ -132,7 +132,7 @@ func with(defaults map[string]json.RawMessage, body json.RawMessage) json.RawMes
 		return body
 	}
 	own := map[string]json.RawMessage{}
-	if json.Unmarshal(body, &own) != nil {
+	if json.Unmarshal(body, &own) != nil || own == nil { // null is no object either
 		return body
 	}
 	for k, v := range defaults {

@@ -93,7 +93,7 @@ func TestBatchSpecs(t *testing.T) {
 		Defaults: json.RawMessage(`{"language":"python","labels":{"from":"defaults"},"priority":3}`),
 		Jobs: []json.RawMessage{
 			[]byte(`{"source":"1"}`), []byte(`{"source":"2","priority":7,"labels":{}}`), []byte(`{}`), []byte(`[]`), []byte(`{"source":"3","sorce":"4"}`),
-			[]byte(`{"source":"5","id":"` + id + `"}`), []byte(`{"source":"6","id":"` + id + `"}`),
+			[]byte(`{"source":"5","id":"` + id + `"}`), []byte(`{"source":"6","id":"` + id + `"}`), []byte(`null`),
 		},
 	}
 	specs, errs, warnings, err := r.Specs()
@@ -109,7 +109,7 @@ func TestBatchSpecs(t *testing.T) {
 			bad = append(bad, fmt.Sprint(i, faultsOf(err)))
 		}
 	}
-	if diff := cmp.Diff([]string{"2 [source]", "3 []", "6 [id]"}, bad); diff != "" {
+	if diff := cmp.Diff([]string{"2 [source]", "3 []", "6 [id]", "7 []"}, bad); diff != "" {
 		t.Errorf("faults (-want +got):\n%s", diff)
 	}
 	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "jobs[4].sorce") {
