@@ -49,9 +49,10 @@ type Operator interface {
 }
 
 // desk is what the brain answers besides, by subject.
-func (s *serving) desk() map[string]handler {
+func (s *serving) desk(ctx context.Context) map[string]handler {
 	m := map[string]handler{}
 	if b, ok := s.brain.(Batches); ok {
+		s.large = newTurns(largeAtOnce, maxPendingBytes, func(m *nats.Msg) { s.bus.reply(m, inTime(s.submitLarge(b))(ctx, m)) })
 		m[jobs.BatchSubjects] = inTime(func(ctx context.Context, m *nats.Msg) any { return s.batches(ctx, b, m) })
 	}
 	if b, ok := s.brain.(Schedules); ok {
@@ -74,11 +75,7 @@ func unasked(m *nats.Msg) *jobs.Error {
 func (s *serving) batches(ctx context.Context, b Batches, m *nats.Msg) any {
 	tenant := token(m.Subject, 3)
 	if token(m.Subject, 4) == "submit" {
-		r, err := s.submitBatch(ctx, b, tenant, m.Data)
-		if r.Error = s.errorOf(err); err != nil {
-			return &jobs.BatchReply{Error: r.Error, Warnings: r.Warnings}
-		}
-		return &r
+		return s.submitBatch(ctx, b, m)
 	}
 	var q jobs.BatchQuery
 	warnings, err := jobs.DecodeRequest(m.Data, &q)
@@ -102,34 +99,60 @@ func (s *serving) batches(ctx context.Context, b Batches, m *nats.Msg) any {
 	return &r
 }
 
-func (s *serving) submitBatch(ctx context.Context, b Batches, tenant string, data []byte) (jobs.BatchReply, error) {
+// submitBatch answers a batch, but for a large one: that has a turn of its own to be answered in.
+func (s *serving) submitBatch(ctx context.Context, b Batches, m *nats.Msg) any {
 	var q jobs.BatchRequest
-	if err := json.Unmarshal(data, &q); err != nil {
-		return jobs.BatchReply{}, &jobs.Error{Code: jobs.CodeInvalid, Message: "the batch cannot be read: " + err.Error()}
+	if err := json.Unmarshal(m.Data, &q); err != nil {
+		return failure{&jobs.Error{Code: jobs.CodeInvalid, Message: "the batch cannot be read: " + err.Error()}}
 	}
-	if q.Object != nil {
-		if len(q.Jobs) > 0 {
-			return jobs.BatchReply{}, &jobs.Error{Code: jobs.CodeInvalid, Message: "invalid batch", Faults: []jobs.Fault{{Path: "object", Message: "give one of jobs and object"}}}
+	if q.Object != nil || len(q.Defaults)*min(len(q.Jobs), jobs.MaxBatch) > largeBytes {
+		if !s.large.add(token(m.Subject, 3), m) {
+			return failure{waitTooMany()}
 		}
-		select {
-		case s.large <- struct{}{}:
-			defer func() { <-s.large }()
-		case <-ctx.Done():
-			return jobs.BatchReply{}, unavailable("read the batch's object", context.Cause(ctx))
-		}
-		var err error
-		if q.Jobs, err = s.bus.lines(ctx, tenant, *q.Object); err != nil {
-			return jobs.BatchReply{}, err
-		}
+		return nil
 	}
-	return b.AdmitBatch(ctx, tenant, &q)
+	return s.admitBatch(ctx, b, m, &q)
+}
+
+// submitLarge answers a large batch.
+func (s *serving) submitLarge(b Batches) handler {
+	return func(ctx context.Context, m *nats.Msg) any {
+		var q jobs.BatchRequest
+		err := json.Unmarshal(m.Data, &q) // as before
+		if err == nil && q.Object != nil {
+			q.Jobs, err = s.bus.object(ctx, token(m.Subject, 3), &q)
+		}
+		if err != nil {
+			return failure{s.errorOf(err)}
+		}
+		return s.admitBatch(ctx, b, m, &q)
+	}
+}
+
+func (s *serving) admitBatch(ctx context.Context, b Batches, m *nats.Msg, q *jobs.BatchRequest) any {
+	r, err := b.AdmitBatch(ctx, token(m.Subject, 3), q)
+	if r.Error = s.errorOf(err); err != nil {
+		return &jobs.BatchReply{Error: r.Error, Warnings: r.Warnings}
+	}
+	return &r
 }
 
 const (
-	// maxBatchBytes bounds a batch that comes as an object, and largeAtOnce how many of those are read at once.
-	maxBatchBytes = 64 << 20
-	largeAtOnce   = 4
+	// batchesAtOnce bounds the memory that batches take while they are read; further ones wait for their tenant's turn.
+	batchesAtOnce = 32
+	// largeAtOnce is how many large batches are read at once: those that come as an object, and those that their defaults make larger than
+	// largeBytes.
+	largeAtOnce = 4
+	largeBytes  = 4 << 20
 )
+
+// object gives the jobs of a batch that has them as an object.
+func (b *Bus) object(ctx context.Context, tenant string, q *jobs.BatchRequest) ([]json.RawMessage, error) {
+	if len(q.Jobs) > 0 {
+		return nil, &jobs.Error{Code: jobs.CodeInvalid, Message: "invalid batch", Faults: []jobs.Fault{{Path: "object", Message: "give one of jobs and object"}}}
+	}
+	return b.lines(ctx, tenant, *q.Object)
+}
 
 // lines reads a batch's specs from an object, one a line.
 func (b *Bus) lines(ctx context.Context, tenant string, ref jobs.ObjectRef) (list []json.RawMessage, err error) {
@@ -139,12 +162,12 @@ func (b *Bus) lines(ctx context.Context, tenant string, ref jobs.ObjectRef) (lis
 	}
 	defer r.Close()
 	sum := sha256.New()
-	in := bufio.NewScanner(io.TeeReader(io.LimitReader(r, maxBatchBytes+1), sum))
+	in := bufio.NewScanner(io.TeeReader(io.LimitReader(r, jobs.MaxBatchBytes+1), sum))
 	in.Buffer(nil, jobs.MaxSpecBytes)
 	size := 0
 	for in.Scan() {
-		if size += len(in.Bytes()) + 1; size > maxBatchBytes {
-			return nil, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the batch has more than %d bytes", maxBatchBytes)}
+		if size += len(in.Bytes()) + 1; size > jobs.MaxBatchBytes {
+			return nil, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the batch has more than %d bytes", jobs.MaxBatchBytes)}
 		}
 		if len(list) > jobs.MaxBatch {
 			return nil, &jobs.Error{Code: jobs.CodeInvalid, Message: "invalid batch", Faults: []jobs.Fault{{Path: "object", Message: fmt.Sprintf("has more than %d jobs", jobs.MaxBatch)}}}

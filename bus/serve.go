@@ -49,7 +49,7 @@ const (
 // ServeDispatcher answers clients and workers with the brain until ctx ends; requests that have come by then are answered first. It calls
 // ready when requests reach it.
 func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) error {
-	s := &serving{large: make(chan struct{}, largeAtOnce), bus: b, brain: brain}
+	s := &serving{bus: b, brain: brain}
 	var specs *enqueueing
 	err := b.whenThere(ctx, func() (err error) {
 		if s.reads == nil {
@@ -79,10 +79,17 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	defer g.Wait() //nolint:errcheck // the end gives its error; here one has come before
+	answers := s.desk(gctx)
+	end := func() error {
+		err := g.Wait()
+		if s.large != nil {
+			s.large.all.Wait()
+		}
+		return err
+	}
+	defer end() //nolint:errcheck // the end gives its error; here one has come before
 	beat := inTime(fleet(s, func(b jobs.Beat) string { return b.Worker }, brain.Beat))
 	report := inTime(fleet(s, func(r jobs.Report) string { return r.Worker }, brain.Report))
-	answers := s.desk()
 	maps.Copy(answers, map[string]handler{
 		jobs.SubmitSubjects: s.submit, jobs.GetSubjects: inTime(s.get), jobs.ListSubjects: inTime(s.list), jobs.CancelSubjects: inTime(s.cancel), jobs.ReplaySubjects: s.replays(),
 		jobs.LeaseSubject: s.lease, jobs.HeartbeatSubject: beat, jobs.ReportSubject: report,
@@ -105,6 +112,8 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			switch {
 			case subject == jobs.ObjectSubjects:
 				serve = s.inTurns(objectsAtOnce)
+			case subject == jobs.BatchSubjects:
+				serve = s.inTurns(batchesAtOnce)
 			case !strings.HasPrefix(subject, fleets):
 				serve = s.inTurns(2 * maxServing)
 			}
@@ -118,7 +127,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 	_ = s.depot.conn.FlushTimeout(answerWithin)
 	_ = b.nc.FlushTimeout(answerWithin) // then the server knows of all of them; one that is away hears of them when it is back
 	ready()
-	err = g.Wait()
+	err = end()
 	s.leave()
 	return err
 }
@@ -148,8 +157,8 @@ type serving struct {
 	reads *conn // for replays
 	depot *depot
 	brain Brain
-	// large has a place for each batch that is being read from an object: they are held in memory whole.
-	large chan struct{}
+	// large has those batches answered that are held in memory whole, and are more than a message; nil where the brain takes none.
+	large *turns
 	// lines are in which enqueued specs wait that tenants' quotas hold up.
 	lines struct {
 		sync.Mutex

@@ -100,8 +100,12 @@ func (s *serving) inTurns(places int) func(context.Context, *nats.Subscription, 
 		defer t.all.Wait()
 		return s.each(ctx, sub, func(m *nats.Msg) {
 			if !t.add(token(m.Subject, 3), m) {
-				s.bus.reply(m, failure{&jobs.Error{Code: jobs.CodeUnavailable, Message: "too many of the tenant's requests wait", RetryAfterMS: 1000}})
+				s.bus.reply(m, failure{waitTooMany()})
 			}
 		})
 	}
+}
+
+func waitTooMany() *jobs.Error {
+	return &jobs.Error{Code: jobs.CodeUnavailable, Message: "too many of the tenant's requests wait", RetryAfterMS: 1000}
 }

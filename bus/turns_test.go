@@ -101,7 +101,7 @@ func TestRequestsInTurns(t *testing.T) {
 	}
 }
 
-// holds is a brain that admits nothing of one tenant's until it may.
+// holds is a brain that answers nothing of one tenant's until it may.
 type holds struct {
 	*bustest.Brain
 	tenant string
@@ -110,12 +110,69 @@ type holds struct {
 }
 
 func (h *holds) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
+	h.hold(tenant)
+	return h.Brain.Admit(ctx, tenant, spec)
+}
+
+func (h *holds) hold(tenant string) {
 	if tenant == h.tenant {
 		h.held.Add(1)
 		<-h.going
 	}
-	return h.Brain.Admit(ctx, tenant, spec)
 }
+
+// So it is with what is answered few at a time: batches that are more than a message.
+func TestFewInTurns(t *testing.T) {
+	s := bustest.Start(t)
+	d := s.Connect()
+	brain := &holds{Brain: &bustest.Brain{}, tenant: "acme", going: make(chan struct{})}
+	bustest.Serve(t, d, brain)
+	let := sync.OnceFunc(func() { close(brain.going) })
+	t.Cleanup(let)
+	batch := func(tenant string) []byte {
+		ref, err := d.PutObject(t.Context(), tenant, strings.NewReader(hello+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Appendf(nil, `{"object":{"name":%q,"sha256":%q}}`, ref.Name, ref.SHA256)
+	}
+	large := fmt.Appendf(nil, `{"defaults":{"source":%q},"jobs":[{}%s]}`, strings.Repeat("x", 1<<20), strings.Repeat(",{}", 9))
+	for _, c := range []struct {
+		what, acmes, others string
+		acme                []byte
+		other               [][]byte
+	}{
+		{"batch", jobs.BatchSubject("acme", "submit"), jobs.BatchSubject("other", "submit"), batch("acme"), [][]byte{batch("other"), large}},
+	} {
+		nc, other := s.Plain(), s.Plain()
+		held := brain.held.Load()
+		for range 20 {
+			if err := nc.PublishRequest(c.acmes, nats.NewInbox(), c.acme); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bustest.Eventually(t, c.what+": some are held", func() bool { return brain.held.Load() > held })
+		for _, body := range c.other {
+			if code := codeIn(request(t, other, c.others, string(body))); code == string(jobs.CodeUnavailable) {
+				t.Fatalf("%s: another's: %s", c.what, code)
+			}
+		}
+	}
+}
+
+// AdmitBatch implements bus.Batches.
+func (h *holds) AdmitBatch(_ context.Context, tenant string, _ *jobs.BatchRequest) (r jobs.BatchReply, _ error) {
+	h.hold(tenant)
+	return r, nil
+}
+
+func (h *holds) Batch(context.Context, string, string) (b jobs.Batch, _ error) { return b, nil }
+
+func (h *holds) Batches(context.Context, string, jobs.BatchQuery) (r jobs.BatchesReply, _ error) {
+	return r, nil
+}
+
+func (h *holds) CancelBatch(context.Context, string, string) (int, error) { return 0, nil }
 
 // What one tenant may have waiting is bounded, and said, when others have none of it.
 func TestObjectsTooMany(t *testing.T) {

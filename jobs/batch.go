@@ -8,8 +8,12 @@ import (
 	"time"
 )
 
-// MaxBatch is how many jobs one batch may have.
-const MaxBatch = 10_000
+const (
+	// MaxBatch is how many jobs one batch may have.
+	MaxBatch = 10_000
+	// MaxBatchBytes is what their specs may have together, each with what the defaults give it.
+	MaxBatchBytes = 64 << 20
+)
 
 // BatchRequest brings in many jobs at once; the answer is a BatchReply.
 type BatchRequest struct {
@@ -21,7 +25,7 @@ type BatchRequest struct {
 	Atomic bool `json:"atomic,omitempty"`
 	// Defaults is a spec whose fields are those of every job that does not give them itself.
 	Defaults json.RawMessage `json:"defaults,omitempty"`
-	// Jobs are specs, at most 10,000.
+	// Jobs are specs, at most 10,000, and with what defaults give each at most 64 MiB together.
 	Jobs []json.RawMessage `json:"jobs,omitempty"`
 	// Object has them as lines of JSON in the tenant's object store, where they are too large for a message; of Jobs and Object one is given.
 	Object *ObjectRef `json:"object,omitempty"`
@@ -102,10 +106,14 @@ func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, 
 		}
 	}
 	specs, errs = make([]*Spec, len(r.Jobs)), make([]error, len(r.Jobs))
-	seen := map[string]bool{}
+	seen, size := map[string]bool{}, 0
 	for i, body := range r.Jobs {
+		body = with(defaults, body)
+		if size += len(body); size > MaxBatchBytes { // a message can have defaults that are a thousand times as much
+			return nil, nil, nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the batch's specs have more than %d bytes with what defaults give each", MaxBatchBytes)}
+		}
 		var w []string
-		specs[i], w, errs[i] = Decode(with(defaults, body), Lenient)
+		specs[i], w, errs[i] = Decode(body, Lenient)
 		for _, text := range w {
 			if len(warnings) < maxFaults {
 				warnings = append(warnings, fmt.Sprintf("jobs[%d].%s", i, text))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,6 +130,21 @@ func TestBatchFaults(t *testing.T) {
 		if got := faultsOf(err); len(got) != 1 || got[0] != want {
 			t.Errorf("%s: %v", want, err)
 		}
+	}
+}
+
+// Defaults do not make of a message what no memory holds.
+func TestBatchDefaultsAreLarge(t *testing.T) {
+	r := jobs.BatchRequest{
+		Defaults: json.RawMessage(`{"language":"python","source":"` + strings.Repeat("x", 100<<10) + `"}`), Jobs: slices.Repeat([]json.RawMessage{[]byte(`{}`)}, 1000),
+	}
+	_, _, _, err := r.Specs()
+	if e, ok := errors.AsType[*jobs.Error](err); !ok || e.Code != jobs.CodeTooLarge {
+		t.Errorf("a hundred MiB: %v", err)
+	}
+	r.Jobs = r.Jobs[:600]
+	if _, _, _, err := r.Specs(); err != nil {
+		t.Errorf("sixty: %v", err)
 	}
 }
 
