@@ -14,7 +14,7 @@ import (
 
 const (
 	// replaysAtOnce bounds the memory that replies take while they are made, and how many reads stand between a publisher and the
-	// stream's lock; further requests wait their turn.
+	// stream's lock; further requests wait for their tenant's turn.
 	replaysAtOnce = 4
 	// scanBytes is how much is read at a time where nothing of it is to be given.
 	scanBytes = 512 << 10
@@ -29,16 +29,9 @@ const (
 // replays answers who asks for events that have been. It is stateless: a request tells all that there is to know of whoever asks, so
 // that any dispatcher can answer the next, and a slow viewer costs nothing.
 func (s *serving) replays() handler {
-	turns := make(chan struct{}, replaysAtOnce)
 	return inTime(func(ctx context.Context, m *nats.Msg) any {
 		if m.Reply == "" {
 			return nil
-		}
-		select {
-		case turns <- struct{}{}:
-			defer func() { <-turns }()
-		case <-ctx.Done():
-			return failure{unavailable("replay", context.Cause(ctx))}
 		}
 		var q jobs.ReplayRequest
 		warnings, err := jobs.DecodeRequest(m.Data, &q)

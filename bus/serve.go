@@ -112,6 +112,8 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			switch {
 			case subject == jobs.ObjectSubjects:
 				serve = s.inTurns(objectsAtOnce)
+			case subject == jobs.ReplaySubjects:
+				serve = s.inTurns(replaysAtOnce)
 			case subject == jobs.BatchSubjects:
 				serve = s.inTurns(batchesAtOnce)
 			case !strings.HasPrefix(subject, fleets):

@@ -121,7 +121,7 @@ func (h *holds) hold(tenant string) {
 	}
 }
 
-// So it is with what is answered few at a time: batches that are more than a message.
+// So it is with what is answered few at a time: replays, and batches that are more than a message.
 func TestFewInTurns(t *testing.T) {
 	s := bustest.Start(t)
 	d := s.Connect()
@@ -136,12 +136,14 @@ func TestFewInTurns(t *testing.T) {
 		}
 		return fmt.Appendf(nil, `{"object":{"name":%q,"sha256":%q}}`, ref.Name, ref.SHA256)
 	}
+	ask := []byte(fmt.Sprintf(`{"job":%q}`, jobs.NewID()))
 	large := fmt.Appendf(nil, `{"defaults":{"source":%q},"jobs":[{}%s]}`, strings.Repeat("x", 1<<20), strings.Repeat(",{}", 9))
 	for _, c := range []struct {
 		what, acmes, others string
 		acme                []byte
 		other               [][]byte
 	}{
+		{"replay", jobs.ReplaySubject("acme"), jobs.ReplaySubject("other"), ask, [][]byte{ask}},
 		{"batch", jobs.BatchSubject("acme", "submit"), jobs.BatchSubject("other", "submit"), batch("acme"), [][]byte{batch("other"), large}},
 	} {
 		nc, other := s.Plain(), s.Plain()
@@ -173,6 +175,12 @@ func (h *holds) Batches(context.Context, string, jobs.BatchQuery) (r jobs.Batche
 }
 
 func (h *holds) CancelBatch(context.Context, string, string) (int, error) { return 0, nil }
+
+// Get is asked for the job of a replay that has no events.
+func (h *holds) Get(ctx context.Context, tenant, id string) (jobs.Job, error) {
+	h.hold(tenant)
+	return h.Brain.Get(ctx, tenant, id)
+}
 
 // What one tenant may have waiting is bounded, and said, when others have none of it.
 func TestObjectsTooMany(t *testing.T) {
