@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// spreadBatch is how many hooks are spread in one transaction.
-	spreadBatch = 256
+	// spreadBatch is how many hooks are read at once: each may have a mebibyte, and its job's spec another.
+	spreadBatch = 64
+	// spreadAtOnce bounds the deliveries of one transaction, while which nobody's jobs come in or end; but a hook has all of its own in one.
+	spreadAtOnce = 128
 	// lookEvery is how often hooks are looked for without a token.
 	lookEvery = time.Minute
 )
@@ -42,7 +44,7 @@ func (s *Service) spread(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	endpoints := map[string][]ledger.Endpoint{}
-	list := make([]ledger.Spread, 0, len(hooks))
+	list, n := make([]ledger.Spread, 0, len(hooks)), 0
 	for _, h := range hooks {
 		if _, read := endpoints[h.Tenant]; !read {
 			if endpoints[h.Tenant], err = s.cfg.Store.Endpoints(ctx, h.Tenant); err != nil {
@@ -53,10 +55,22 @@ func (s *Service) spread(ctx context.Context) (int, error) {
 		if err != nil { // it would hold up everybody's for ever
 			zerolog.Ctx(ctx).Error().Err(err).Str("tenant", h.Tenant).Str("type", h.Type).Msg("webhook event cannot be read")
 		}
-		list = append(list, ledger.Spread{Hook: h.ID, Deliveries: deliveries(h, told, endpoints[h.Tenant])})
+		l := deliveries(h, told, endpoints[h.Tenant])
+		if n > 0 && n+len(l) > spreadAtOnce {
+			if err := s.keep(ctx, list); err != nil {
+				return 0, err
+			}
+			list, n = list[:0], 0
+		}
+		list, n = append(list, ledger.Spread{Hook: h.ID, Deliveries: l}), n+len(l)
 	}
+	return len(hooks), s.keep(ctx, list)
+}
+
+// keep keeps the deliveries of hooks, and has them made.
+func (s *Service) keep(ctx context.Context, list []ledger.Spread) error {
 	if err := s.cfg.Store.SpreadHooks(ctx, list); err != nil {
-		return 0, err
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +81,7 @@ func (s *Service) spread(ctx context.Context) (int, error) {
 		}
 	}
 	s.wake()
-	return len(hooks), nil
+	return nil
 }
 
 // deliveries are what becomes of a hook: one for each endpoint and callback that wants to be told.
