@@ -76,11 +76,11 @@ func (s *Service) Redeliver(ctx context.Context, tenant string, q jobs.Redeliver
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	targets, n, err := s.cfg.Store.Redeliver(ctx, tenant, q, now)
+	for _, t := range targets { // with an error these are some
+		s.due(t.Target, t.Tenant, now)
+	}
 	if err != nil {
 		return 0, s.broken(ctx, "replay webhook deliveries", err)
-	}
-	for _, t := range targets {
-		s.due(t.Target, t.Tenant, now)
 	}
 	return n, nil
 }

@@ -30,7 +30,7 @@ type Store interface {
 	Endpoint(ctx context.Context, tenant, id string) (ledger.Endpoint, error)
 	Endpoints(ctx context.Context, tenant string) ([]ledger.Endpoint, error)
 	// ChangeEndpoint changes an endpoint in one transaction and gives what it is then. change may be called more than once. Where the
-	// endpoint is enabled no more, its pending deliveries fail.
+	// endpoint is enabled no more, its pending deliveries fail, in transactions that follow, as far as those succeed.
 	ChangeEndpoint(ctx context.Context, tenant, id string, change func(*ledger.Endpoint)) (ledger.Endpoint, error)
 	// RemoveEndpoint gives what was removed. Its pending deliveries fail.
 	RemoveEndpoint(ctx context.Context, tenant, id string, at time.Time) (ledger.Endpoint, error)
@@ -59,7 +59,7 @@ type Store interface {
 	Delivery(ctx context.Context, tenant, id string) (ledger.Delivery, error)
 	Deliveries(ctx context.Context, tenant string, q jobs.DeliveriesRequest) ([]ledger.Delivery, error)
 	// Redeliver makes deliveries pending, due at a time and at the beginning of the schedule, where their endpoints are there and enabled: the
-	// one with an id, or those that failed. It gives their targets, and how many they are.
+	// one with an id, or those that failed. It gives their targets, and how many they are; with an error, those of what it came to.
 	Redeliver(ctx context.Context, tenant string, q jobs.RedeliverRequest, at time.Time) (targets []ledger.DeliveryTarget, n int, err error)
 	// ForgetDeliveries deletes deliveries that ended before a time, at most limit, and gives how many.
 	ForgetDeliveries(ctx context.Context, before time.Time, limit int) (int, error)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
@@ -75,7 +76,9 @@ func (s *Store) DeliveryTried(ctx context.Context, t ledger.DeliveryTry) error {
 	if t.State != jobs.DeliveryPending {
 		ended = max(micros(t.Try.At), 1)
 	}
-	return s.write.do(ctx, op{touches: touches, do: func(tx *tx) error {
+	var disabled *ledger.Endpoint
+	err := s.write.do(ctx, op{touches: touches, do: func(tx *tx) error {
+		disabled = nil
 		try := t.Try
 		found, err := tx.scan(func(row Row) error { return row.Scan(&try.Attempt) },
 			`UPDATE deliveries SET attempts = attempts + 1 WHERE id = ? AND tenant = ? RETURNING attempts`, t.ID, t.Tenant)
@@ -102,8 +105,15 @@ func (s *Store) DeliveryTried(ctx context.Context, t ledger.DeliveryTry) error {
 		if err := tx.all(list...); err != nil || e.ID == "" || !t.Change(&e) {
 			return err
 		}
+		if !e.Enabled {
+			disabled = &e
+		}
 		return keepEndpoint(tx, &e)
 	}})
+	if err == nil && disabled != nil {
+		s.untold(ctx, disabled)
+	}
+	return err
 }
 
 // Delivery gives a delivery with its tries and its body; ledger.ErrNoWebhook if there is none.
@@ -155,33 +165,56 @@ func (s *Store) Deliveries(ctx context.Context, tenant string, q jobs.Deliveries
 }
 
 // Redeliver makes deliveries pending, due at a time and at the beginning of the schedule, where their endpoints are there and enabled. It gives
-// their targets, and how many deliveries they are.
+// their targets, and how many deliveries they are, also with an error: then these are some of them.
 func (s *Store) Redeliver(ctx context.Context, tenant string, q jobs.RedeliverRequest, at time.Time) (targets []ledger.DeliveryTarget, n int, err error) {
-	where, args := endpointIs(q.Endpoint)
-	args = append([]any{micros(at), tenant}, args...)
 	if q.ID != "" {
-		where, args = where+` AND id = ?`, append(args, q.ID)
-	} else {
-		where, args = where+` AND state = 'failed' AND created_at >= ?`, append(args, micros(q.Since))
+		return s.redeliver(ctx, tenant, []string{q.ID}, ``, at, nil)
 	}
+	where, args := endpointIs(q.Endpoint)
+	for last := ""; ; { // those that fail meanwhile are not met again
+		var ids []string
+		err := s.read.each(ctx, func(row Row) error {
+			err := row.Scan(&last)
+			ids = append(ids, last)
+			return err
+		}, `SELECT id FROM deliveries WHERE tenant = ?`+where+` AND state = 'failed' AND created_at >= ? AND id > ? ORDER BY id LIMIT ?`,
+			append(append([]any{tenant}, args...), micros(q.Since), last, deliveriesAtOnce)...)
+		if err != nil || len(ids) == 0 {
+			return targets, n, err
+		}
+		var more int
+		if targets, more, err = s.redeliver(ctx, tenant, ids, ` AND state = 'failed'`, at, targets); err != nil {
+			return targets, n, err
+		}
+		n += more
+	}
+}
+
+// redeliver makes deliveries pending that are as where says, and gives how many, and their targets besides others.
+func (s *Store) redeliver(ctx context.Context, tenant string, ids []string, where string, at time.Time, known []ledger.DeliveryTarget) (targets []ledger.DeliveryTarget, n int, err error) {
 	err = s.write.do(ctx, op{alone: true, do: func(tx *tx) error {
-		targets, n = nil, 0
-		seen := map[string]bool{}
-		_, err := tx.scan(func(row Row) error {
-			var target string
-			if err := row.Scan(&target); err != nil {
-				return err
-			}
-			if n++; !seen[target] {
-				seen[target] = true
-				targets = append(targets, ledger.DeliveryTarget{Target: target, Tenant: tenant, NextAt: at})
-			}
-			return nil
-		}, `UPDATE deliveries SET state = 'pending', step = 0, error = '', ended_at = 0, next_at = ? WHERE tenant = ?`+where+`
-			AND (endpoint = '' OR endpoint IN (SELECT endpoints.id FROM endpoints WHERE endpoints.enabled)) RETURNING target`, args...)
-		return err
+		targets, n = slices.Clone(known), 0
+		list := make([]*Stmt, len(ids))
+		for i, id := range ids {
+			list[i] = &Stmt{Query: `UPDATE deliveries SET state = 'pending', step = 0, error = '', ended_at = 0, next_at = ? WHERE id = ? AND tenant = ?` + where + `
+				AND (endpoint = '' OR endpoint IN (SELECT endpoints.id FROM endpoints WHERE endpoints.enabled)) RETURNING target`, Args: []any{micros(at), id, tenant}, Scan: func(row Row) error {
+				var target string
+				if err := row.Scan(&target); err != nil {
+					return err
+				}
+				n++
+				if !slices.ContainsFunc(targets, func(t ledger.DeliveryTarget) bool { return t.Target == target }) {
+					targets = append(targets, ledger.DeliveryTarget{Target: target, Tenant: tenant, NextAt: at})
+				}
+				return nil
+			}}
+		}
+		return tx.all(list...)
 	}})
-	return targets, n, err
+	if err != nil {
+		return known, 0, err
+	}
+	return targets, n, nil
 }
 
 // ForgetDeliveries deletes deliveries that ended before a time, with their tries, at most limit, and gives how many.

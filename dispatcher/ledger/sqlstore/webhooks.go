@@ -89,6 +89,9 @@ func (s *Store) ChangeEndpoint(ctx context.Context, tenant, id string, change fu
 	if err == nil && !found {
 		err = ledger.ErrNoWebhook
 	}
+	if err == nil {
+		s.untold(ctx, &e)
+	}
 	return e, err
 }
 
@@ -97,17 +100,33 @@ func keepEndpoint(tx *tx, e *ledger.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	list := []*Stmt{{Query: `UPDATE endpoints SET enabled = ?, data = ? WHERE id = ?`, Args: []any{e.Enabled, data, e.ID}}}
-	if !e.Enabled {
-		list = append(list, failPending(e.ID, "the endpoint is disabled: "+e.DisabledReason, e.DisabledAt))
-	}
-	return tx.all(list...)
+	_, err = tx.exec(`UPDATE endpoints SET enabled = ?, data = ? WHERE id = ?`, e.Enabled, data, e.ID)
+	return err
 }
 
-// failPending ends what an endpoint was still to be told.
-func failPending(target, why string, at time.Time) *Stmt {
-	return &Stmt{
-		Query: `UPDATE deliveries SET state = 'failed', error = ?, ended_at = ?, next_at = 0 WHERE target = ? AND ended_at = 0`, Args: []any{why, max(micros(at), 1), target},
+// untold ends what an endpoint that is not enabled was still to be told.
+func (s *Store) untold(ctx context.Context, e *ledger.Endpoint) {
+	if !e.Enabled {
+		s.failPending(ctx, e.ID, "the endpoint is disabled: "+e.DisabledReason, e.DisabledAt)
+	}
+}
+
+// deliveriesAtOnce bounds a transaction's: a tenant may have hundreds of thousands, and nobody's jobs come in, or end, meanwhile.
+const deliveriesAtOnce = 200
+
+// failPending ends what an endpoint was still to be told that is there no more, or not enabled, some at a time. What is left where that fails
+// fails by itself when its turn comes.
+func (s *Store) failPending(ctx context.Context, target, why string, at time.Time) {
+	for failed := int64(deliveriesAtOnce); failed == deliveriesAtOnce; {
+		err := s.write.do(ctx, op{touches: []string{ofEndpoint(target)}, do: func(tx *tx) (err error) {
+			failed, err = tx.exec(`UPDATE deliveries SET state = 'failed', error = ?, ended_at = ?, next_at = 0
+				WHERE ended_at = 0 AND id IN (SELECT id FROM deliveries WHERE target = ? AND ended_at = 0 ORDER BY next_at, id LIMIT ?)
+				AND NOT EXISTS (SELECT 1 FROM endpoints WHERE endpoints.id = ? AND enabled)`, why, max(micros(at), 1), target, deliveriesAtOnce, target)
+			return err
+		}})
+		if err != nil {
+			return
+		}
 	}
 }
 
@@ -116,13 +135,13 @@ func (s *Store) RemoveEndpoint(ctx context.Context, tenant, id string, at time.T
 	found := false
 	err = s.write.do(ctx, op{touches: []string{ofEndpoint(id), ofEndpoints(tenant)}, do: func(tx *tx) (err error) {
 		found, err = tx.scan(func(row Row) error { return scanEndpoint(row, &e) }, `DELETE FROM endpoints WHERE id = ? AND tenant = ? RETURNING `+endpointColumns, id, tenant)
-		if err != nil || !found {
-			return err
-		}
-		return tx.all(failPending(id, "the endpoint was removed", at))
+		return err
 	}})
 	if err == nil && !found {
 		err = ledger.ErrNoWebhook
+	}
+	if err == nil {
+		s.failPending(ctx, id, "the endpoint was removed", at)
 	}
 	return e, err
 }
