@@ -100,14 +100,22 @@ func (s *Spec) Encode() ([]byte, error) {
 	return b, nil
 }
 
-// maxFaults bounds what an error carries: past it a client has enough to do.
-const maxFaults = 50
+const (
+	// maxFaults bounds what an error carries: past it a client has enough to do.
+	maxFaults = 50
+	// maxKept bounds the faults that are looked for: a request of a mebibyte may have some hundred thousand.
+	maxKept = 1000
+)
 
 func invalid(what string, faults []Fault) *Error {
 	slices.SortStableFunc(faults, func(a, b Fault) int { return strings.Compare(a.Path, b.Path) })
 	n := len(faults)
 	if n > maxFaults {
-		faults = append(faults[:maxFaults:maxFaults], Fault{"", fmt.Sprintf("and %d more", n-maxFaults)})
+		more := fmt.Sprintf("and %d more", n-maxFaults)
+		if n >= maxKept {
+			more += ", at least"
+		}
+		faults = append(faults[:maxFaults:maxFaults], Fault{"", more})
 	}
 	return &Error{Code: CodeInvalid, Message: what, Faults: faults}
 }
@@ -132,6 +140,7 @@ type decoder struct {
 	unreadable bool // nothing could be made of it, and faults says why
 	faults     []Fault
 	unknown    []Fault
+	passed     int // unknown fields that are not kept
 }
 
 // unread says why nothing can be made of the whole.
@@ -143,7 +152,7 @@ func (d *decoder) unread(format string, args ...any) {
 func (d *decoder) warnings() (l []string) {
 	for i, u := range d.unknown {
 		if i == maxFaults {
-			return append(l, fmt.Sprintf("and %d more", len(d.unknown)-maxFaults))
+			return append(l, fmt.Sprintf("and %d more", len(d.unknown)+d.passed-maxFaults))
 		}
 		l = append(l, u.Path+": "+u.Message)
 	}
@@ -151,7 +160,7 @@ func (d *decoder) warnings() (l []string) {
 }
 
 func (d *decoder) fault(path, format string, args ...any) {
-	d.faults = append(d.faults, Fault{path, fmt.Sprintf(format, args...)})
+	(*checker)(&d.faults).fault(path, format, args...)
 }
 
 // value reads one value; null and anything after an error is nil.
@@ -168,7 +177,7 @@ func (d *decoder) value(path string, depth int) any {
 	if delim == '[' {
 		list := []any{}
 		for d.more() {
-			list = append(list, d.value(fmt.Sprintf("%s[%d]", path, len(list)), depth+1))
+			list = append(list, d.value(place(path, len(list)), depth+1))
 		}
 		d.token(path)
 		return list
@@ -236,6 +245,9 @@ func escaped(s []byte) rune {
 	}
 	return rune(n)
 }
+
+// place gives the path of a list's element.
+func place(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 // join gives the path of a key; one that is no plain name is quoted.
 func join(path, key string) string {
@@ -340,7 +352,7 @@ func (d *decoder) assignSlice(v reflect.Value, tree any, path string) {
 	}
 	s := reflect.MakeSlice(v.Type(), len(list), len(list))
 	for i, x := range list {
-		d.assign(s.Index(i), x, fmt.Sprintf("%s[%d]", path, i))
+		d.assign(s.Index(i), x, place(path, i))
 	}
 	v.Set(s)
 }
@@ -373,7 +385,11 @@ func (d *decoder) assignStruct(v reflect.Value, tree any, path string) {
 	fields := knownFields(v.Type())
 	for key, x := range object {
 		i, known := fields[key]
-		if !known {
+		switch {
+		case !known && len(d.unknown) == maxKept:
+			d.passed++
+			continue
+		case !known:
 			d.unknown = append(d.unknown, Fault{join(path, key), unknownMessage(key, fields)})
 			continue
 		}

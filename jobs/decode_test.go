@@ -217,3 +217,30 @@ func TestWarningsAreBounded(t *testing.T) {
 		t.Errorf("%d warnings, %v", len(warnings), err)
 	}
 }
+
+// Of what is wrong no more is looked for than anybody reads.
+func TestFaultsAreBounded(t *testing.T) {
+	var unknown strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&unknown, `"x%d":1,`, i)
+	}
+	var list jobs.ListRequest
+	_, listed := jobs.DecodeRequest([]byte(`{"states":["x"`+strings.Repeat(`,"x"`, 2000)+`]}`), &list)
+	_, _, ending := jobs.Decode([]byte(`{"language":"python","source":"1","retry":{"rules":[{"action":"retry","endings":["x"`+strings.Repeat(`,"x"`, 2000)+`]}]}}`), jobs.Lenient)
+	_, _, typed := jobs.Decode([]byte(`{"language":"python","source":"1","args":[1`+strings.Repeat(`,1`, 2000)+`]}`), jobs.Lenient)
+	_, _, strict := jobs.Decode([]byte(`{`+unknown.String()+`"language":"python","source":"1"}`), jobs.Strict)
+	for name, err := range map[string]error{"states": listed, "endings": ending, "types": typed, "unknown fields": strict} {
+		e, ok := errors.AsType[*jobs.Error](err)
+		if !ok || len(e.Faults) != 51 || !strings.HasSuffix(e.Faults[50].Message, " more, at least") {
+			t.Errorf("%s: %.300v", name, err)
+		}
+	}
+}
+
+func TestRequestTooLarge(t *testing.T) {
+	var q jobs.ListRequest
+	_, err := jobs.DecodeRequest([]byte(`{"states":["queued"`+strings.Repeat(`,"queued"`, 10_000)+`]}`), &q)
+	if e, ok := errors.AsType[*jobs.Error](err); !ok || e.Code != jobs.CodeTooLarge {
+		t.Errorf("a list request of 90 kB: %v", err)
+	}
+}

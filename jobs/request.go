@@ -17,9 +17,19 @@ var (
 	_ request = (*ObjectRequest)(nil)
 )
 
+// maxRequestBytes is a request's JSON, but for those that bring something: they ask for little, and reading a mebibyte takes a processor long.
+const maxRequestBytes = 64 << 10
+
 // DecodeRequest reads a client's request, one of the types that say so, as Decode reads a spec leniently: every fault is in the one
 // *Error, and warnings name unknown fields. No body asks for the zero value.
 func DecodeRequest(data []byte, q request) (warnings []string, _ error) {
+	switch q.(type) {
+	case *Schedule, *StdinChunk:
+	default:
+		if len(data) > maxRequestBytes {
+			return nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the request has %d bytes, at most %d are taken", len(data), maxRequestBytes)}
+		}
+	}
 	d := &decoder{}
 	if len(data) > 0 {
 		d = decode(data, q)
@@ -104,6 +114,9 @@ func (*GetRequest) check(*checker) {} // an id that is none is nobody's
 func (q *ListRequest) check(c *checker) {
 	states := []State{StateQueued, StateLeased, StateRunning, StateEnded, StateDead}
 	for i, s := range q.States {
+		if c.full() {
+			break
+		}
 		if !slices.Contains(states, s) {
 			c.fault(fmt.Sprintf("states[%d]", i), "is %.80q, must be one of %s", s, strings.Trim(fmt.Sprint(states), "[]"))
 		}

@@ -149,6 +149,9 @@ func (s *Spec) retry(c *checker) {
 			c.fault(at+".action", "is %.80q, must be one of %s, %s", rule.Action, ActionRetry, ActionFail)
 		}
 		for j, e := range rule.Endings {
+			if c.full() {
+				return
+			}
 			if class := e.Class(); class != ClassUser && class != ClassInfra {
 				c.fault(fmt.Sprintf("%s.endings[%d]", at, j), "is %.80q, must be an ending of the class user or infra", e)
 			}

@@ -48,8 +48,13 @@ func (s *Spec) Hash() string {
 type checker []Fault
 
 func (c *checker) fault(at, format string, args ...any) {
-	*c = append(*c, Fault{at, fmt.Sprintf(format, args...)})
+	if !c.full() {
+		*c = append(*c, Fault{at, fmt.Sprintf(format, args...)})
+	}
 }
+
+// full tells whether no more faults are kept: then there is nothing to look for in a list of any length.
+func (c *checker) full() bool { return len(*c) >= maxKept }
 
 // text checks what every string must keep: valid UTF-8, no NUL, a length in bytes.
 func (c *checker) text(at, s string, most int) {
@@ -415,6 +420,9 @@ func (s *Spec) callbacks(c *checker) {
 			c.fault(at+".url", "must be an http or https URL without credentials, at most 2048 bytes")
 		}
 		for j, e := range cb.Events {
+			if c.full() {
+				return
+			}
 			c.oneOf(fmt.Sprintf("%s.events[%d]", at, j), e, HookRunning, HookRequeued, HookEnded)
 		}
 	}
