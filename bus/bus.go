@@ -128,6 +128,15 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 // Connected tells whether there is a connection to a server at the moment.
 func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
+// Dial makes a connection of its own as this one is, for who speaks to dispatchers beside the bus. The caller closes it.
+func (b *Bus) Dial(name string) (*nats.Conn, error) {
+	c, err := b.nc.another(name)
+	if err != nil {
+		return nil, fmt.Errorf("nats: connect for %s: %w", name, err)
+	}
+	return c.Conn, nil
+}
+
 // Close publishes what was handed in and disconnects.
 func (b *Bus) Close() {
 	b.pub.close()

@@ -65,7 +65,7 @@ func Embed(c EmbedConfig) (*Server, error) {
 		}
 		o.Host, o.Port = host, n
 	}
-	tlsConfig, err := c.TLS.server()
+	tlsConfig, err := c.TLS.Server()
 	if err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}

@@ -22,8 +22,8 @@ type TLS struct {
 // tlsWithin bounds a handshake: the server's default of 2 s is short on a loaded machine.
 const tlsWithin = 10 * time.Second
 
-// server gives a server's configuration; nil is no TLS.
-func (t TLS) server() (*tls.Config, error) {
+// Server gives a server's configuration; nil is no TLS.
+func (t TLS) Server() (*tls.Config, error) {
 	if t == (TLS{}) {
 		return nil, nil
 	}

@@ -75,6 +75,15 @@ func Connect(url string, opts ...Option) (*Client, error) {
 	return &Client{nc: nc, tenant: o.tenant}, nil
 }
 
+// New gives a tenant's client on a connection that is there already, where answers may come to the inbox of whose it is: an operator, who may
+// act for every tenant. Several may share it; who made it closes it.
+func New(nc *nats.Conn, tenant string) (*Client, error) {
+	if err := jobs.ValidTenant(tenant); err != nil {
+		return nil, err
+	}
+	return &Client{nc: nc, tenant: tenant}, nil
+}
+
 // Close disconnects.
 func (c *Client) Close() { c.nc.Close() }
 

@@ -134,9 +134,22 @@ func (f *follower) catchUp(ctx context.Context) error {
 
 // replay asks once.
 func (f *follower) replay(ctx context.Context) (jobs.ReplayReply, error) {
-	reply, err := askFor[jobs.ReplayReply](ctx, f.c, replayWithin, jobs.ReplaySubject(f.c.tenant), jobs.ReplayRequest{Job: f.id, After: f.after})
+	return f.c.replay(ctx, jobs.ReplayRequest{Job: f.id, After: f.after})
+}
+
+func (c *Client) replay(ctx context.Context, q jobs.ReplayRequest) (jobs.ReplayReply, error) {
+	reply, err := askFor[jobs.ReplayReply](ctx, c, replayWithin, jobs.ReplaySubject(c.tenant), q)
 	if err == nil && reply.Error == nil && reply.Events == nil {
-		err = strange(jobs.ReplaySubject(f.c.tenant))
+		err = strange(jobs.ReplaySubject(c.tenant))
+	}
+	return reply, err
+}
+
+// Replay gives events that have been, of a job or of a batch, as many as one answer holds. Follow is for all of a job's.
+func (c *Client) Replay(ctx context.Context, q jobs.ReplayRequest) (jobs.ReplayReply, error) {
+	reply, err := c.replay(ctx, q)
+	if err == nil && reply.Error != nil {
+		err = reply.Error
 	}
 	return reply, err
 }

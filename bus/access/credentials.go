@@ -132,12 +132,17 @@ func (c *Credentials) Has(id string) bool {
 	return there
 }
 
+// Same tells whether there is a credential as it was when it let somebody in.
+func (c *Credentials) Same(one Credential) bool {
+	now, there := c.byID[one.ID()]
+	return there && now.Identity == one.Identity && now.Password == one.Password && now.Expires.Equal(one.Expires)
+}
+
 // Gone gives the ids of credentials that later does not have, or has otherwise.
 func (c *Credentials) Gone(later *Credentials) map[string]bool {
 	gone := map[string]bool{}
 	for id, one := range c.byID {
-		other, there := later.byID[id]
-		if !there || other.Identity != one.Identity || other.Password != one.Password || !other.Expires.Equal(one.Expires) {
+		if !later.Same(one) {
 			gone[id] = true
 		}
 	}

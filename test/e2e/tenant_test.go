@@ -176,7 +176,7 @@ func tenantsOwn(t *testing.T, c *client.Client) {
 	}
 	methods := map[string]func(t *testing.T){
 		// A job that is followed from its beginning, joined late, and resumed after a position; with input while it runs.
-		"Submit Stdin Follow Wait Get List": func(t *testing.T) {
+		"Submit Stdin Follow Replay Wait Get List": func(t *testing.T) {
 			s := shell("echo begin; cat; echo end")
 			s.StdinStream = true
 			job := submit(t, c, s)
@@ -206,6 +206,11 @@ func tenantsOwn(t *testing.T, c *client.Client) {
 			}
 			if out, again := followed(t, c, job, client.Position{Attempt: last.Attempt, Seq: last.Seq}); out != "" || again.Result == nil {
 				t.Errorf("after the end: %q, %+v", out, again)
+			}
+			been, err := c.Replay(ctx, jobs.ReplayRequest{Job: job, Limit: 1})
+			no("replay", err)
+			if len(been.Events) != 1 || !been.More {
+				t.Errorf("been: %+v", been)
 			}
 			j, err := c.Get(ctx, job)
 			no("get", err)
@@ -367,6 +372,8 @@ func tenantsOthers(t *testing.T, g *guarded, acme, other *client.Client) {
 			t.Fatalf("an event: %+v", e)
 		}
 	}
+	_, err = acme.Replay(ctx, jobs.ReplayRequest{Job: job})
+	refused(t, "replay", err, jobs.CodeNotFound)
 	_, err = acme.Stdin(ctx, job).Write([]byte("x"))
 	refused(t, "stdin", err, jobs.CodeUnavailable)
 	_, err = acme.Redrive(ctx, job)
