@@ -14,7 +14,7 @@ const (
 	CodeUnsupported Code = "unsupported"    // valid, and nothing here can do it: Faults say what
 	CodeConflict    Code = "conflict"       // the idempotency key or the id belongs to another, or what there is does not go with what is asked
 	CodeNotFound    Code = "not_found"      // no such job, batch, object, schedule, snapshot, endpoint, delivery or worker
-	CodeForbidden   Code = "forbidden"      // of workers: no such session, or another's name
+	CodeForbidden   Code = "forbidden"      // of workers: no such session, or another's name; over HTTP: who may not watch
 	CodeTooLarge    Code = "too_large"      // more than a message, a spec, a batch or an object may have
 	CodeQuota       Code = "quota_exceeded" // the tenant's quota of jobs, bytes, rate, objects, schedules or endpoints
 	CodeQueueFull   Code = "queue_full"     // as many jobs wait as may

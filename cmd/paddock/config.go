@@ -34,6 +34,7 @@ type config struct {
 	redisConfig   `koanf:",squash"`
 	webhookConfig `koanf:",squash"`
 	objectsConfig `koanf:",squash"`
+	httpConfig    `koanf:",squash"`
 	Quotas        string `koanf:"quotas"`
 
 	Name            string        `koanf:"name"`
@@ -113,6 +114,7 @@ func addConfigFlags(c *cobra.Command, which parts) *configFlags {
 	addChoice(c, "log-level", "", "info", "what is logged", "debug", "info", "warn", "error")
 	if which&forDispatcher != 0 {
 		f.String("listen", "127.0.0.1:4222", "address of the embedded NATS server; empty uses --nats instead")
+		addHTTPFlags(f)
 		f.Bool("lazy-sync", false, "let JetStream's writes wait for the disk: faster, and a power loss may lose events")
 		f.Duration("lease-ttl", 15*time.Second, "how long a worker keeps its jobs without a heartbeat")
 		f.Duration("lease-grace", 5*time.Second, "how much longer until they are given to others")

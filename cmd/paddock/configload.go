@@ -210,7 +210,7 @@ func (cf *configFlags) check() error {
 			}
 		}
 		switch f.Name {
-		case "listen", "metrics-listen", "ports-http":
+		case "listen", "http-listen", "metrics-listen", "ports-http":
 			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
 				wrong("HOST:PORT")
 			}

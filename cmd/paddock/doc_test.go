@@ -19,6 +19,7 @@ import (
 
 	"github.com/paddockvm/paddock/bus"
 	"github.com/paddockvm/paddock/dispatcher"
+	"github.com/paddockvm/paddock/dispatcher/api"
 	"github.com/paddockvm/paddock/jobs"
 )
 
@@ -206,6 +207,7 @@ func metricsDoc(t *testing.T) string {
 	if err := errors.Join(f.store.Close(), w.Close()); err != nil {
 		t.Fatal(err)
 	}
+	api.New(api.Config{Registerer: &all})
 	descs := make(chan *prometheus.Desc, 1000)
 	for _, x := range all {
 		x.Describe(descs)

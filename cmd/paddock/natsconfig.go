@@ -29,8 +29,8 @@ type natsConfig struct {
 
 func addNATSFlags(f *pflag.FlagSet, which parts) {
 	if which&forDispatcher != 0 {
-		f.String("nats-credentials", "", "file that says who may connect and what each may do, which paddock credential writes; empty lets everybody do everything")
-		f.Bool("insecure-open", false, "listen where others reach it without --nats-credentials: whoever connects may do everything")
+		f.String("nats-credentials", "", "file that says who may connect and what each may do, over HTTP too, which paddock credential writes; empty lets everybody do everything")
+		f.Bool("insecure-open", false, "listen where others reach it without --nats-credentials, or without TLS over HTTP: whoever connects may do everything")
 		f.String("nats-callout", "", "directory of the keys with which the servers of --nats ask who may connect, which paddock credential callout makes")
 		f.Int("nats-replicas", 0, "how many servers of a cluster keep each stream: 1, 3 or 5; 0 is 3 on a cluster and 1 elsewhere")
 		f.StringSlice("nats-tags", nil, "tags of the servers that may keep streams")

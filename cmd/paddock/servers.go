@@ -182,7 +182,11 @@ func (s *server) run(ctx, starting context.Context, which parts) error {
 			}
 			return err
 		}
-		defer f.store.Close()                                  //nolint:errcheck // everything is committed
+		defer f.store.Close() //nolint:errcheck // everything is committed
+		if err := s.serveHTTP(serving, g, b); err != nil {
+			stop()
+			return err
+		}
 		g.Go(func() error { return serveCallout(serving, c) }) // also of one that stands by
 		ready := sync.OnceFunc(func() {
 			if which&forWorker == 0 { // else it is the worker that is waited for

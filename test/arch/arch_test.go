@@ -54,6 +54,7 @@ var may = map[string][]string{
 	"dispatcher/ledger/ledgertest":   {"dispatcher/ledger", "jobs"},
 	"dispatcher/webhook":             {"dispatcher/ledger", "jobs"},
 	"dispatcher/webhook/webhooktest": {"dispatcher/ledger", "dispatcher/webhook", "jobs"},
+	"dispatcher/api":                 {"jobs"},
 	"dispatcher":                     {"dispatcher/ledger", "dispatcher/match", "jobs"},
 	// level 3
 	"dispatcher/asynqin":  {"jobs"},
