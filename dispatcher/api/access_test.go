@@ -210,16 +210,53 @@ func TestGrantEnds(t *testing.T) {
 	})
 }
 
-// Over TLS it is HTTP/2, where a browser has no bound of six streams; and it ends there, too.
-func TestTLS(t *testing.T) {
+// certified gives the TLS of a server and of a client that trusts it.
+func certified(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
 	lent := httptest.NewUnstartedServer(nil) // for its certificate
 	lent.StartTLS()
 	defer lent.Close()
-	r := serveTCP(t, api.Config{TLS: &tls.Config{Certificates: lent.TLS.Certificates, MinVersion: tls.VersionTLS12}})
-	r.client, r.url = lent.Client(), strings.Replace(r.url, "http:", "https:", 1)
-	tr := r.client.Transport.(*http.Transport)
-	tr.ForceAttemptHTTP2 = true
+	roots := lent.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	return &tls.Config{Certificates: lent.TLS.Certificates, MinVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots, ServerName: "example.com", MinVersion: tls.VersionTLS12}
+}
+
+// In HTTP/2 streams share a connection, and so who does not read one loses that alone.
+func TestSlowStream(t *testing.T) {
+	server, client := certified(t)
+	bubble.Test(t, func(t *testing.T) {
+		r := serve(t, api.Config{TLS: server})
+		tr := &http.Transport{DialContext: r.net.dial, TLSClientConfig: client, ForceAttemptHTTP2: true}
+		defer tr.CloseIdleConnections()
+		r.client, r.url = &http.Client{Transport: tr}, "https://example.com"
+		r.source.add("a")
+		r.source.add("b", output(1, 1, "x"))
+		reads := r.get(path + "?tenant=a")
+		next, stop := pull(reads.Body)
+		defer stop()
+		r.get(path + "?tenant=b") // and does not
+		for seq := int64(2); seq <= 200; seq++ {
+			r.source.add("b", output(1, seq, strings.Repeat("y", 64<<10)))
+		}
+		time.Sleep(api.WriteWithin + time.Second)
+		synctest.Wait()
+		if n := r.source.followers(); n != 1 {
+			t.Errorf("%d are served", n)
+		}
+		r.source.add("a", output(1, 1, "z"))
+		if f := next(); f.id != "1.1" || reads.ProtoMajor != 2 {
+			t.Errorf("got %+v over %s", f, reads.Proto)
+		}
+		r.stop()
+	})
+}
+
+// Over TLS it is HTTP/2, where a browser has no bound of six streams; and it ends there, too.
+func TestTLS(t *testing.T) {
+	server, client := certified(t)
+	r := serveTCP(t, api.Config{TLS: server})
+	tr := &http.Transport{TLSClientConfig: client, ForceAttemptHTTP2: true}
 	defer tr.CloseIdleConnections()
+	r.client, r.url = &http.Client{Transport: tr}, strings.Replace(r.url, "http:", "https:", 1)
 	r.source.add("default", output(1, 1, strings.Repeat("x", 1<<20)))
 	a := r.get(path)
 	next, stop := pull(a.Body)

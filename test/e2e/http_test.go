@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/paddockvm/paddock/bus/access"
@@ -130,13 +131,14 @@ func (w watcher) watch(job string, cut func() int64, each func(out string)) (out
 	}
 }
 
-// counts is a job that prints numbers for some seconds, and what that is in the end.
-func counts(n int) (jobs.Spec, string) {
+// counting is a shell's line that prints numbered lines for some seconds, and what it prints.
+func counting(from, to int) (line, out string) {
+	const pad = "-------------------------------------------------------------------------------------------------"
 	var want strings.Builder
-	for i := 1; i <= n; i++ {
-		fmt.Fprintf(&want, "line %d\n", i)
+	for i := from; i <= to; i++ {
+		fmt.Fprintf(&want, "line %d %s\n", i, pad)
 	}
-	return shell(fmt.Sprintf("i=1; while [ $i -le %d ]; do echo line $i; i=$((i+1)); sleep 0.01; done", n)), want.String()
+	return fmt.Sprintf("i=%d; while [ $i -le %d ]; do echo line $i %s; i=$((i+1)); sleep 0.01; done; ", from, to, pad), want.String()
 }
 
 // A running job is watched over HTTP by somebody whose connection is cut at random again and again, and sees every byte once; so does who comes
@@ -145,19 +147,23 @@ func TestHTTPWatch(t *testing.T) {
 	needMachines(t)
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
-	addr, nats := port.Addr(harness.FreePort(t)), port.Addr(harness.FreePort(t))
-	opts := harness.Options{Command: "dispatcher", Dir: shortDir(t), NATS: nats, Args: []string{"--http-listen", addr}}
+	addr, broker := port.Addr(harness.FreePort(t)), port.Addr(harness.FreePort(t))
+	opts := harness.Options{Command: "dispatcher", Dir: shortDir(t), NATS: broker, Args: []string{"--http-listen", addr}}
 	dispatcher := start(t, opts)
-	start(t, harness.Options{Command: "worker", NATS: nats, Driver: "hostproc", Args: []string{"--images", "base"}})
+	start(t, harness.Options{Command: "worker", NATS: broker, Driver: "hostproc", Args: []string{"--images", "base"}})
 	c := connect(t, dispatcher)
 	w, all := watcher{T: t, addr: addr}, t
 
 	t.Run("cut", func(t *testing.T) {
 		w := w
 		w.T = t
-		spec, want := counts(300)
-		job := submit(t, c, spec)
-		out, last, n := w.watch(job, func() int64 { return 500 + random.Int64N(8000) }, nil)
+		line, want := counting(1, 300)
+		job := submit(t, c, shell(line))
+		limit := int64(500) // it grows, for nobody knows how large an event is
+		out, last, n := w.watch(job, func() int64 {
+			limit += limit / 2
+			return limit + random.Int64N(limit)
+		}, nil)
 		if out != want || !last.Final || last.Result.Ending != jobs.Exited || n < 5 {
 			t.Errorf("seed %d: over %d connections it was\n%s\nand then %+v", seed, n, out, last)
 		}
@@ -178,17 +184,25 @@ func TestHTTPWatch(t *testing.T) {
 	t.Run("restart", func(t *testing.T) {
 		w := w
 		w.T = t
-		spec, want := counts(300)
+		line, want := counting(1, 100)
+		rest, more := counting(101, 200)
+		spec := shell(line + "read x; " + rest)
+		spec.StdinStream = true
 		job := submit(t, c, spec)
 		killed := false
 		out, last, n := w.watch(job, func() int64 { return 1 << 40 }, func(out string) {
-			if !killed && strings.Contains(out, "line 50\n") {
-				killed = true
-				dispatcher.Kill()
-				dispatcher = start(all, opts)
+			if killed || out != want {
+				return
 			}
+			killed = true
+			dispatcher.Kill()
+			dispatcher = start(all, opts)
+			bustest.Eventually(t, "the job gets its input", func() bool { // from its worker, which has to come back, too
+				_, err := c.Stdin(t.Context(), job).Write([]byte("go on\n"))
+				return err == nil
+			})
 		})
-		if out != want || !last.Final || n < 2 {
+		if out != want+more || !last.Final || n < 2 {
 			t.Errorf("over %d connections it was\n%s\nand then %+v", n, out, last)
 		}
 	})
@@ -296,6 +310,50 @@ func TestHTTPAccess(t *testing.T) {
 	_ = read(streams["eve"], func(_ string, e jobs.Event) { last = e })
 	if !last.Final || last.Result.Ending != jobs.Canceled {
 		t.Errorf("the last that the monitor sees is %+v", last)
+	}
+}
+
+// A dispatcher on NATS servers of somebody else's serves what they have, and lets in by the file by which it answers them.
+func TestHTTPOnACluster(t *testing.T) {
+	needMachines(t)
+	cluster := bustest.StartCluster(t, 3)
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := cluster.Let(access.Tenant, "acme")
+	if err := access.Change(cluster.Credentials, func(l []access.Credential) ([]access.Credential, error) {
+		return append(l, access.Credential{User: "ci", Password: string(hash), Identity: access.Identity{Role: access.Tenant, Name: "acme"}}), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ca, addr := cluster.CA.File("ca.pem"), port.Addr(harness.FreePort(t))
+	start(t, harness.Options{Command: "dispatcher", Args: []string{
+		"--listen", "", "--nats", cluster.URL(), "--nats-callout", string(cluster.Keys), "--nats-credentials", cluster.Credentials, "--nats-tls-ca", ca, "--http-listen", addr,
+	}})
+	c, err := client.Connect(cluster.URL(), client.Tenant("acme"), client.Credentials(seed), client.NATS(nats.RootCAs(ca)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	// Nobody is there to run it: it is watched while it waits.
+	job := submit(t, c, jobs.Spec{Language: "sh", Source: "true"})
+	w := watcher{T: t, addr: addr, user: "ci", password: "secret"}
+	r, err := w.get(t.Context(), job, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		t.Fatal(r.Status)
+	}
+	if _, err := c.Cancel(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	var last jobs.Event
+	_ = read(r.Body, func(_ string, e jobs.Event) { last = e })
+	if !last.Final || last.Result.Ending != jobs.Canceled {
+		t.Errorf("the last is %+v", last)
 	}
 }
 
