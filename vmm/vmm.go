@@ -239,6 +239,20 @@ func Weigh(p Process, w Weight) error {
 	return nil
 }
 
+// Bounder is a Process whose Share.MemoryBytes can be changed while it runs.
+type Bounder interface {
+	// BoundMemory has it use that much memory at most from now on. One that uses more, and cannot give it back, may be ended.
+	BoundMemory(bytes int64) error
+}
+
+// BoundMemory changes the bound on a process's memory where it can be changed.
+func BoundMemory(p Process, bytes int64) error {
+	if bounder, ok := p.(Bounder); ok {
+		return bounder.BoundMemory(bytes)
+	}
+	return nil
+}
+
 // DiskLimits bound what a machine does to its disks, reading and writing together; a zero field does not. They are the host's, not a
 // template's: clones of one template may have others.
 type DiskLimits struct {

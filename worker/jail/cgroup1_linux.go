@@ -124,6 +124,21 @@ func (l *legacy) weights(name string, w vmm.Weight) (all []setting) {
 	return all
 }
 
+func (l *legacy) bounds(name string, memoryBytes int64) (all []setting) {
+	i := slices.IndexFunc(l.systems, func(s cgroup1.Subsystem) bool { return s.Name() == cgroup1.Memory })
+	if i < 0 {
+		return nil
+	}
+	files := []string{"memory.limit_in_bytes"}
+	if l.swap {
+		files = append(files, "memory.memsw.limit_in_bytes")
+	}
+	for _, file := range files {
+		all = append(all, setting{filepath.Join(l.parents[i], name, file), strconv.FormatInt(memoryBytes, 10)})
+	}
+	return all
+}
+
 func (*legacy) leave() {}
 
 // shares are v1's weight: 1024, the kernel's default, for each processor.

@@ -198,6 +198,13 @@ func (u *unified) weights(name string, w vmm.Weight) (all []setting) {
 	return all
 }
 
+func (u *unified) bounds(name string, memoryBytes int64) []setting {
+	if !u.have["memory"] {
+		return nil
+	}
+	return []setting{{filepath.Join(cgroupMount, u.path, name, "memory.max"), strconv.FormatInt(memoryBytes, 10)}}
+}
+
 // divides tells whether the parent is there, and bounds what is below it: another launcher may have made it this moment, and be at that.
 func (u *unified) divides(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))

@@ -37,6 +37,8 @@ type hierarchy interface {
 	create(name string, s vmm.Share, disks []device) error
 	// weights are the files by which the cgroup of that name would weigh so much.
 	weights(name string, w vmm.Weight) []setting
+	// bounds are the files by which the cgroup of that name would have so much memory at most: in v1 memory, and that with swap where it is bounded.
+	bounds(name string, memoryBytes int64) []setting
 	// leave undoes what ensure did besides. The parent is gone.
 	leave()
 }

@@ -47,7 +47,27 @@ func (m *process) Weigh(w vmm.Weight) error {
 	return nil
 }
 
-var _ vmm.Weigher = (*process)(nil)
+// BoundMemory implements vmm.Bounder. It is no error that the machine has ended.
+func (m *process) BoundMemory(bytes int64) (err error) {
+	if m.group == nil {
+		return nil
+	}
+	bounds := m.l.cgroups.bounds(m.group.name, bytes)
+	if len(bounds) > 1 { // that with swap is never less than that without: it is written first where both grow, and last where they shrink
+		_ = set(bounds[1].file, bounds[1].value)
+	}
+	for _, b := range bounds {
+		if setErr := set(b.file, b.value); !errors.Is(setErr, fs.ErrNotExist) && !errors.Is(setErr, unix.ENODEV) {
+			err = errors.Join(err, setErr)
+		}
+	}
+	return err
+}
+
+var (
+	_ vmm.Weigher = (*process)(nil)
+	_ vmm.Bounder = (*process)(nil)
+)
 
 const (
 	// mostBFQ is the scheduler BFQ's largest weight (kernel: block/bfq-iosched.h), leastCFQ that of CFQ's smallest, before Linux 5.0

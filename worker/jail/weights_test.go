@@ -113,6 +113,31 @@ func TestWeightsOfOvercommittedMemory(t *testing.T) {
 	}
 }
 
+// What a machine may use grows and shrinks while it runs.
+func TestBoundMemory(t *testing.T) {
+	l := newLauncher(t, jail.Config{})
+	bounded(t, l, "memory")
+	sleeper := vmm.Command{
+		Name: "m-0123456789abcdef", Path: "/bin/sleep", Args: []string{"1000"},
+		Share: vmm.Share{CPUs: 1.5, MemoryBytes: 100 << 20},
+	}
+	m := launch(t, l, sleeper)
+	for _, bytes := range []int64{300 << 20, 200 << 20, 100 << 20, 400 << 20} {
+		must(t, vmm.BoundMemory(m, bytes))
+		for _, f := range [][2]string{{"memory.max", "memory.limit_in_bytes"}, {"memory.max", "memory.memsw.limit_in_bytes"}} {
+			got, err := lastNumber(cgroupPath(t, m.PID(), f[0], "memory", f[1]))
+			if f[1] == "memory.memsw.limit_in_bytes" && errors.Is(err, fs.ErrNotExist) {
+				continue // the kernel does not count swap
+			}
+			if err != nil || got != bytes {
+				t.Errorf("%s: %d, %v, want %d", f[0], got, err, bytes)
+			}
+		}
+	}
+	must(t, m.Kill())
+	must(t, vmm.BoundMemory(m, 100<<20)) // it has none any more
+}
+
 // All machines together weigh what the host's processors do. In v2 what is a machine's own memory has to be its parent's too.
 func TestWeightOfAllMachines(t *testing.T) {
 	l := newLauncher(t, jail.Config{})
