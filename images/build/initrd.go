@@ -17,7 +17,7 @@ import (
 // know, are passed over.
 var modules = []string{
 	"virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "erofs", "overlay", "ext4", "crc32c_generic", "pvpanic_mmio", "pvpanic_pci",
-	"vmw_vsock_virtio_transport", "virtio_net",
+	"vmw_vsock_virtio_transport", "virtio_net", "virtio_mem",
 }
 
 // packModules writes a cpio archive with the modules under /modules and the order to load them in, in /modules.order.
