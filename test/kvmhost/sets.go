@@ -51,7 +51,7 @@ var sets = []Set{
 		MaySkip: map[string]string{
 			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
 			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
-			"TestRealShapes": CloudHypervisor, "TestRealRequests": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor,
+			"TestRealShapes": CloudHypervisor, "TestRealRequests": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor, "TestRealResize": CloudHypervisor,
 			"TestProbeHonest": CloudHypervisor,
 		},
 	},

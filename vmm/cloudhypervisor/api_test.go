@@ -90,6 +90,7 @@ func shapes(t *testing.T, c *api.Client) {
 		{"remove from nothing", func() error { return c.RemoveDevice(ctx, "more") }, 404, "VM is not created"},
 		{"delete of nothing", func() error { return c.Delete(ctx) }, 0, ""},
 		{"resize of nothing", func() error { return c.Resize(ctx, api.Resize{VCPUs: &one}) }, 404, "VM is not created"},
+		{"resize a zone of nothing", func() error { return c.ResizeZone(ctx, api.ResizeZone{ID: "memory", RAM: 1 << 28}) }, 404, "VM is not created"},
 		{"resize a disk of nothing", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "root", Size: 1 << 20}) }, 404, "VM is not created"},
 		{"add to nothing", func() error { _, err := c.AddNet(ctx, api.Net{ID: "net", MAC: vmm.GuestMAC}); return err }, 404, "VM is not created"},
 		{"add a disk to nothing", func() error { _, err := c.AddDisk(ctx, more); return err }, 404, "The disk could not be added"},
@@ -191,7 +192,7 @@ func TestEveryRequest(t *testing.T) {
 	defer null.Close()
 	full := api.VM{
 		CPUs:    api.CPUs{Boot: 1, Max: 4, Scheduling: "Vm"},
-		Memory:  api.Memory{Zones: []api.Zone{{ID: "memory", Size: 1 << 20, File: "/m", Shared: true}}},
+		Memory:  api.Memory{HotplugMethod: "VirtioMem", Zones: []api.Zone{{ID: "memory", Size: 1 << 20, File: "/m", Shared: true, HotplugSize: 128 << 20}}},
 		Payload: api.Payload{Kernel: "/k", Cmdline: "quiet", Initramfs: "/i"},
 		Disks:   []api.Disk{{ID: "root", Path: "/r", ReadOnly: true, ImageType: "Raw", Limits: "disks"}},
 		Limits: []api.Limits{{ID: "disks", Limiter: api.Limiter{
@@ -212,6 +213,7 @@ func TestEveryRequest(t *testing.T) {
 		func() error { _, err := c.Info(ctx); return err },
 		func() error { _, err := c.Counters(ctx); return err },
 		func() error { return c.Resize(ctx, api.Resize{VCPUs: &vcpus, RAM: &memory}) },
+		func() error { return c.ResizeZone(ctx, api.ResizeZone{ID: "memory", RAM: memory}) },
 		func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "root", Size: 1 << 20}) },
 		func() error { _, err := c.AddDisk(ctx, full.Disks[0]); return err },
 		func() error { _, err := c.AddVsock(ctx, *full.Vsock); return err },

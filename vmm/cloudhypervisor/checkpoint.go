@@ -98,6 +98,9 @@ func (m *machine) take(ctx context.Context) (_ *taken, err error) {
 	if m.vcpus != m.boot.VCPUs {
 		return nil, fmt.Errorf("it has been given another number of processors than the %d of its template: %w", m.boot.VCPUs, vmm.ErrUnsupported)
 	}
+	if m.memoryMiB != m.boot.MemoryMiB {
+		return nil, fmt.Errorf("it has, or may have, other memory than the %d MiB of its template: %w", m.boot.MemoryMiB, vmm.ErrUnsupported)
+	}
 	t := &taken{Taken: checkpoint.Taken{MemorySize: int64(m.boot.MemoryMiB) << 20}}
 	defer func() {
 		if err != nil {
@@ -112,7 +115,7 @@ func (m *machine) take(ctx context.Context) (_ *taken, err error) {
 		return nil, err
 	}
 	if t.saved, err = m.saved(); err == nil {
-		t.saved[stateFile], err = withoutMemory(t.saved[stateFile])
+		t.saved[stateFile], err = withoutMemory(t.saved[stateFile], t.MemorySize)
 	}
 	if err != nil {
 		return nil, errors.Join(t.refused, err)

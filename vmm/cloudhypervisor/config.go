@@ -35,11 +35,14 @@ func (d *Driver) cold(b vmm.Boot) api.VM {
 	v := api.VM{
 		CPUs: api.CPUs{Boot: b.VCPUs, Max: max(b.VCPUs, b.MaxVCPUs), Scheduling: "Vm"},
 		Memory: api.Memory{Zones: []api.Zone{{
-			ID: memoryZone, Size: int64(b.MemoryMiB) << 20, File: fdPath(dirFD, memoryFile), Shared: true,
+			ID: memoryZone, Size: int64(b.MemoryMiB) << 20, File: fdPath(dirFD, memoryFile), Shared: true, HotplugSize: headroom(b),
 		}}},
 		Payload: api.Payload{Kernel: fdPath(extraFD), Cmdline: b.Cmdline},
 		Vsock:   &api.Vsock{ID: vsockID, CID: guestCID, Socket: fdPath(dirFD, vsockSocket)},
 		PVPanic: true,
+	}
+	if headroom(b) > 0 {
+		v.Memory.HotplugMethod = "VirtioMem"
 	}
 	if b.Initrd != "" {
 		v.Payload.Initramfs = fdPath(initrdFD)

@@ -11,7 +11,7 @@
 //
 // A machine can be kept while it runs on (checkpoint.go); a clone cannot be ended with a snapshot.
 //
-// What it cannot: grow a machine's memory, and tell that a disk's file failed (Cloud Hypervisor tells its guest only, so the machines are
+// What it cannot: keep a machine that has grown (resize.go), and tell that a disk's file failed (Cloud Hypervisor tells its guest only, so the machines are
 // no vmm.HostFault).
 //
 // Linux, and root for the directories. It may import vmm, what drivers share and golang.org/x/sys, and knows nothing of jobs, images or what is said to the agent.

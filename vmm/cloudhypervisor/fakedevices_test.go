@@ -2,6 +2,7 @@ package cloudhypervisor_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -220,6 +221,86 @@ func (v *fakeVMM) setVCPUs(what string, n int) error {
 	default:
 		v.leaving, v.asked = v.vcpus-n, 0
 	}
+	return nil
+}
+
+// blockBytes is what a zone's headroom is a multiple of, and unitBytes what a guest takes of it.
+const (
+	blockBytes = 128 << 20
+	unitBytes  = 2 << 20
+)
+
+// growable refuses headroom that a zone cannot have.
+func growable(memory, zone map[string]any) error {
+	headroom, _ := zone["hotplug_size"].(float64)
+	switch {
+	case headroom == 0:
+		return nil
+	case memory["hotplug_method"] != "VirtioMem":
+		return errors.New("Invalid hotplug method associated with memory zones resizing capability")
+	case int64(headroom)%blockBytes != 0:
+		return errors.New("Virtio-mem size is not aligned with 134217728")
+	}
+	return nil
+}
+
+// has is how much memory the guest has. It takes what it is offered, and gives back what it is to, a little later: after who asks has seen
+// that it did not yet.
+func (v *fakeVMM) has() (n int64) {
+	memory, _ := v.config["memory"].(map[string]any)
+	for _, zone := range objectsOf(memory["zones"]) {
+		n += int64(zone["size"].(float64))
+	}
+	n += v.taken
+	if v.seen && v.state == "Running" && (v.offered > v.taken || !v.hoards) {
+		v.taken = v.offered
+	}
+	v.seen = true
+	return n
+}
+
+// resizeZone offers the guest memory, or wants it back.
+func (v *fakeVMM) resizeZone(body []byte) error {
+	const what = "The memory zone could not be resized"
+	if err := v.exists(what); err != nil {
+		return err
+	}
+	var r struct {
+		ID          string
+		Desired_ram int64
+	}
+	_ = json.Unmarshal(body, &r)
+	memory, _ := v.config["memory"].(map[string]any)
+	zones := objectsOf(memory["zones"])
+	i := slices.IndexFunc(zones, func(z map[string]any) bool { return z["id"] == r.ID })
+	if i < 0 {
+		return internal(what, "Failed resizing a memory zone")
+	}
+	zone := zones[i]
+	if !v.booted() {
+		zone["size"] = float64(r.Desired_ram)
+		return nil
+	}
+	headroom, _ := zone["hotplug_size"].(float64)
+	size := int64(zone["size"].(float64))
+	offer := r.Desired_ram - size
+	invalid := func(why string, args ...any) error {
+		return internal(what, "Memory manager error", "Failed to virtio-mem resize", "Resize invalid argument",
+			"Failed to update virtio configuration: ResizeError("+fmt.Sprintf(why, args...)+")")
+	}
+	switch {
+	case offer < 0:
+		return internal(what, "Memory manager error", fmt.Sprintf("Invalid resize request: desired_size = %d below boot size = %d", r.Desired_ram, size))
+	case headroom == 0:
+		return internal(what, "Memory manager error", "No virtio-mem resizing handler found")
+	case offer == v.offered:
+		return invalid("new size %#x and requested_size are identical", offer)
+	case offer > int64(headroom):
+		return invalid("new size %#x is bigger than region_size %#x", offer, int64(headroom))
+	case offer%unitBytes != 0:
+		return invalid("new size %#x is not aligned on block_size %#x", offer, unitBytes)
+	}
+	v.offered, v.seen, zone["hotplugged_size"] = offer, false, float64(offer)
 	return nil
 }
 

@@ -39,6 +39,10 @@ type fakeVMM struct {
 	leaving int         // of them, until the guest has let go
 	asked   int         // since they began to leave
 	keeps   bool        // the guest does not let go
+	offered int64       // bytes of memory beyond the zone's that the guest was offered
+	taken   int64       // of them
+	seen    bool        // what is offered was told once since
+	hoards  bool        // the guest gives none back
 	opened  []io.Closer // what ends with the machine
 }
 
@@ -286,6 +290,8 @@ func (v *fakeVMM) handle(method, path string, body []byte, fds int) (any, error)
 		return nil, v.remove(body)
 	case "PUT vm.resize":
 		return nil, v.resize(body)
+	case "PUT vm.resize-zone":
+		return nil, v.resizeZone(body)
 	case "PUT vm.resize-disk":
 		return nil, v.resizeDisk(body)
 	case "PUT vmm.shutdown":
@@ -332,7 +338,7 @@ func (v *fakeVMM) info() (any, error) {
 	if err := v.exists("The VM info is not available"); err != nil {
 		return nil, err
 	}
-	return map[string]any{"config": v.config, "state": v.state, "memory_actual_size": 1 << 28}, nil
+	return map[string]any{"config": v.config, "state": v.state, "memory_actual_size": v.has()}, nil
 }
 
 func (v *fakeVMM) become(state, from, what, cannot, component string) error {
@@ -409,8 +415,12 @@ func (v *fakeVMM) start() error {
 func (v *fakeVMM) open() error {
 	memory, _ := v.config["memory"].(map[string]any)
 	zones, _ := memory["zones"].([]any)
+	v.offered, v.taken = 0, 0
 	for _, z := range zones {
 		zone := z.(map[string]any)
+		if err := growable(memory, zone); err != nil {
+			return err
+		}
 		path, err := v.own(fmt.Sprint(zone["file"]))
 		if err != nil {
 			return err
@@ -529,6 +539,9 @@ func (v *fakeVMM) snapshot(body []byte) error {
 func (v *fakeVMM) send(dir string) error {
 	config, _ := json.Marshal(v.config)
 	ranges := []any{}
+	if v.taken > 0 {
+		ranges = append(ranges, map[string]int64{"gpa": 4 << 30, "length": v.taken})
+	}
 	if !v.shared() {
 		ranges = append(ranges, map[string]int{"gpa": 0, "length": len(v.memory)})
 	}
@@ -536,7 +549,7 @@ func (v *fakeVMM) send(dir string) error {
 		name string
 		b    []byte
 	}{{"config.json", config}, {"state.json", fakeState(ranges, v.guest.connections())}, {"memory-ranges", v.memory}}
-	for _, file := range files[:2+len(ranges)] {
+	for _, file := range files[:2+min(len(ranges), 1)] {
 		f, err := os.OpenFile(dir+"/"+file.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return fmt.Errorf("error creating %s: %w", file.name, err)

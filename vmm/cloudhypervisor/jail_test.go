@@ -8,6 +8,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/cloudhypervisor"
 	"github.com/paddockvm/paddock/vmm/vmmtest"
 	"github.com/paddockvm/paddock/worker/jail"
 )
@@ -32,12 +34,14 @@ func TestRealJailed(t *testing.T) {
 	launcher, err := jail.New(jail.Config{Self: []string{"/proc/self/exe", "jail-exec"}, UIDLock: t.TempDir() + "/uids"})
 	must(t, err)
 	t.Cleanup(func() { must(t, launcher.Close()) })
-	l := newLab(t, launcher, nil)
+	l := newLab(t, launcher, func(_ *cloudhypervisor.Config, b *vmm.Boot) { b.MaxMemoryMiB = b.MemoryMiB + 512 })
 	t.Logf("degraded: %v", launcher.Degraded())
 	must(t, l.Machine(t).Close())
 	vmmtest.NoLeaks(t, l.runDir)
 	m := l.Machine(t)
 	must(t, l.Do(within(t), m, "disk-put x"))
+	must(t, m.(vmm.Resizer).Resize(within(t), 1, l.Boot.MemoryMiB+512))
+	must(t, m.(vmm.Resizer).Resize(within(t), 1, l.Boot.MemoryMiB))
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.pid(m.ID())))
 	must(t, err)
 	if !strings.Contains(string(status), "NoNewPrivs:\t1") || strings.Contains(string(status), "Uid:\t0\t") {
@@ -58,7 +62,7 @@ func TestRealJailed(t *testing.T) {
 			t.Errorf("a thread without its filter, where the jail has %d: %+v", jails, th)
 		}
 	}
-	for _, name := range []string{"vmm", "http-server", "event-monitor", "vcpu0"} {
+	for _, name := range []string{"vmm", "http-server", "event-monitor", "vcpu0", "memory"} {
 		if !names[name] {
 			t.Errorf("no thread %s", name)
 		}

@@ -38,9 +38,12 @@ type machine struct {
 	scratch  *os.File // the disk, for Checkpoint; nil: none
 	tap      *os.File // of a clone that is not restored yet: the caller's
 
-	turns chan struct{} // guards vcpus, fewer and whether it runs; a channel and not a mutex because it is held while asking
+	turns chan struct{} // guards what follows, and whether it runs; a channel and not a mutex because it is held while asking
 	vcpus int           // unknown where the VMM did not answer, or its guest has yet to let go of some
 	fewer int           // how many there will be once it has; 0: it has
+
+	memoryMiB int // what the guest may have, and has no more than; unknown as vcpus is
+	boundMiB  int // what the process's bound is for
 }
 
 var (
@@ -86,6 +89,9 @@ func attached(b vmm.Boot, a vmm.Attach) error {
 }
 
 func (d *Driver) bootCold(ctx context.Context, b vmm.Boot, a vmm.Attach) (*machine, error) {
+	if err := checkHeadroom(b); err != nil {
+		return nil, err
+	}
 	caps, err := d.Probe(ctx)
 	if err != nil {
 		return nil, err
@@ -207,7 +213,7 @@ func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra 
 		dir.close()
 		return nil, err
 	}
-	m := &machine{d: d, boot: b, channel: newChannel(dir), turns: make(chan struct{}, 1), vcpus: b.VCPUs}
+	m := &machine{d: d, boot: b, channel: newChannel(dir), turns: make(chan struct{}, 1), vcpus: b.VCPUs, memoryMiB: b.MemoryMiB, boundMiB: b.MemoryMiB}
 	if b.Scratch != "" {
 		if m.scratch, err = hostfile.Duplicate(files[scratchFD-extraFD]); err != nil {
 			closeAll(files)
@@ -215,9 +221,8 @@ func (d *Driver) machine(ctx context.Context, b vmm.Boot, dir *directory, extra 
 			return nil, err
 		}
 	}
-	memory := int64(b.MemoryMiB) << 20
 	m.process, err = d.start(ctx, newID(), dir, files, vmm.Command{
-		AddressSpaceBytes: memory + vmmSpace + int64(max(b.VCPUs, b.MaxVCPUs))*threadSpace, FileBytes: fileBytes(b), Share: share(b, d.cfg.Disk),
+		AddressSpaceBytes: int64(b.MemoryMiB)<<20 + headroom(b) + vmmSpace + int64(max(b.VCPUs, b.MaxVCPUs))*threadSpace, FileBytes: fileBytes(b), Share: share(b, d.cfg.Disk),
 	})
 	if err != nil {
 		_ = m.scratch.Close()
@@ -254,22 +259,26 @@ func (d *Driver) files(b vmm.Boot, extra *os.File, initrd string) ([]*os.File, e
 	return files, nil
 }
 
-// fileBytes is how large the VMM's files become that are no disk: the memory's, which vm.snapshot would copy to another of that size, and
-// the state's (memory_manager.rs and vm.rs of v53.0).
-func fileBytes(b vmm.Boot) int64 { return max(int64(b.MemoryMiB)<<20, maxState) }
+// fileBytes is how large the VMM's files become that are no disk: the memory's, which vm.snapshot would copy to another of that size, that of
+// what a machine that is booted may grow by, and the state's (memory_manager.rs and vm.rs of v53.0).
+func fileBytes(b vmm.Boot) int64 { return max(int64(b.MemoryMiB)<<20, headroom(b), maxState) }
 
-// share is what a machine may use of its host: its processors and half of one for its devices.
+// memoryBytes is the memory that a machine of that size may use.
+func memoryBytes(memoryMiB int) int64 { return int64(memoryMiB)<<20 + vmmMemory }
+
+// share is what a machine may use of its host: its processors and half of one for its devices. Its memory is that which it has, and no more
+// before it is resized: all that it may grow by is mapped, and nothing else keeps a guest from writing there.
 func share(b vmm.Boot, disk vmm.DiskLimits) vmm.Share {
 	cpus := max(b.VCPUs, b.MaxVCPUs)
 	return vmm.Share{
-		CPUs: float64(cpus) + 0.5, MemoryBytes: int64(b.MemoryMiB)<<20 + vmmMemory, PIDs: 64 + cpus, DiskBytesPerSecond: disk.BytesPerSecond,
+		CPUs: float64(cpus) + 0.5, MemoryBytes: memoryBytes(b.MemoryMiB), PIDs: 64 + cpus, DiskBytesPerSecond: disk.BytesPerSecond,
 		Weight: weight(b.VCPUs, b.MemoryMiB),
 	}
 }
 
 // weight is what a machine of that size counts for.
 func weight(vcpus, memoryMiB int) vmm.Weight {
-	return vmm.Weight{CPUs: float64(vcpus) + 0.5, MemoryBytes: int64(memoryMiB)<<20 + vmmMemory}
+	return vmm.Weight{CPUs: float64(vcpus) + 0.5, MemoryBytes: memoryBytes(memoryMiB)}
 }
 
 // prepared is a machine that has no state yet.

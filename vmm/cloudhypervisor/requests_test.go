@@ -82,8 +82,8 @@ func newHand(t *testing.T, l vmm.Launcher, binary string, boot vmm.Boot) *hand {
 	ctx := within(t)
 	must(t, h.api.Create(ctx, api.VM{
 		CPUs: api.CPUs{Boot: 1, Max: 2, Scheduling: "Vm"},
-		Memory: api.Memory{Zones: []api.Zone{{
-			ID: "memory", Size: int64(boot.MemoryMiB) << 20, File: handMemory, Shared: true,
+		Memory: api.Memory{HotplugMethod: "VirtioMem", Zones: []api.Zone{{
+			ID: "memory", Size: int64(boot.MemoryMiB) << 20, File: handMemory, Shared: true, HotplugSize: 256 << 20,
 		}}},
 		Payload: api.Payload{Kernel: handKernel, Initramfs: handInitrd, Cmdline: boot.Cmdline},
 		Disks: []api.Disk{
@@ -221,6 +221,11 @@ func refusals(t *testing.T, h *hand) {
 	c, ctx := h.api, within(t)
 	h.do(t, "set kept")
 	memory := int64(1 << 30)
+	info, err := c.Info(ctx)
+	must(t, err)
+	zone := func(more int64) func() error {
+		return func() error { return c.ResizeZone(ctx, api.ResizeZone{ID: "memory", RAM: info.MemorySize + more}) }
+	}
 	resize := func(n int) func() error {
 		return func() error { return c.Resize(ctx, api.Resize{VCPUs: &n}) }
 	}
@@ -241,6 +246,14 @@ func refusals(t *testing.T, h *hand) {
 		{"no processor", resize(0), 500, "Requested zero vCPUs"},
 		{"a processor too many", resize(3), 500, "Requested vCPUs exceed maximum"},
 		{"more memory", func() error { return c.Resize(ctx, api.Resize{RAM: &memory}) }, 500, "Impossible to resize guest memory"},
+		{"another zone", func() error { return c.ResizeZone(ctx, api.ResizeZone{ID: "no", RAM: memory}) }, 500, "Failed resizing a memory zone"},
+		{"less than the zone", zone(-1 << 20), 500, "below boot size"},
+		{"more than the zone can have", zone(384 << 20), 500, "is bigger than region_size"},
+		{"part of what is taken at once", zone(1 << 20), 500, "is not aligned on block_size"},
+		{"what the zone has", zone(0), 500, "requested_size are identical"},
+		{"more of the zone", zone(128 << 20), 0, ""},
+		{"just that again", zone(128 << 20), 500, "requested_size are identical"},
+		{"what it had", zone(0), 0, ""},
 		{"resize what there is not", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "no", Size: 1 << 20}) }, 500, unknown},
 		{"half a sector", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "scratch", Size: 1<<20 + 256}) }, 500, "Disk image size is not a multiple of 512"},
 		{"resize what is read-only", func() error { return c.ResizeDisk(ctx, api.ResizeDisk{ID: "root", Size: 1 << 20}) }, 500, "Disk resize failed"},

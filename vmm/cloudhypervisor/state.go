@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/paddockvm/paddock/vmm"
 )
 
 // A state is a tree of JSON objects {"snapshots": {NAME: …}, "snapshot_data": {"state": TEXT}}, of the devices' names, where TEXT is JSON
@@ -63,11 +65,24 @@ func (n node) with(key string, value any) (b []byte, err error) {
 	return json.Marshal(n)
 }
 
-// withoutMemory makes of a state whose memory is in a file copiedFile one that has all of it where its configuration says.
-func withoutMemory(state []byte) ([]byte, error) {
+// withoutMemory makes of a state whose memory is in a file copiedFile one that has all of it where its configuration says: size bytes, or
+// none where they were not to be copied. More would be lost.
+func withoutMemory(state []byte, size int64) ([]byte, error) {
 	b, err := edit(state, []string{"memory-manager"}, func(data node) error {
-		if _, ok := data["memory_ranges"]; !ok {
-			return errNoPart
+		var copied struct {
+			Data []struct {
+				Length uint64
+			}
+		}
+		if err := json.Unmarshal(data["memory_ranges"], &copied); err != nil {
+			return errors.Join(errNoPart, err)
+		}
+		left := uint64(size)
+		for _, r := range copied.Data {
+			if r.Length > left {
+				return fmt.Errorf("the guest has taken memory beyond the %d bytes of its template: %w", size, vmm.ErrUnsupported)
+			}
+			left -= r.Length
 		}
 		data["memory_ranges"] = json.RawMessage(`{"data":[]}`)
 		return nil

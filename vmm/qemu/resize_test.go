@@ -40,67 +40,35 @@ func weighs(t *testing.T, s *vmmtest.Scales, m vmm.Machine, vcpus, memoryMiB int
 	}
 }
 
-// TestResize grows a clone, has its guest use what came, shrinks it, and grows it again.
+// sized is the guest as vmmtest has it.
+type sized struct {
+	t testing.TB
+	*client.Client
+}
+
+func (s sized) Use(ctx context.Context, vcpus, pluggedMiB int) (vcpusUsed, pluggedMiBUsed int, err error) {
+	got, err := s.Resize(ctx, wire.Resize{VCPUs: vcpus, PluggedMiB: pluggedMiB})
+	return got.VCPUs, got.PluggedMiB, err
+}
+
+func (s sized) Run(_ context.Context, line string) (string, error) {
+	return inGuest(s.t, s.Client, line), nil
+}
+
+// TestResize grows a clone and shrinks it; an emulated processor cannot be pulled.
 func TestResize(t *testing.T) {
 	scales := &vmmtest.Scales{Launcher: vmm.Direct{}}
-	r := &registry{Launcher: scales}
-	d := newDriver(t, qemu.Config{Launcher: r})
-	boot := agentBoot(t)
-	boot.MaxVCPUs, boot.MaxMemoryMiB = 3, 1024
-	template := agentTemplate(t, d, boot, vmm.Attach{})
-	m, c := agentClone(t, d, template, vmm.Attach{}, nil)
-	resizer := m.(vmm.Resizer)
-
-	for name, size := range map[string][2]int{
-		"too many processors": {4, 256}, "too much memory": {1, 1152}, "no processor": {0, 256}, "less memory": {1, 128},
-		"half a DIMM": {1, 256 + 64},
-	} {
-		if err := resizer.Resize(within(t), size[0], size[1]); !errors.Is(err, vmm.ErrUnsupported) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := resizer.Resize(gone, 2, 512); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
-	used(t, c, 1, 0)
-	weighs(t, scales, m, 1, 256)
-
-	grown(t, m, c, 3, 768)
-	weighs(t, scales, m, 3, 768)
-	if got := inGuest(t, c, "nproc; awk '/MemTotal/ { print ($2 > 600000) }' /proc/meminfo"); got != "3\n1" {
-		t.Errorf("processors, and whether there is the memory: %q", got)
-	}
-	// More than the machine was booted with is written, on all processors.
-	if got := inGuest(t, c, "mount -t tmpfs -o size=600m none /mnt && head -c 400M /dev/zero > /mnt/f && wc -c < /mnt/f && rm /mnt/f && umount /mnt"); got != "419430400" {
-		t.Errorf("written: %q", got)
-	}
-	other, otherAgent := agentClone(t, d, template, vmm.Attach{}, nil)
-	used(t, otherAgent, 1, 0) // another clone is as the template was
-	weighs(t, scales, other, 1, 256)
-	must(t, other.Close())
-
+	d := newDriver(t, qemu.Config{Launcher: &registry{Launcher: scales}})
+	template := agentTemplate(t, d, vmmtest.Headroom(agentBoot(t)), vmm.Attach{})
 	caps, err := d.Probe(within(t))
 	must(t, err)
-	fewest := 1
-	if caps.Accel == "tcg" {
-		fewest = 3
-		if err := resizer.Resize(within(t), 2, 768); !errors.Is(err, vmm.ErrUnsupported) {
-			t.Errorf("fewer emulated processors: %v", err)
-		}
-	}
-	used(t, c, max(2, fewest), 256)
-	grown(t, m, c, max(2, fewest), 512)
-	if got := inGuest(t, c, "awk '/MemTotal/ { print ($2 < 500000) }' /proc/meminfo"); got != "1" {
-		t.Errorf("whether the memory has gone: %q", got)
-	}
-	grown(t, m, c, fewest, 256) // the guest's kernel lets go of it although its agent was not asked
-	weighs(t, scales, m, fewest, 256)
-	grown(t, m, c, 3, 1024)
-	if got := inGuest(t, c, "nproc"); got != "3" {
-		t.Errorf("processors: %q", got)
-	}
+	vmmtest.RunResize(t, vmmtest.ResizeFixture{
+		Scales: scales, BesideMiB: 128, Kept: caps.Accel == "tcg",
+		Clone: func(t testing.TB) (vmm.Machine, vmmtest.Sized) {
+			m, c := agentClone(t, d, template, vmm.Attach{}, nil)
+			return m, sized{t, c}
+		},
+	})
 }
 
 // TestNoHeadroom shows what a machine without headroom says, and what cannot be booted.

@@ -67,6 +67,13 @@ func (c *Client) ResizeDisk(ctx context.Context, r ResizeDisk) error {
 	return err
 }
 
+// ResizeZone offers the guest more memory of a zone, or wants some back. The guest takes it, or gives it, when it likes: Info tells what it
+// has. It is refused where just that was asked for last (virtio-devices/src/mem.rs, VirtioMemConfig.resize).
+func (c *Client) ResizeZone(ctx context.Context, r ResizeZone) error {
+	_, err := c.put(ctx, "vm.resize-zone", r)
+	return err
+}
+
 // AddDisk, AddVsock and AddNet add a device, to a running machine or to what is created. A card's tap goes with AddNet, as a descriptor
 // for each pair of queues: vm.create takes none.
 func (c *Client) AddDisk(ctx context.Context, d Disk) (Added, error) {

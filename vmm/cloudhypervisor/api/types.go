@@ -18,10 +18,13 @@ const (
 	Paused  = "Paused"
 )
 
-// Info is the answer to vm.info.
+// Info is the answer to vm.info. MemorySize counts what the guest has taken of what it was offered; Config tells what it was offered.
 type Info struct {
 	State      string `json:"state"`
 	MemorySize int64  `json:"memory_actual_size"`
+	Config     struct {
+		Memory Memory `json:"memory"`
+	} `json:"config"`
 }
 
 // Added is where a device is that was added to a running machine.
@@ -55,20 +58,24 @@ type CPUs struct {
 	Scheduling string `json:"core_scheduling,omitempty"`
 }
 
-// Memory is the guest's. Size is 0 where there are zones.
+// Memory is the guest's. Size is 0 where there are zones, which grow by the hotplug method "VirtioMem" only.
 type Memory struct {
-	Size   int64  `json:"size"`
-	Shared bool   `json:"shared"`
-	THP    bool   `json:"thp"`
-	Zones  []Zone `json:"zones,omitempty"`
+	Size          int64  `json:"size"`
+	Shared        bool   `json:"shared"`
+	THP           bool   `json:"thp"`
+	HotplugMethod string `json:"hotplug_method,omitempty"`
+	Zones         []Zone `json:"zones,omitempty"`
 }
 
-// Zone is memory that is a file: mapped shared, its writes end there; else they are the machine's own (mmap(2), MAP_PRIVATE).
+// Zone is memory that is a file: mapped shared, its writes end there; else they are the machine's own (mmap(2), MAP_PRIVATE). It can have as
+// much more as HotplugSize, which is in no file; HotpluggedSize is what ResizeZone has last offered of it.
 type Zone struct {
-	ID     string `json:"id"`
-	Size   int64  `json:"size"`
-	File   string `json:"file"`
-	Shared bool   `json:"shared"`
+	ID             string `json:"id"`
+	Size           int64  `json:"size"`
+	File           string `json:"file"`
+	Shared         bool   `json:"shared"`
+	HotplugSize    int64  `json:"hotplug_size,omitempty"`
+	HotpluggedSize int64  `json:"hotplugged_size,omitempty"`
 }
 
 // Payload is what is booted.
@@ -151,6 +158,12 @@ type Resize struct {
 type ResizeDisk struct {
 	ID   string `json:"id"`
 	Size int64  `json:"desired_size"`
+}
+
+// ResizeZone is what a zone shall have, its own size in it.
+type ResizeZone struct {
+	ID  string `json:"id"`
+	RAM int64  `json:"desired_ram"`
 }
 
 // RemoveDevice names a device.
