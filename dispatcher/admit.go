@@ -38,16 +38,18 @@ func (d *Dispatcher) admit(ctx context.Context, tenant string, spec *jobs.Spec, 
 	if err := d.runnable(ctx, tenant, spec); err != nil {
 		return d.repeated(ctx, a, err)
 	}
-	leave, err := d.enterQueue(tenant, 1, int64(a.Entry.Bytes))
+	p, err := d.enterQueue(tenant, 1, int64(a.Entry.Bytes))
 	if err != nil {
 		return d.repeated(ctx, a, err)
 	}
-	defer leave()
+	defer p.leave()
 	taken, err := d.cfg.Store.Admit(ctx, a)
 	switch {
 	case err != nil:
 		d.doubt(a.Entry.ID)
 		return job, false, d.broken(ctx, "admit job", err)
+	case taken != nil && taken.Arriving:
+		return job, false, arriving()
 	case taken != nil && taken.Hash != a.Hash:
 		return job, false, conflict()
 	case taken != nil:
@@ -70,6 +72,8 @@ func (d *Dispatcher) repeated(ctx context.Context, a ledger.Admission, refusal e
 		return job, false, d.broken(ctx, "look for the job of a request", err)
 	case taken == nil:
 		return job, false, refusal
+	case taken.Arriving:
+		return job, false, arriving()
 	case taken.Hash != a.Hash:
 		return job, false, conflict()
 	}

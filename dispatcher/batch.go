@@ -16,7 +16,7 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// AdmitBatch takes many jobs in, in one commit: all or none where the request says atomic, else all that can be, each with its own outcome.
+// AdmitBatch takes many jobs in, at one moment: all or none where the request says atomic, else all that can be, each with its own outcome.
 // The batch counts the jobs that it took. The same request again, by its id or its idempotency key, gives the same batch. An error is a
 // *jobs.Error, and nothing was taken.
 func (d *Dispatcher) AdmitBatch(ctx context.Context, tenant string, r *jobs.BatchRequest) (reply jobs.BatchReply, err error) {
@@ -43,17 +43,20 @@ func (d *Dispatcher) AdmitBatch(ctx context.Context, tenant string, r *jobs.Batc
 		}
 	}
 	b, items := newBatch(tenant, r, specs, errs)
-	leave, err := d.enterQueue(tenant, len(b.Jobs), sizeOf(b.Jobs))
+	p, err := d.enterQueue(tenant, len(b.Jobs), sizeOf(b.Jobs))
 	if err != nil {
 		return reply, err
 	}
-	defer leave()
+	defer p.leave()
 
 	got, err := d.cfg.Store.AdmitBatch(ctx, b)
 	switch {
 	case errors.Is(err, ledger.ErrConflict):
 		return reply, together(outcomes(items, b.Jobs, got.Each, errs, nil))
+	case errors.Is(err, ledger.ErrArriving):
+		return reply, arriving()
 	case err != nil:
+		d.halfway.Store(true)
 		for _, a := range b.Jobs {
 			d.doubt(a.Entry.ID)
 		}
@@ -63,7 +66,7 @@ func (d *Dispatcher) AdmitBatch(ctx context.Context, tenant string, r *jobs.Batc
 		reply.Warnings = warnings
 		return reply, err
 	}
-	d.took(b, got.Each)
+	d.took(p, b, got.Each)
 	outcomes(items, b.Jobs, got.Each, errs, nil)
 	if !got.Batch.EndedAt.IsZero() { // nothing of it was new, and its end is to be told
 		d.nudge()
@@ -89,6 +92,9 @@ func (d *Dispatcher) repeatedBatch(ctx context.Context, tenant string, r *jobs.B
 	why := slices.Clone(errs)
 	if err == nil {
 		err = d.examine(ctx, tenant, specs, why)
+	}
+	if errors.Is(err, ledger.ErrArriving) {
+		return reply, false, arriving()
 	}
 	if err != nil {
 		return reply, false, d.broken(ctx, "look for the batch of a request", err)
@@ -271,6 +277,8 @@ func outcomes(items []jobs.BatchItem, given []ledger.Admission, each []*ledger.T
 		case taken == nil && absent != nil:
 			items[i] = jobs.BatchItem{Error: absent}
 		case taken == nil:
+		case taken.Arriving:
+			items[i], errs[i] = jobs.BatchItem{Error: arriving()}, arriving()
 		case taken.Hash == a.Hash:
 			items[i] = jobs.BatchItem{ID: taken.Job.ID, Duplicate: true}
 		default:
@@ -288,12 +296,23 @@ func sizeOf(list []ledger.Admission) (n int64) {
 	return n
 }
 
-// took puts the jobs of a batch that the ledger has taken before the matcher.
-func (d *Dispatcher) took(b ledger.BatchAdmission, each []*ledger.Taken) {
+// tookAtOnce of a batch's jobs are put before the matcher at once: about a millisecond. Between them others have their turn.
+const tookAtOnce = 250
+
+// took puts the jobs of a batch that the ledger has taken before the matcher, in the places that were taken for them.
+func (d *Dispatcher) took(p *places, b ledger.BatchAdmission, each []*ledger.Taken) {
+	for from := 0; from < len(b.Jobs); from += tookAtOnce {
+		end := min(from+tookAtOnce, len(b.Jobs))
+		d.tookSome(p, b.Jobs[from:end], each[from:end])
+	}
+}
+
+func (d *Dispatcher) tookSome(p *places, list []ledger.Admission, each []*ledger.Taken) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i := range b.Jobs {
-		e := b.Jobs[i].Entry
+	p.give(len(list), sizeOf(list))
+	for i := range list {
+		e := list[i].Entry
 		if each[i] != nil || d.entries[e.ID] != nil {
 			continue
 		}
@@ -301,6 +320,11 @@ func (d *Dispatcher) took(b ledger.BatchAdmission, each []*ledger.Taken) {
 		d.place(d.remember(e))
 	}
 	d.match()
+}
+
+// arriving is the answer to who names a batch, or a job of one, that is being written: it may come to nothing.
+func arriving() *jobs.Error {
+	return &jobs.Error{Code: jobs.CodeUnavailable, Message: "the idempotency key or the id belongs to a batch that is not taken yet: ask again", RetryAfterMS: 1000}
 }
 
 func conflict() *jobs.Error {

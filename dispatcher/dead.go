@@ -22,11 +22,11 @@ func (d *Dispatcher) Redrive(ctx context.Context, tenant, id string) (jobs.Job, 
 	}
 	a := admission(tenant, &spec, time.Now())
 	a.Job.RedriveOf, a.Entry.RedriveOf = id, id
-	leave, err := d.enterQueue(tenant, 1, int64(a.Entry.Bytes))
+	p, err := d.enterQueue(tenant, 1, int64(a.Entry.Bytes))
 	if err != nil {
 		return dead, err
 	}
-	defer leave()
+	defer p.leave()
 	_, ok, err := d.cfg.Store.Redrive(ctx, id, a) // its id is new, and it has no key
 	if err != nil {
 		d.doubt(a.Entry.ID)

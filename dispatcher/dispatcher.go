@@ -68,6 +68,7 @@ type Dispatcher struct {
 	metrics metrics
 	loaded  chan struct{}             // closed when the ledger has been read
 	until   atomic.Pointer[time.Time] // see leads
+	halfway atomic.Bool               // the ledger may have something of a batch that has failed
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   *match.Queue
@@ -170,6 +171,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) load(ctx context.Context) error {
 	known, err := d.cfg.Store.Workers(ctx)
 	if err != nil {
+		return err
+	}
+	if err := d.cfg.Store.DropIncoming(ctx); err != nil { // what the last dispatcher had begun
 		return err
 	}
 	open, err := d.cfg.Store.Open(ctx)

@@ -31,6 +31,9 @@ func (d *Dispatcher) aside(id string) {
 
 // resolve reads the ledger again where there are doubts.
 func (d *Dispatcher) resolve(ctx context.Context) error {
+	if err := d.dropHalf(ctx); err != nil { // whose jobs are in doubt
+		return err
+	}
 	doubts, before := d.takeDoubts()
 	if len(doubts) == 0 {
 		return nil
@@ -55,6 +58,18 @@ func (d *Dispatcher) resolve(ctx context.Context) error {
 	d.match()
 	d.nudge()
 	return nil
+}
+
+// dropHalf has the ledger remove what it was given of batches that have failed.
+func (d *Dispatcher) dropHalf(ctx context.Context) error {
+	if !d.halfway.Swap(false) {
+		return nil
+	}
+	err := d.cfg.Store.DropIncoming(ctx)
+	if err != nil {
+		d.halfway.Store(true)
+	}
+	return err
 }
 
 // takeDoubts gives the jobs in doubt, and what memory has of them.

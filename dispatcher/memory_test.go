@@ -156,6 +156,11 @@ func (m *memory) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.T
 	return taken, err
 }
 
+func (m *memory) AdmitBatch(ctx context.Context, b ledger.BatchAdmission) (got ledger.Admitted, err error) {
+	err = m.do("admit batch", func() error { got, err = m.Store.AdmitBatch(ctx, b); return err })
+	return got, err
+}
+
 func (m *memory) Open(ctx context.Context) (list []ledger.Entry, err error) {
 	err = m.do("open", func() error { list, err = m.Store.Open(ctx); return err })
 	m.read.Add(int64(len(list)))

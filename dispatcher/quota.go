@@ -173,8 +173,16 @@ func (d *Dispatcher) over(tenant string, n int, bytes int64) *jobs.Error {
 	return nil
 }
 
+// places are those in the queue that jobs of a tenant have on their way into the ledger.
+type places struct {
+	d      *Dispatcher
+	tenant string
+	n      int
+	bytes  int64 // of their specs
+}
+
 // enterQueue takes places in the queue for a tenant's n jobs on their way into the ledger, whose specs have so many bytes.
-func (d *Dispatcher) enterQueue(tenant string, n int, bytes int64) (leave func(), _ error) {
+func (d *Dispatcher) enterQueue(tenant string, n int, bytes int64) (*places, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.waiting()+d.admitting+n > d.cfg.MaxQueued {
@@ -184,19 +192,27 @@ func (d *Dispatcher) enterQueue(tenant string, n int, bytes int64) (leave func()
 	if err := d.over(tenant, n, bytes); err != nil {
 		return nil, err
 	}
-	on := func(sign int) {
-		a := d.accountOf(tenant)
-		d.admitting += sign * n
-		a.queued += sign * n
-		a.bytes += int64(sign) * bytes
-		d.settleAccount(tenant, a)
-	}
-	on(1)
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		on(-1)
-	}, nil
+	p := &places{d: d, tenant: tenant}
+	p.give(-n, -bytes)
+	return p, nil
+}
+
+// give gives places back; d.mu is held.
+func (p *places) give(n int, bytes int64) {
+	p.n -= n
+	p.bytes -= bytes
+	p.d.admitting -= n
+	a := p.d.accountOf(p.tenant)
+	a.queued -= n
+	a.bytes -= bytes
+	p.d.settleAccount(p.tenant, a)
+}
+
+// leave gives back those that are left.
+func (p *places) leave() {
+	p.d.mu.Lock()
+	defer p.d.mu.Unlock()
+	p.give(p.n, p.bytes)
 }
 
 // waiting counts the jobs that wait, wherever: before the matcher, for others' ends, or in doubt; d.mu is held.

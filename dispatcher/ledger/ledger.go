@@ -99,6 +99,8 @@ type Admission struct {
 type Taken struct {
 	Job  jobs.Job
 	Hash string
+	// Arriving says that it is of a batch that is being written and may come to nothing. Nothing else of it is given.
+	Arriving bool
 }
 
 // Entry is what the dispatcher keeps in memory of a job that has not ended.

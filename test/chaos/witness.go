@@ -38,10 +38,13 @@ type task struct {
 	jobs.Result
 }
 
+// arrived is the condition that a job is not of a batch that is being written: that is not there yet.
+const arrived = `batch NOT IN (SELECT id FROM batches WHERE incoming)`
+
 // readLedger reads all jobs, past Paddock.
 func readLedger(ctx context.Context, db *sql.DB, clocks *clocks) (map[string]*record, error) {
 	all := map[string]*record{}
-	rows, err := db.QueryContext(ctx, `SELECT id, tenant, state, attempt, epoch, worker, result, accepted_at, leased_at, ended_at FROM jobs`)
+	rows, err := db.QueryContext(ctx, `SELECT id, tenant, state, attempt, epoch, worker, result, accepted_at, leased_at, ended_at FROM jobs WHERE `+arrived)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +103,7 @@ func readAttempts(ctx context.Context, db *sql.DB, all map[string]*record) error
 // unfinished says what Paddock still has to do, by the ledger; empty where nothing.
 func unfinished(ctx context.Context, db *sql.DB, l *load) (string, error) {
 	ended := map[string]bool{}
-	rows, err := db.QueryContext(ctx, `SELECT id, ended_at FROM jobs`)
+	rows, err := db.QueryContext(ctx, `SELECT id, ended_at FROM jobs WHERE `+arrived)
 	if err != nil {
 		return "", err
 	}

@@ -22,8 +22,9 @@ import (
 	"github.com/paddockvm/paddock/test/pgtest"
 )
 
-// withDatabase is an older version that keeps its ledger in PostgreSQL, as previous does not, with this version's schema and contract. When
-// previous is a later one it is that.
+// withDatabase is an older version that keeps its ledger in PostgreSQL, as previous does not, with this version's contract. Its schema is older, and
+// while it has the ledger open it does not look for that, but this version's has nothing on top that it could not do without. When previous is a
+// later one it is that.
 const withDatabase = "16fe053"
 
 // A fleet on PostgreSQL is upgraded while it has jobs in every state, its dispatchers first, then its workers, one by one. Each job ends once, in
@@ -45,7 +46,7 @@ func TestUpgradeOnPostgreSQL(t *testing.T) {
 		u.ended()
 		u.outdated(database)
 	})
-	// Versions with one schema stand by for each other, in whichever order: an older one leads again, on what the newer one wrote, and is followed.
+	// Once the newer version has the ledger no older one is started any more, and newer ones follow each other.
 	t.Run("killed", func(t *testing.T) {
 		t.Parallel()
 		u := newUpgrade(t, old, database)
@@ -54,7 +55,8 @@ func TestUpgradeOnPostgreSQL(t *testing.T) {
 		u.leads(next)
 		u.letGo(1)
 		u.goesOn()
-		next = u.stand(old)
+		u.tooOld(old)
+		next = u.stand("")
 		u.leader.Kill()
 		u.leads(next)
 		u.letGo(1)
@@ -439,6 +441,19 @@ func (u *upgrade) attempts(job string) (l []int) {
 		}
 	}
 	return l
+}
+
+// tooOld checks that a version that does not know the ledger's schema does not start.
+func (u *upgrade) tooOld(bin string) {
+	u.Helper()
+	o := u.dispatcher(bin)
+	o.Dir = shortDir(u.T)
+	if p, err := harness.Start(u.Context(), o); err == nil || !strings.Contains(err.Error(), "its schema has the version") {
+		u.Errorf("an older version on a newer schema: %v", err)
+		if err == nil {
+			p.Kill()
+		}
+	}
 }
 
 // outdated brings the ledger to a version that this one does not know, as the next will: who leads ends, and says why; so does one that is

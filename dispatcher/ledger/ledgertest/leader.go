@@ -61,6 +61,7 @@ func (s *suite) refused(st ledger.Store, id string) {
 	all["published"] = st.Published(ctx, []int64{1})
 	_, all["forget"] = st.Forget(ctx, s.now, 10)
 	_, all["admit batch"] = st.AdmitBatch(ctx, s.batch("t", 2))
+	all["drop incoming"] = st.DropIncoming(ctx)
 	_, all["cancel batch"] = st.CancelBatch(ctx, "t", id)
 	_, all["put schedule"] = st.PutSchedule(ctx, "t", s.schedule("a"), enough)
 	_, all["delete schedule"] = st.DeleteSchedule(ctx, "t", "a")

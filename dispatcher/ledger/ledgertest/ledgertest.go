@@ -52,6 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"batch list":       batchList,
 		"batch cancel":     batchCancel,
 		"batch large":      batchLarge,
+		"batch pieces":     batchPieces,
 		"schedules":        schedules,
 		"schedules due":    schedulesDue,
 		"redrive":          redrive,
@@ -69,6 +70,7 @@ func Run(t *testing.T, open func(t *testing.T) ledger.Store) {
 		"race end":         raceEnd,
 		"race queued":      raceQueued,
 		"race register":    raceRegister,
+		"race batch":       raceBatch,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -184,7 +186,7 @@ func (s *suite) admit(a ledger.Admission) *ledger.Taken {
 	if err != nil {
 		s.Fatal("admit:", err)
 	}
-	if taken == nil || taken.Job.ID != "" { // else it is another tenant's
+	if taken == nil || taken.Job.ID != "" || taken.Arriving { // else it is another tenant's
 		s.same("taken, before it is admitted", taken, before)
 	} else if before != nil {
 		s.Errorf("another tenant's job is shown: %+v", before)

@@ -49,9 +49,17 @@ func settings() map[string]string {
 
 // Open opens the ledger that a URL names (postgres://user@host/database) and brings its schema up to date; several may do so at once.
 func Open(ctx context.Context, url string) (*Store, error) {
+	db, err := storage(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	return sqlstore.Open(db), nil //nolint:contextcheck // open until Close
+}
+
+func storage(ctx context.Context, url string) (db sqlstore.Database, err error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err) // pgx keeps the password out of it
+		return db, fmt.Errorf("open ledger: %w", err) // pgx keeps the password out of it
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second
@@ -64,7 +72,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	where := fmt.Sprintf("%s:%d/%s", cfg.Host, cfg.Port, cfg.Database)
 	schema, err := migrate(ctx, *cfg.Copy())
 	if err != nil {
-		return nil, fmt.Errorf("open ledger %s: %w", where, meaning(err))
+		return db, fmt.Errorf("open ledger %s: %w", where, meaning(err))
 	}
 	reading := cfg.Copy()
 	reading.RuntimeParams["default_transaction_read_only"] = "on"
@@ -73,7 +81,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
 	b := &binder{}
-	return sqlstore.Open(sqlstore.Database{ //nolint:contextcheck // open until Close
+	return sqlstore.Database{
 		Connect: func(ctx context.Context) (sqlstore.Conn, error) { return connect(ctx, cfg, b) },
 		Read:    read,
 		Schema:  schema,
@@ -89,7 +97,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 			},
 			SetLast: setLast,
 		},
-	}), nil
+	}, nil
 }
 
 // setLast makes a sequence go on after n.

@@ -47,3 +47,17 @@ func TestStore(t *testing.T) {
 	t.Run("one", func(t *testing.T) { ledgertest.Run(t, d.open) })
 	t.Run("shared", func(t *testing.T) { ledgertest.RunShared(t, d.open) })
 }
+
+func TestHalfway(t *testing.T) {
+	d := &databases{server: pgtest.Start(t)}
+	open := func(t *testing.T, commit func(do func() error) error) ledger.Store {
+		t.Helper()
+		s, err := postgres.OpenCommitting(t.Context(), d.of(t), commit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	t.Run("one", func(t *testing.T) { ledgertest.Halfway(t, open) })
+	t.Run("shared", func(t *testing.T) { ledgertest.HalfwayShared(t, open) })
+}

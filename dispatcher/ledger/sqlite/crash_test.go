@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -41,7 +42,7 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("round %d, killed after %d acknowledgements", round, after)
 		}
 	}
-	t.Logf("acknowledged: %d admitted, %d leased, %d ended, %d requeued", len(acks["admit"]), len(acks["lease"]), len(acks["finish"])+len(acks["end"]), len(acks["requeue"]))
+	t.Logf("acknowledged: %d batches, %d admitted, %d leased, %d ended, %d requeued", len(acks["batch"]), len(acks["admit"]), len(acks["lease"]), len(acks["finish"])+len(acks["end"]), len(acks["requeue"]))
 }
 
 // writeAndDie runs a process that writes, kills it once it has told of so many writes, and gives all that it told.
@@ -138,6 +139,35 @@ func checkLedger(t *testing.T, file string, acks acknowledged) {
 		}
 	}
 	checkWhole(ctx, t, s, all, acks)
+	checkBatches(ctx, t, s, all, acks)
+}
+
+// checkBatches: what is there of a batch is all of it, and what was acknowledged is there.
+func checkBatches(ctx context.Context, t *testing.T, s ledger.Store, all map[string]jobs.Job, acks acknowledged) {
+	t.Helper()
+	if err := s.DropIncoming(ctx); err != nil {
+		t.Error(err)
+	}
+	have := map[string]int{}
+	for _, j := range all {
+		have[j.Batch]++
+	}
+	list, err := s.Batches(ctx, "t", "", 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]int{"": have[""]}
+	for _, b := range list {
+		there[b.ID] = b.Total
+	}
+	for id := range acks["batch"] {
+		if there[id] != crashBatch {
+			t.Errorf("the batch %s was acknowledged; there are %d jobs", id, there[id])
+		}
+	}
+	if after := len(everyJob(ctx, t, s)); !maps.Equal(have, there) || after != len(all) {
+		t.Errorf("of the batches with %v jobs there are %v, of %d jobs %d when what is not whole was removed", there, have, len(all), after)
+	}
 }
 
 func everyJob(ctx context.Context, t *testing.T, s ledger.Store) map[string]jobs.Job {
@@ -194,6 +224,14 @@ func crashing(file string) int {
 		return 1
 	}
 	var all sync.WaitGroup
+	all.Go(func() {
+		for range 3 { // enough to be killed in the middle of one
+			if err := oneBatch(ctx, s); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
+	})
 	for n := range 8 {
 		all.Go(func() {
 			for err == nil {
@@ -209,6 +247,26 @@ func crashing(file string) int {
 }
 
 func tell(op, of string, n int64) { fmt.Printf("%s %s %d\n", op, of, n) } // one write: whole, or not at all
+
+// crashBatch is how many jobs a batch has: more than a piece.
+const crashBatch = 1200
+
+func oneBatch(ctx context.Context, s ledger.Store) error {
+	now := time.Now()
+	b := ledger.BatchAdmission{ID: jobs.NewID(), Tenant: "t", AcceptedAt: now}
+	for range crashBatch {
+		id := jobs.NewID()
+		b.Jobs = append(b.Jobs, ledger.Admission{
+			Job:   jobs.Job{ID: id, Spec: &jobs.Spec{Image: "base"}},
+			Entry: ledger.Entry{ID: id, Tenant: "t", Image: "base", State: jobs.StateQueued, AcceptedAt: now, ExpiresAt: now},
+		})
+	}
+	_, err := s.AdmitBatch(ctx, b)
+	if err == nil {
+		tell("batch", b.ID, 0)
+	}
+	return err
+}
 
 // oneJob takes a job along one of its paths.
 func oneJob(ctx context.Context, s ledger.Store, path int, worker string) error {

@@ -28,11 +28,19 @@ type Store = sqlstore.Store
 
 // Open opens the ledger, makes it where it is missing, and brings its schema up to date.
 func Open(ctx context.Context, file string) (*Store, error) {
+	db, err := storage(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	return sqlstore.Open(db), nil //nolint:contextcheck // open until Close
+}
+
+func storage(ctx context.Context, file string) (db sqlstore.Database, err error) {
 	f := &opening{}
 	if err := f.open(ctx, file); err != nil {
-		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", file, err), f.close())
+		return db, errors.Join(fmt.Errorf("open ledger %s: %w", file, err), f.close())
 	}
-	return sqlstore.Open(sqlstore.Database{Connect: f.connect, Read: f.read, Release: f.release, Schema: f.schema, Dialect: dialect()}), nil //nolint:contextcheck // open until Close
+	return sqlstore.Database{Connect: f.connect, Read: f.read, Release: f.release, Schema: f.schema, Dialect: dialect()}, nil
 }
 
 func dialect() sqlstore.Dialect {

@@ -20,6 +20,17 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+func TestHalfway(t *testing.T) {
+	dir := t.TempDir()
+	ledgertest.Halfway(t, func(t *testing.T, commit func(do func() error) error) ledger.Store {
+		s, err := sqlite.OpenCommitting(t.Context(), filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-"), "ledger.db"), commit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
+
 func TestStore(t *testing.T) {
 	dir := t.TempDir()
 	ledgertest.Run(t, func(t *testing.T) ledger.Store {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
+	"github.com/paddockvm/paddock/jobs"
 )
 
 // admitted is an admission as it goes into the database.
@@ -62,12 +63,12 @@ func (s *Store) Admit(ctx context.Context, a ledger.Admission) (taken *ledger.Ta
 // Taken implements ledger.Store.
 func (s *Store) Taken(ctx context.Context, a ledger.Admission) (taken *ledger.Taken, err error) {
 	n := admitted{Admission: a}
-	list := []*Stmt{n.before(&taken)}
+	list := []*Stmt{n.before(&taken, "")}
 	if n.Key != "" {
-		list = append(list, takenStmt(&taken, byItsKey+` AND ? <= (SELECT until FROM idempotency WHERE tenant = ? AND key = ?)`,
+		list = append(list, takenStmt(&taken, "", byItsKey+` AND ? <= (SELECT until FROM idempotency WHERE tenant = ? AND key = ?)`,
 			a.Entry.Tenant, n.Key, micros(a.Job.AcceptedAt), a.Entry.Tenant, n.Key))
 	}
-	for _, st := range append(list, takenStmt(&taken, `id = ? AND tenant = ?`, a.Entry.ID, a.Entry.Tenant)) {
+	for _, st := range append(list, takenStmt(&taken, "", `id = ? AND tenant = ?`, a.Entry.ID, a.Entry.Tenant)) {
 		if err = s.read.run(ctx, st); err != nil || taken != nil {
 			break
 		}
@@ -77,7 +78,7 @@ func (s *Store) Taken(ctx context.Context, a ledger.Admission) (taken *ledger.Ta
 
 func (n *admitted) admit(tx *tx) (taken *ledger.Taken, err error) {
 	e := &n.Entry
-	if st := n.before(&taken); st != nil {
+	if st := n.before(&taken, ""); st != nil {
 		if err := tx.all(st); err != nil || taken != nil {
 			return taken, err
 		}
@@ -88,7 +89,7 @@ func (n *admitted) admit(tx *tx) (taken *ledger.Taken, err error) {
 			return nil, err
 		}
 		if got == 0 {
-			st := takenStmt(&taken, byItsKey, e.Tenant, n.Key)
+			st := takenStmt(&taken, "", byItsKey, e.Tenant, n.Key)
 			err := tx.all(st)
 			return taken, err
 		}
@@ -101,7 +102,7 @@ func (n *admitted) admit(tx *tx) (taken *ledger.Taken, err error) {
 		return nil, tx.all(n.depends()...)
 	}
 	taken = &ledger.Taken{} // where it is another tenant's
-	list := []*Stmt{takenStmt(&taken, `id = ? AND tenant = ?`, e.ID, e.Tenant)}
+	list := []*Stmt{takenStmt(&taken, "", `id = ? AND tenant = ?`, e.ID, e.Tenant)}
 	if n.Key != "" {
 		list = append(list, &Stmt{Query: giveKeyBack, Args: []any{e.Tenant, n.Key}})
 	}
@@ -145,19 +146,24 @@ func (n *admitted) depends() (list []*Stmt) {
 const byItsKey = `id = (SELECT job FROM idempotency WHERE tenant = ? AND key = ?)`
 
 // before finds the job of this body that a dispatcher of before has taken with the key; nil where none can have.
-func (n *admitted) before(into **ledger.Taken) *Stmt {
+func (n *admitted) before(into **ledger.Taken, own string) *Stmt {
 	if n.KeyBefore == "" {
 		return nil
 	}
-	return takenStmt(into, `id = (SELECT job FROM idempotency WHERE tenant = ? AND key = ? AND until >= ?) AND hash = ?`,
+	return takenStmt(into, own, `id = (SELECT job FROM idempotency WHERE tenant = ? AND key = ? AND until >= ?) AND hash = ?`,
 		n.Entry.Tenant, n.KeyBefore, micros(n.Job.AcceptedAt), n.Hash)
 }
 
-// takenStmt finds the job of a condition; into stays as it is where there is none.
-func takenStmt(into **ledger.Taken, where string, args ...any) *Stmt {
-	return &Stmt{Query: `SELECT ` + jobColumns + `, hash FROM jobs WHERE ` + where, Args: args, Scan: func(row Row) error {
+// takenStmt finds the job of a condition, for one of a batch, own, or of none; into stays as it is where there is none.
+func takenStmt(into **ledger.Taken, own, where string, args ...any) *Stmt {
+	return &Stmt{Query: `SELECT ` + jobColumns + `, hash, batch IN ` + incoming + ` FROM jobs WHERE ` + where, Args: args, Scan: func(row Row) error {
 		var t ledger.Taken
-		err := scanJob(row, &t.Job, &t.Hash)
+		err := scanJob(row, &t.Job, &t.Hash, &t.Arriving)
+		if t.Arriving && t.Job.Batch != own {
+			t.Job, t.Hash = jobs.Job{}, ""
+		} else {
+			t.Arriving = false
+		}
 		*into = &t
 		return err
 	}}

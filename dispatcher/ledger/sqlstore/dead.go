@@ -54,4 +54,4 @@ func (s *Store) Outcomes(ctx context.Context, tenant string, ids []string) (map[
 	return m, nil
 }
 
-const outcomes = `SELECT id, ended_at = 0, ok FROM jobs WHERE tenant = ? AND id IN ` + someIDs
+const outcomes = `SELECT id, ended_at = 0, ok FROM jobs WHERE tenant = ? AND id IN ` + someIDs + ` AND ` + arrived

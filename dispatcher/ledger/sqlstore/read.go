@@ -45,13 +45,13 @@ const entries = `SELECT id, tenant, image, state, priority, vcpus, memory_mib, n
 
 // Open implements ledger.Store.
 func (s *Store) Open(ctx context.Context) ([]ledger.Entry, error) {
-	return s.entries(ctx, `ended_at = 0 ORDER BY accepted_at, id`)
+	return s.entries(ctx, `ended_at = 0 AND `+arrived+` ORDER BY accepted_at, id`)
 }
 
 // OpenOf implements ledger.Store.
 func (s *Store) OpenOf(ctx context.Context, ids []string) (list []ledger.Entry, _ error) {
 	for some := range chunksOf(ids) {
-		l, err := s.entries(ctx, `id IN `+someIDs+` AND ended_at = 0`, some...)
+		l, err := s.entries(ctx, `id IN `+someIDs+` AND ended_at = 0 AND `+arrived, some...)
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +124,7 @@ func (s *Store) Get(ctx context.Context, tenant, id string) (j jobs.Job, err err
 		}
 		j.Spec = new(jobs.Spec)
 		return json.Unmarshal(spec, j.Spec)
-	}, `SELECT `+jobColumns+`, spec FROM jobs WHERE id = ? AND tenant = ?`, id, tenant)
+	}, `SELECT `+jobColumns+`, spec FROM jobs WHERE id = ? AND tenant = ? AND `+arrived, id, tenant)
 	if err != nil {
 		return j, err
 	}
@@ -154,7 +154,7 @@ var states = []jobs.State{jobs.StateQueued, jobs.StateLeased, jobs.StateRunning,
 
 // List implements ledger.Store. Ids sort by the time of their making, so that they are the cursor.
 func (s *Store) List(ctx context.Context, tenant string, q jobs.ListRequest) (jobs.ListReply, error) {
-	where, args := []string{`tenant = ?`}, []any{tenant}
+	where, args := []string{`tenant = ?`, arrived}, []any{tenant}
 	if q.Before != "" {
 		where, args = append(where, `id < ?`), append(args, q.Before)
 	}

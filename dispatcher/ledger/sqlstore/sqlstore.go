@@ -84,7 +84,8 @@ type Store struct {
 	read  *reader
 	stop  context.CancelFunc
 	// hooked has a token when there are hooks.
-	hooked chan struct{}
+	hooked  chan struct{}
+	batches arrivals
 
 	dialect Dialect
 	schema  int64
@@ -98,7 +99,7 @@ var _ ledger.Store = (*Store)(nil)
 // Open gives the ledger in a database.
 func Open(db Database) *Store {
 	run, stop := context.WithCancel(context.Background())
-	s := &Store{write: newWriter(db), read: &reader{db: db.Read, dialect: db.Dialect}, stop: stop, hooked: make(chan struct{}, 1), release: db.Release, dialect: db.Dialect, schema: db.Schema}
+	s := &Store{write: newWriter(db), read: &reader{db: db.Read, dialect: db.Dialect}, stop: stop, hooked: make(chan struct{}, 1), batches: newArrivals(), release: db.Release, dialect: db.Dialect, schema: db.Schema}
 	go s.write.run(run)
 	return s
 }

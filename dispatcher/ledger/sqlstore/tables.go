@@ -34,7 +34,7 @@ func tables() []table {
 		of("idempotency", "tenant, key", `tenant key job until#`),
 		of("attempts", "job, n", `job n# data@`),
 		of("depends", "needs, job", `job needs`),
-		of("batches", "id", `id tenant total# ended# ok# accepted_at# ended_at# hash key until#`),
+		of("batches", "id", `id tenant total# ended# ok# accepted_at# ended_at# hash key until# incoming?`),
 		of("schedules", "tenant, name", `tenant name data@ paused? next_at# last_at# last_job missed#`),
 		of("workers", "name", `name session# seen# offer@ cordoned? draining? drain_by#`),
 		of("counters", "name", `name n#`),

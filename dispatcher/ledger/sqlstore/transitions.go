@@ -184,8 +184,8 @@ func (s *Store) RequestCancel(ctx context.Context, tenant, id string) (j jobs.Jo
 	found := false
 	err = s.write.do(ctx, op{touches: []string{ofJob(id)}, do: func(tx *tx) (err error) {
 		j = jobs.Job{}
-		get := &Stmt{Query: `SELECT ` + jobColumns + ` FROM jobs WHERE id = ? AND tenant = ?`, Args: []any{id, tenant}, Scan: func(row Row) error { return scanJob(row, &j) }}
-		err = tx.all(&Stmt{Query: `UPDATE jobs SET cancel = TRUE WHERE id = ? AND tenant = ? AND state NOT IN ('ended', 'dead')`, Args: []any{id, tenant}}, get)
+		get := &Stmt{Query: `SELECT ` + jobColumns + ` FROM jobs WHERE id = ? AND tenant = ? AND ` + arrived, Args: []any{id, tenant}, Scan: func(row Row) error { return scanJob(row, &j) }}
+		err = tx.all(&Stmt{Query: `UPDATE jobs SET cancel = TRUE WHERE id = ? AND tenant = ? AND state NOT IN ('ended', 'dead') AND ` + arrived, Args: []any{id, tenant}}, get)
 		found = get.Rows > 0
 		return err
 	}})
