@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -20,6 +21,9 @@ const (
 	// takeWithin is how long an agent, which always reads, may take over a frame, under an emulated processor and on a host that has more
 	// machines than it can run. One that takes longer has gone, or wants those who write to it to wait for ever.
 	takeWithin = 5 * time.Second
+	// requestWithin is the same of a request that has gone in parts, but for its last: whoever began the request is held until it is sent, and
+	// nobody else is heard meanwhile.
+	requestWithin = 10 * time.Second
 )
 
 // ErrClosed is why a stream of a closed conversation ended.
@@ -312,7 +316,12 @@ func (c *Conversation) Open(r Request) (*Stream, error) {
 
 // writeRequest writes a request in as many frames as it needs; c.wmu is held, so that no other comes between.
 func (c *Conversation) writeRequest(stream uint32, b []byte) error {
-	for len(b) > MaxPayload {
+	for began := time.Now(); len(b) > MaxPayload; {
+		if time.Since(began) > requestWithin {
+			err := fmt.Errorf("a request has not been taken within %v: %w", requestWithin, os.ErrDeadlineExceeded)
+			c.end(err)
+			return err
+		}
 		if err := c.writeLocked(frame{stream: stream, typ: typePart, payload: b[:MaxPayload]}); err != nil {
 			return err
 		}

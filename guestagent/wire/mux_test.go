@@ -344,3 +344,39 @@ func TestGuestThatDoesNotRead(t *testing.T) {
 		running.Wait()
 	})
 }
+
+// TestGuestThatReadsSlowly is one that takes each frame just in time: a request in parts does not hold up its sender for each of them.
+func TestGuestThatReadsSlowly(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		host, guest := net.Pipe()
+		defer guest.Close()
+		go func() {
+			b := make([]byte, 26)
+			_, _ = io.ReadFull(guest, b)
+			_, _ = guest.Write(answer(1, string(b[10:])))
+			part := make([]byte, maxPayload+12)
+			for {
+				if _, err := io.ReadFull(guest, part[:1]); err != nil {
+					return
+				}
+				time.Sleep(4 * time.Second)
+				if _, err := io.ReadFull(guest, part[1:]); err != nil {
+					return
+				}
+			}
+		}()
+		c, err := wire.Host(t.Context(), host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var running sync.WaitGroup
+		running.Go(func() { _ = c.Run() })
+		began := time.Now()
+		_, err = c.Open(wire.Request{Op: wire.OpExec, Exec: &wire.Exec{Argv: []string{strings.Repeat("x", wire.MaxRequest-1000)}}})
+		if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took > 15*time.Second {
+			t.Errorf("after %v: %v", took, err)
+		}
+		_ = host.Close()
+		running.Wait()
+	})
+}
