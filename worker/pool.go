@@ -34,7 +34,8 @@ type pool struct {
 	making    int
 	prepared  []*spare
 	preparing int
-	failures  int // in a row
+	failures  int  // in a row
+	resting   bool // after one, until tend: nothing is made but for who waits
 	closed    bool
 }
 
@@ -128,7 +129,7 @@ func (p *pool) fill() {
 
 // target is how many machines and VMMs to keep; p.mu is held.
 func (p *pool) target() (ready, prepared int) {
-	if p.failures > 0 || p.ps.short.Load() {
+	if p.resting || p.ps.short.Load() {
 		return 0, 0
 	}
 	ready = p.demand.Want(time.Now(), p.least, p.ps.cfg.ReadyMost)
@@ -159,9 +160,10 @@ func (p *pool) took(m *machine, took time.Duration, err error) {
 	p.making--
 	if err != nil {
 		p.failures++
+		p.resting = true
 		p.ps.metrics.makeFailures.Inc()
 	} else {
-		p.failures = 0
+		p.failures, p.resting = 0, false
 		p.demand.Made(took)
 	}
 	p.hand(made{m, err})
@@ -251,6 +253,7 @@ func (p *pool) prepare() {
 	case err != nil && p.ps.ctx.Err() != nil: // the worker stops
 	case err != nil:
 		p.failures++
+		p.resting = true
 		zerolog.Ctx(p.ps.ctx).Error().Err(err).Str("image", p.image).Msg("cannot prepare machine")
 	case p.closed:
 		p.ps.disposeOf(v.Close)
@@ -287,7 +290,7 @@ func (p *pool) tend() {
 	}
 	clear(p.ready[len(live):])
 	p.ready = live
-	p.failures = 0
+	p.resting = false
 	p.shrink()
 	p.fill()
 }

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/inproc"
 )
 
 // census is a driver that knows how many of what it made live.
@@ -433,4 +435,18 @@ func TestImageIsRemoved(t *testing.T) {
 	settled(t, "machines wait", func() bool { return c.machines.Load() == 2 && c.prepared.Load() == 1 })
 	images.removed.Store(true)
 	settled(t, "none does any more", func() bool { return c.machines.Load() == 0 && c.prepared.Load() == 0 && c.released.Load() > 0 })
+}
+
+// Whoever waits for a machine hears of it when none becomes ready, however long each of them is waited for.
+func TestMachinesThatNeverAnswer(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		r.cfg.Driver = inproc.New(func(ctx context.Context, _ net.Conn) { <-ctx.Done() })
+		r.cfg.Ready, r.cfg.Prepared, r.cfg.Warm = 0, 0, nil
+		r.run(t)
+		l := r.put(steps([]string{"true"}))
+		time.Sleep(2 * time.Minute) // two are tried, each for a minute
+		if res := r.report(t, l.Job).Result; res.Ending != jobs.VMFailed {
+			t.Errorf("ended %s: %s", res.Ending, res.Reason)
+		}
+	})
 }
