@@ -25,6 +25,7 @@ type pool struct {
 	ps     *pools
 	least  int // machines to keep ready whatever the demand
 	uses   *uses
+	turns  chan struct{} // of its makers: all images', or a snapshot's own
 
 	mu        sync.Mutex // guards what follows
 	asked     time.Time  // when somebody took or gave up last
@@ -216,7 +217,7 @@ func (p *pool) restoreOne(giveBack func()) (*machine, error) {
 
 // restoreInTurn takes a turn among the makers, and restores a machine. On error nothing is left of v.
 func (p *pool) restoreInTurn(v *spare) (*machine, error) {
-	release, err := p.ps.turn()
+	release, err := p.turn()
 	if err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
@@ -268,7 +269,7 @@ func (p *pool) prepareOne() (*spare, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := p.ps.turn()
+	release, err := p.turn()
 	if err != nil {
 		return nil, errors.Join(err, v.Close())
 	}

@@ -450,3 +450,53 @@ func TestMachinesThatNeverAnswer(t *testing.T) {
 		}
 	})
 }
+
+// silenced is a ranch's driver: clones of a snapshot say nothing, as where its agent had been replaced when it was made.
+type silenced struct {
+	vmm.Driver
+	mute vmm.Driver
+}
+
+func (s silenced) Prepare(ctx context.Context, t vmm.Template, a vmm.Attach) (vmm.Prepared, error) {
+	if t.Dir == "snapshot" {
+		return s.mute.Prepare(ctx, t, a)
+	}
+	return s.Driver.Prepare(ctx, t, a)
+}
+
+type divided struct{ ranch }
+
+func (r divided) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
+	t, digest, err := r.ranch.Template(ctx, image, s)
+	if jobs.SnapshotTenant(image) != "" {
+		t.Dir = "snapshot"
+	}
+	return t, digest, err
+}
+
+// A snapshot is a tenant's own work: while one's clones do not answer, others' machines are made.
+func TestSnapshotThatSaysNothing(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		asked := make(chan struct{})
+		once := sync.OnceFunc(func() { close(asked) })
+		r.cfg.Driver = silenced{r.cfg.Driver, inproc.New(func(ctx context.Context, _ net.Conn) {
+			once()
+			<-ctx.Done()
+		})}
+		r.cfg.Images = divided{ranch{r.cfg.Images.(catalog), []string{jobs.SnapshotImage("default", "mute")}}}
+		r.cfg.Makers, r.cfg.Ready, r.cfg.Prepared, r.cfg.Warm = 1, 0, 0, nil
+		r.run(t)
+		spec := steps([]string{"true"})
+		spec.Image = jobs.SnapshotImage("default", "mute")
+		l := r.put(spec)
+		<-asked
+		began := time.Now()
+		if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; !res.Success() || time.Since(began) > 10*time.Second {
+			t.Errorf("another's job ended %s after %v: %s", res.Ending, time.Since(began), res.Reason)
+		}
+		time.Sleep(2 * time.Minute) // two machines are tried, each for a minute
+		if res := r.report(t, l.Job).Result; res.Ending != jobs.VMFailed {
+			t.Errorf("the snapshot's ended %s: %s", res.Ending, res.Reason)
+		}
+	})
+}

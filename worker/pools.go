@@ -23,7 +23,7 @@ type pools struct {
 	cfg     Config
 	metrics *metrics
 	ctx     context.Context //nolint:containedctx // of the makers, which outlive every call: set by run, before any pool exists
-	sem     chan struct{}
+	turns   chan struct{}
 	makers  sync.WaitGroup
 	started chan struct{} // closed when run has set ctx
 
@@ -48,7 +48,7 @@ type poolOnce struct {
 }
 
 func newPools(cfg Config, m *metrics) *pools {
-	return &pools{cfg: cfg, metrics: m, sem: make(chan struct{}, cmp.Or(cfg.Makers, makers(cfg.Caps.Accel))), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
+	return &pools{cfg: cfg, metrics: m, turns: make(chan struct{}, cmp.Or(cfg.Makers, makers(cfg.Caps.Accel))), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
 }
 
 // makers is how many machines this host makes at once. Who makes one mostly waits for others, for a millisecond or some; an emulator takes a
@@ -194,6 +194,10 @@ func (ps *pools) open(key poolKey, o *poolOnce) {
 		uses.poolDone()
 	}
 	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, uses: uses, demand: demand.New(), asked: time.Now()}
+	p.turns = ps.turns
+	if offered.Snapshot { // what runs in it from its beginning may be somebody's who lets others wait
+		p.turns = make(chan struct{}, cap(ps.turns))
+	}
 	if key.shape == ps.own(key.image) && !offered.Snapshot { // one is run as often as it is asked for
 		p.least = ps.cfg.Ready
 	}
@@ -356,12 +360,12 @@ func (ps *pools) over() bool {
 	return ps.memory > ps.cfg.Capacity.MemoryMiB
 }
 
-// turn waits for a place among the makers. Who has one waits for nobody who may need a machine to be made, or to end.
-func (ps *pools) turn() (release func(), _ error) {
+// turn waits for a place among the makers, of images or of this snapshot. Who has one waits for nobody who may need a machine to be made, or to end.
+func (p *pool) turn() (release func(), _ error) {
 	select {
-	case ps.sem <- struct{}{}:
-		return func() { <-ps.sem }, nil
-	case <-ps.ctx.Done():
+	case p.turns <- struct{}{}:
+		return func() { <-p.turns }, nil
+	case <-p.ps.ctx.Done():
 		return nil, errPoolClosed
 	}
 }
