@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/paddockvm/paddock/guestagent/wire"
@@ -142,6 +143,7 @@ func (c *Client) open(r wire.Request) (*wire.Stream, error) {
 func result(ctx context.Context, op wire.Op, reply *wire.Reply, err error) (*wire.Reply, error) {
 	switch {
 	case reply != nil && reply.Error != nil:
+		reply.Error.Kind, reply.Error.Message = cut(reply.Error.Kind), cut(reply.Error.Message)
 		return nil, fmt.Errorf("%s: %w", op, reply.Error)
 	case reply != nil:
 		return reply, nil
@@ -152,4 +154,14 @@ func result(ctx context.Context, op wire.Op, reply *wire.Reply, err error) (*wir
 	default:
 		return nil, fmt.Errorf("%s: %w: %w", op, ErrLost, err)
 	}
+}
+
+// maxSaid is how long an agent's errors are at most: they go into logs.
+const maxSaid = 4096
+
+func cut(s string) string {
+	if len(s) <= maxSaid {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxSaid], "")
 }

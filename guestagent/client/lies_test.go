@@ -256,3 +256,16 @@ func TestRepliesToWhomItLikes(t *testing.T) {
 	})
 	running.Wait()
 }
+
+// TestLongErrors shows that what a guest says of its failure is no longer than what an agent says.
+func TestLongErrors(t *testing.T) {
+	long := strings.Repeat("é", 15_000)
+	c := hostileGuest(t, func(uint32, string) []byte {
+		return reply(`{"error":{"kind":"` + long + `","message":"` + long + `"}}`)
+	})
+	err := c.Ping(t.Context())
+	e, ok := errors.AsType[*wire.Error](err)
+	if !ok || len(e.Kind) > 4096 || len(e.Message) > 4096 || len(err.Error()) > 5000 || strings.Trim(e.Message, "é") != "" {
+		t.Errorf("an error of %d bytes", len(fmt.Sprint(err)))
+	}
+}
