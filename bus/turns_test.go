@@ -199,9 +199,9 @@ func TestObjectsTooMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body := fmt.Appendf(nil, `{"sha256":%q,"job":"x","labels":%q}`, digest(nil), strings.Repeat("x", 400<<10)) // unknown fields are warned of
+	body := fmt.Appendf(nil, `{"sha256":%q,"job":"x","labels":%q}`, digest(nil), strings.Repeat("x", 60<<10)) // unknown fields are warned of
 	n := 0
-	for ; n < 120; n++ {
+	for ; n < 1200; n++ {
 		if err := acme.nc.PublishRequest("paddock.v1.object.acme.stat", inbox, body); err != nil {
 			t.Fatal(err)
 		}
