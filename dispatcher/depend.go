@@ -88,7 +88,10 @@ func (d *Dispatcher) suspects() map[string][]suspect {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l, seen := map[string][]suspect{}, map[string]bool{}
-	for _, id := range d.suspect {
+	list := d.suspect
+	d.suspect = nil
+	for n, id := range list {
+		d.breathe(n)
 		e := d.blocked[id]
 		if e == nil || seen[id] {
 			continue
@@ -104,8 +107,19 @@ func (d *Dispatcher) suspects() map[string][]suspect {
 			l[e.Tenant] = append(l[e.Tenant], s)
 		}
 	}
-	d.suspect = nil
 	return l
+}
+
+// dependentsAtOnce is how many blocked jobs are looked at, or let go on, before others have their turn: each may depend on many, and tens of
+// thousands on the same.
+const dependentsAtOnce = 100
+
+// breathe lets others have their turn after so many of a list, of which the n-th is next; d.mu is held, but not all the time.
+func (d *Dispatcher) breathe(n int) {
+	if n%dependentsAtOnce == dependentsAtOnce-1 {
+		d.mu.Unlock()
+		d.mu.Lock()
+	}
 }
 
 // release asks how the jobs that a tenant's jobs depend on have ended, and lets those go on that may, or ends them.
@@ -150,7 +164,8 @@ func (d *Dispatcher) free(met map[string][]string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
-	for _, id := range slices.Sorted(maps.Keys(met)) {
+	for n, id := range slices.Sorted(maps.Keys(met)) {
+		d.breathe(n)
 		e := d.blocked[id]
 		if e == nil {
 			continue
