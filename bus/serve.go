@@ -37,6 +37,9 @@ const (
 	fleets = "paddock." + jobs.Version + ".fleet."
 	// maxServing bounds how many requests of one kind are answered at once, of one tenant's where it is tenants that ask; further ones wait.
 	maxServing = 256
+	// listsAtOnce is how many lists are made at once, one of a tenant's: each may read all that the ledger has of the tenant, for seconds, and all
+	// else that is read shares four connections with them.
+	listsAtOnce = 3
 	// maxPending and maxPendingBytes bound what waits, for each kind; what comes on top is refused or dropped, and asked again.
 	maxPending      = 1 << 16
 	maxPendingBytes = 64 << 20
@@ -114,6 +117,8 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 				serve = s.inTurns(objectsAtOnce)
 			case subject == jobs.ReplaySubjects:
 				serve = s.inTurns(replaysAtOnce)
+			case subject == jobs.ListSubjects, subject == jobs.WebhookSubjects:
+				serve = s.inTurns(listsAtOnce)
 			case subject == jobs.BatchSubjects:
 				serve = s.inTurns(batchesAtOnce)
 			case !strings.HasPrefix(subject, fleets):

@@ -162,6 +162,34 @@ func TestFewInTurns(t *testing.T) {
 	}
 }
 
+// Of lists a tenant has one made at a time.
+func TestListsInTurns(t *testing.T) {
+	s := bustest.Start(t)
+	brain := &holds{Brain: &bustest.Brain{}, tenant: "acme", going: make(chan struct{})}
+	bustest.Serve(t, s.Connect(), brain)
+	t.Cleanup(sync.OnceFunc(func() { close(brain.going) }))
+	nc := s.Plain()
+	for range 20 {
+		if err := nc.PublishRequest(jobs.ListSubject("acme"), nats.NewInbox(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bustest.Eventually(t, "one is held", func() bool { return brain.held.Load() > 0 })
+	for range 20 { // those of before have come, too
+		if code := codeIn(request(t, nc, jobs.ListSubject("other"), "")); code != "" {
+			t.Fatalf("another's: %s", code)
+		}
+	}
+	if n := brain.held.Load(); n != 1 {
+		t.Errorf("%d are made at once", n)
+	}
+}
+
+func (h *holds) List(ctx context.Context, tenant string, q jobs.ListRequest) (jobs.ListReply, error) {
+	h.hold(tenant)
+	return h.Brain.List(ctx, tenant, q)
+}
+
 // AdmitBatch implements bus.Batches.
 func (h *holds) AdmitBatch(_ context.Context, tenant string, _ *jobs.BatchRequest) (r jobs.BatchReply, _ error) {
 	h.hold(tenant)
