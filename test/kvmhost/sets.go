@@ -47,7 +47,7 @@ var sets = []Set{
 		Run: "^TestResize$|^TestDiskLimits$|^TestAgentNetwork$/^serial$",
 	},
 	{
-		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 20 * time.Minute,
+		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 25 * time.Minute,
 		MaySkip: map[string]string{
 			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
 			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
