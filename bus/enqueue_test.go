@@ -152,6 +152,24 @@ func TestEnqueuePoison(t *testing.T) {
 	}
 }
 
+// What can never run may name another tenant's job: the end of that one is heard of all the same.
+func TestEnqueuePoisonNamesAnothers(t *testing.T) {
+	s := bustest.Start(t)
+	b := s.Connect()
+	bustest.Serve(t, b, &bustest.Brain{})
+	q := newQueue(t, s.Plain())
+	id := jobs.NewID()
+	q.put("other", "", fmt.Appendf(nil, `{"id": %q, "language": "cobol", "source": "1"}`, id))
+	q.judged()
+	e := jobs.Event{Type: jobs.EventResult, Job: id, Tenant: "default", Seq: 1, Time: time.Now(), Final: true, Result: &jobs.Result{Ending: jobs.Canceled}}
+	if err := b.Republish(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if l := storedEvents(t, q.nc, id); len(l) != 1 || !l[0].Final {
+		t.Errorf("stored: %+v, want the end of the job that was named", l)
+	}
+}
+
 // While the dispatcher cannot take it a spec stays, and is taken later; nothing is buried that could still run.
 func TestEnqueueUnavailable(t *testing.T) {
 	s := bustest.Start(t)

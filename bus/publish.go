@@ -73,9 +73,14 @@ func (b *Bus) message(e *jobs.Event) (*nats.Msg, error) {
 	return &nats.Msg{Subject: jobs.EventSubject(e.Tenant, e.Job), Data: data, Header: nats.Header{nats.MsgIdHdr: {messageID(e)}}}, nil
 }
 
-// messageID is what the stream knows an event by. The final event has one of its own, so that it is told from a late one of its number.
+// messageID is what the stream knows an event by. The final event has one of its own, so that it is told from a late one of its number. That
+// of a spec that was rejected has its tenant's: it names a job as it likes, another's too, whose final event it must not be taken for.
 func messageID(e *jobs.Event) string {
-	id := e.Job + "." + strconv.Itoa(e.Attempt) + "." + strconv.FormatInt(e.Seq, 10)
+	id := e.Job
+	if e.Result != nil && e.Result.Ending == jobs.Rejected {
+		id = e.Tenant + "." + id
+	}
+	id += "." + strconv.Itoa(e.Attempt) + "." + strconv.FormatInt(e.Seq, 10)
 	if e.Final {
 		id += "." + final
 	}
