@@ -25,7 +25,7 @@ func need(t *testing.T) {
 	if os.Getenv("REQUIRE_KVM") == "" {
 		t.Skip("SKIPPED: it boots a host: make test-kvm does that")
 	}
-	if _, err := kvmhost.HostImage(t.Context(), func(what string) { t.Log(what) }); err != nil {
+	if _, err := kvmhost.HostImage(t.Context(), "", func(what string) { t.Log(what) }); err != nil {
 		t.Fatal(err)
 	}
 	cache, err := harness.Cache()

@@ -19,7 +19,7 @@ import (
 // Image is the host's image: a directory with these files.
 type Image struct{ dir string }
 
-// Kernel is Debian's standard kernel, Modules a cpio archive of those that the host's own root disk needs, Disk an ext4 file system with
+// Kernel is a standard kernel of Debian's, Modules a cpio archive of those that the host's own root disk needs, Disk an ext4 file system with
 // everything else. All are read only: runs write to layers of their own.
 func (i Image) Kernel() string  { return filepath.Join(i.dir, "kernel") }
 func (i Image) Modules() string { return filepath.Join(i.dir, "modules.cpio") }
@@ -38,14 +38,25 @@ var packages = []string{
 	"qemu-system-x86", "iproute2", "nftables", "kmod", "python3", "e2fsprogs", "erofs-utils", "procps", "xz-utils", "iputils-ping", "ca-certificates",
 }
 
+// suites are where the host's kernel may be from, by the names of Options.
+var suites = map[string]string{"": "bookworm", backports: "bookworm-backports"}
+
+const backports = "backports"
+
 // buildScript makes the files of an image in the directory that it is started in.
 //
 //go:embed image.sh
 var buildScript []byte
 
-func keyOf(script []byte) string {
+// recipe is what an image is made of, beside packages: the script, and the suite of Debian that its kernel is from.
+type recipe struct {
+	script []byte
+	suite  string
+}
+
+func (r recipe) key() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s", strings.Join(packages, ","), script)
+	fmt.Fprintf(h, "%s\n%s\n%s", strings.Join(packages, ","), r.suite, r.script)
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
@@ -59,18 +70,22 @@ func cacheDir() (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// HostImage gives the host's image, which is built where it is not there yet: by one process, for which others wait. say is told of what
-// takes long.
-func HostImage(ctx context.Context, say func(string)) (Image, error) {
+// HostImage gives the image of a host with that kernel (Options), which is built where it is not there yet: by one process, for which others
+// wait. say is told of what takes long.
+func HostImage(ctx context.Context, kernel string, say func(string)) (Image, error) {
+	suite, ok := suites[kernel]
+	if !ok {
+		return Image{}, fmt.Errorf("there is no kernel %q: one that is named is %s", kernel, backports)
+	}
 	cache, err := cacheDir()
 	if err != nil {
 		return Image{}, err
 	}
-	return imageIn(ctx, cache, buildScript, say)
+	return recipe{buildScript, suite}.image(ctx, cache, say)
 }
 
-func imageIn(ctx context.Context, cache string, script []byte, say func(string)) (Image, error) {
-	key := keyOf(script)
+func (r recipe) image(ctx context.Context, cache string, say func(string)) (Image, error) {
+	key := r.key()
 	img := Image{dir: filepath.Join(cache, key)}
 	if _, err := os.Stat(img.dir); err == nil {
 		return img, nil
@@ -85,25 +100,25 @@ func imageIn(ctx context.Context, cache string, script []byte, say func(string))
 	if _, err := os.Stat(img.dir); err == nil {
 		return img, nil
 	}
-	say("building the host's image, once: Debian with " + strings.Join(packages, ", "))
+	say("building the host's image, once: Debian with a kernel of " + r.suite + " and " + strings.Join(packages, ", "))
 	work := filepath.Join(cache, "building-"+key) // one at a time: what is there was left by a build that was killed
-	if err := build(ctx, script, work, img.dir); err != nil {
+	if err := r.build(ctx, work, img.dir); err != nil {
 		return Image{}, fmt.Errorf("build the host's image: %w", errors.Join(err, os.RemoveAll(work)))
 	}
 	return img, nil
 }
 
 // build makes an image in the directory work, and gives it its name when it is whole.
-func build(ctx context.Context, script []byte, work, to string) error {
+func (r recipe) build(ctx context.Context, work, to string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("it needs root")
 	}
 	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o755)); err != nil { // 0755: apt reads it as another user
 		return err
 	}
-	cmd := command(ctx, "bash", "-s", "--", strings.Join(packages, ","))
+	cmd := command(ctx, "bash", "-s", "--", strings.Join(packages, ","), r.suite)
 	cmd.Dir = work
-	cmd.Stdin = bytes.NewReader(script)
+	cmd.Stdin = bytes.NewReader(r.script)
 	// With namespaces of its own, all of the build ends and is unmounted with its first process.
 	apart(cmd)
 	if err := finish(ctx, cmd); err != nil {

@@ -1,4 +1,5 @@
-# Makes the files of the host's image in the working directory: kernel, modules.cpio, disk, emulator. Usage: bash image.sh PACKAGE,PACKAGE…
+# Makes the files of the host's image in the working directory: kernel, modules.cpio, disk, emulator. Usage: bash image.sh
+# PACKAGE,PACKAGE… SUITE, where the suite of Debian is that of the kernel.
 # What it needs meanwhile is in work, and goes.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
@@ -12,10 +13,15 @@ mmdebstrap --mode=root --variant=extract --format=directory --quiet --include=qe
 emulator=$!
 
 # The kernel's package is unpacked, not installed: nothing here wants an initramfs of Debian's, which takes longest of all.
+export SUITE=$2
 cat >work/kernel-hook <<'HOOK'
 #!/bin/sh
 set -e
-deb=$(chroot "$1" apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+if [ "$SUITE" != bookworm ]; then
+  echo "deb http://deb.debian.org/debian $SUITE main" >"$1/etc/apt/sources.list.d/kernel.list"
+  chroot "$1" apt-get update -q
+fi
+deb=$(chroot "$1" apt-cache -o APT::Default-Release="$SUITE" depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
 test -n "$deb" || { echo "no kernel package behind linux-image-amd64" >&2; exit 1; }
 chroot "$1" sh -c "cd /tmp && apt-get download -q $deb"
 mv "$1"/tmp/linux-image-*.deb "$(dirname "$0")/kernel.deb"
@@ -36,6 +42,7 @@ for without in sound drivers/gpu drivers/media drivers/infiniband drivers/stagin
   drivers/net/ethernet drivers/net/wireless drivers/isdn drivers/input drivers/hid drivers/mmc drivers/mtd drivers/edac; do
   rm -rf "$modules/kernel/$without"
 done
+find "$modules" -name '*.ko.xz' -exec xz -d {} + # as newer kernels have them; the initramfs loads them as they are
 mkdir -p "$root/lib/modules"
 mv "$modules" "$root/lib/modules/"
 depmod -b "$root" "$version"

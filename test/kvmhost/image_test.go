@@ -26,8 +26,8 @@ func asRoot(t *testing.T) {
 func TestImageIsBuiltOnce(t *testing.T) {
 	asRoot(t)
 	cache, seen := t.TempDir(), filepath.Join(t.TempDir(), "seen")
-	script := []byte("mkdir work; until test -e " + seen + "; do sleep 0.02; done; echo built >>disk") // until somebody waits for it
-	left := filepath.Join(cache, "building-"+keyOf(script))
+	r := recipe{script: []byte("mkdir work; until test -e " + seen + "; do sleep 0.02; done; echo built >>disk")} // until somebody waits for it
+	left := filepath.Join(cache, "building-"+r.key())
 	if err := os.Mkdir(left, 0o755); err != nil { // by a build that was killed
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestImageIsBuiltOnce(t *testing.T) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			img, err := imageIn(ctx, cache, script, say)
+			img, err := r.image(ctx, cache, say)
 			if err != nil {
 				t.Error(err)
 				return
@@ -84,7 +84,7 @@ func TestImageThatIsNotBuilt(t *testing.T) {
 		{"echo half >disk; sleep 600", 5 * time.Second, "deadline exceeded"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), tt.within)
-		img, err := imageIn(ctx, cache, []byte(tt.script), func(string) {})
+		img, err := recipe{script: []byte(tt.script)}.image(ctx, cache, func(string) {})
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, %v", tt.script, img, err)

@@ -35,6 +35,9 @@ type Options struct {
 	Out string
 	// Live takes the sets' output as it comes, and what is being done.
 	Live io.Writer
+	// Kernel is a nested host's: empty for Debian 12's own, 6.1; "backports" for that of its backports, 6.12, which has Landlock as Cloud
+	// Hypervisor wants it.
+	Kernel string
 	// VCPUs and MemoryMiB are a nested host's.
 	VCPUs, MemoryMiB int
 	// Hosts is how many nested hosts share the sets, each with a processor of this machine as far as there are enough; 0 means one.
@@ -66,8 +69,12 @@ func Run(ctx context.Context, sets []Set, o Options) ([]Result, error) {
 		o.Place = where(ctx, say)
 	}
 	if o.Place == Here {
+		if o.Kernel != "" {
+			return nil, errors.New("this machine has the kernel that it has: --place nested takes another")
+		}
 		o.Hosts = 1
 	}
+	sets = equipped(sets, o)
 	if os.Geteuid() != 0 {
 		return nil, errors.New("it needs root: sudo -E make test-kvm")
 	}
@@ -144,7 +151,7 @@ func (p payload) runHere(ctx context.Context, sets []Set, emit func(steps.Event)
 }
 
 func (p payload) runNested(ctx context.Context, sets []Set, work string, o Options, j *record, say func(string)) error {
-	img, err := HostImage(ctx, say)
+	img, err := HostImage(ctx, o.Kernel, say)
 	if err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ func (j *judge) line(line string) {
 	case "FAIL":
 		j.r.Failed = append(j.r.Failed, name)
 	case "SKIP":
-		if without, ok := j.r.Set.MaySkip[name]; ok && os.Getenv(without) == "" {
+		if without := j.r.Set.lacks(j.r.Set.MaySkip[name]); without != "" {
 			j.r.NotRun = append(j.r.NotRun, name+" (no "+without+")")
 		} else {
 			j.r.Skipped = append(j.r.Skipped, name)

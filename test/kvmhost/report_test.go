@@ -11,7 +11,7 @@ import (
 )
 
 func TestJudge(t *testing.T) {
-	tested := Set{Name: "tests", Package: "some/package", MaySkip: map[string]string{"TestReal": "NO_SUCH_BINARY", "TestThere": "PATH"}}
+	tested := Set{Name: "tests", Package: "some/package", MaySkip: map[string][]string{"TestReal": {"PATH", "NO_SUCH_BINARY"}, "TestThere": {"PATH", "GIVEN"}}, Env: []string{"GIVEN=1"}}
 	for _, c := range []struct {
 		name   string
 		set    Set

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -29,15 +30,15 @@ type Set struct {
 	Timeout time.Duration
 	// Env is added to the environment: KEY=VALUE.
 	Env []string
-	// MaySkip names tests that may skip where an environment variable is not set, and the variable. They are reported as not run.
-	MaySkip map[string]string
+	// MaySkip names tests that may skip where an environment variable is not set, and the variables. They are reported as not run.
+	MaySkip map[string][]string
 }
 
 // sets is what `make test-kvm` runs, in this order.
 var sets = []Set{
 	{
 		Name: "doctor and a job", Package: "test/kvmhost/inhost", Paddock: true, Timeout: 15 * time.Minute,
-		MaySkip: map[string]string{"TestJobOnCloudHypervisor": CloudHypervisor},
+		MaySkip: map[string][]string{"TestJobOnCloudHypervisor": {CloudHypervisor}},
 	},
 	{Name: "qemu", Package: "vmm/qemu", Run: "^(TestConformance|TestMachine|TestProbe|TestCheckpoint)$", Timeout: 20 * time.Minute},
 	{Name: "qemu, vsock", Package: "vmm/qemu", Run: "^(TestConformanceVsock|TestNoVsock|TestCIDs|TestVsock.*)$", Timeout: 20 * time.Minute},
@@ -48,23 +49,52 @@ var sets = []Set{
 	},
 	{
 		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 25 * time.Minute,
-		MaySkip: map[string]string{
-			"TestRealConformance": CloudHypervisor, "TestRealMachine": CloudHypervisor, "TestRealMultiprocessor": CloudHypervisor,
-			"TestRealJailed": CloudHypervisor, "TestRealFigures": CloudHypervisor, "TestRealProbe": CloudHypervisor,
-			"TestRealShapes": CloudHypervisor, "TestRealRequests": CloudHypervisor, "TestRealCheckpoint": CloudHypervisor, "TestRealResize": CloudHypervisor,
-			"TestProbeHonest": CloudHypervisor,
+		MaySkip: map[string][]string{
+			"TestRealConformance": {CloudHypervisor}, "TestRealMachine": {CloudHypervisor}, "TestRealMultiprocessor": {CloudHypervisor},
+			"TestRealJailed": {CloudHypervisor}, "TestRealFigures": {CloudHypervisor}, "TestRealProbe": {CloudHypervisor},
+			"TestRealShapes": {CloudHypervisor}, "TestRealRequests": {CloudHypervisor}, "TestRealCheckpoint": {CloudHypervisor}, "TestRealResize": {CloudHypervisor},
+			"TestProbeHonest": {CloudHypervisor}, "TestRealLandlock": {CloudHypervisor, Landlock},
 		},
 	},
 	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},
-	{Name: "soak", Package: "test/soak", Timeout: 8 * time.Minute, MaySkip: map[string]string{"TestCloudHypervisor": CloudHypervisor}},
+	{Name: "soak", Package: "test/soak", Timeout: 8 * time.Minute, MaySkip: map[string][]string{"TestCloudHypervisor": {CloudHypervisor}}},
 	{Name: "network", Package: "worker/hostnet", Timeout: 10 * time.Minute},
 }
 
 // programs are what tests build with `go build`: inside there is no Go, and these are given instead.
 var programs = []string{"vmm/vmmtest/testguest", "cmd/paddock-agent"}
 
-// CloudHypervisor is the environment variable that names the real binary, for tests that can do without.
-const CloudHypervisor = "CLOUD_HYPERVISOR"
+// Environment variables without which tests may skip.
+const (
+	// CloudHypervisor names the real binary.
+	CloudHypervisor = "CLOUD_HYPERVISOR"
+	// Landlock says that the kernel has it as Cloud Hypervisor wants it. Hosts with such a kernel have it set.
+	Landlock = "REQUIRE_LANDLOCK"
+)
+
+// equipped gives the sets as they are run where and with what o says.
+func equipped(sets []Set, o Options) []Set {
+	sets = slices.Clone(sets)
+	for i := range sets {
+		env := slices.Clone(sets[i].Env)
+		if o.Kernel == backports {
+			env = append(env, Landlock+"=1")
+		}
+		sets[i].Env = env
+	}
+	return sets
+}
+
+// lacks gives that of some environment variables which neither the set has nor this process; empty: none.
+func (s Set) lacks(variables []string) string {
+	for _, v := range variables {
+		given := func(e string) bool { return strings.HasPrefix(e, v+"=") }
+		if os.Getenv(v) == "" && !slices.ContainsFunc(s.Env, given) {
+			return v
+		}
+	}
+	return ""
+}
 
 // Sets is a copy of the table.
 func Sets() []Set { return append([]Set(nil), sets...) }

@@ -1,6 +1,7 @@
 package kvmhost
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -26,8 +27,10 @@ func TestTable(t *testing.T) {
 			}
 		}
 		for name, without := range s.MaySkip {
-			if without != CloudHypervisor {
-				t.Errorf("%s: %s may skip without %s: only the real Cloud Hypervisor may be missing", s.Name, name, without)
+			for _, v := range without {
+				if v != CloudHypervisor && v != Landlock {
+					t.Errorf("%s: %s may skip without %s", s.Name, name, v)
+				}
 			}
 			top, _, _ := strings.Cut(name, "/") // it may be a subtest's
 			if !defines(t, tests, top+"(") {
@@ -117,6 +120,39 @@ func TestTableThatIsWrong(t *testing.T) {
 	}
 	if err := check([]Set{good, {Name: "sh", Shell: "true", Timeout: time.Minute}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a host has is the environment's to tell: tests that want it may not skip there.
+func TestEquipped(t *testing.T) {
+	own := []string{"A=1"}
+	all := []Set{{Name: "a", Env: own[:1:1]}, {Name: "b"}}
+	for _, c := range []struct {
+		o    Options
+		want []string
+	}{
+		{Options{Place: Here}, nil},
+		{Options{Place: Nested}, nil},
+		{Options{Place: Nested, Kernel: "backports"}, []string{"REQUIRE_LANDLOCK=1"}},
+	} {
+		got := equipped(all, c.o)
+		if diff := cmp.Diff([][]string{append([]string{"A=1"}, c.want...), c.want}, [][]string{got[0].Env, got[1].Env}); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", c.o, diff)
+		}
+	}
+	if len(all[0].Env) != 1 || all[1].Env != nil {
+		t.Errorf("the sets that were given are changed: %+v", all)
+	}
+}
+
+// A kernel that there is not, or that this machine would need, is an error before anything is built.
+func TestNoSuchKernel(t *testing.T) {
+	if _, err := HostImage(t.Context(), "9.9", func(string) {}); err == nil || !strings.Contains(err.Error(), "backports") {
+		t.Errorf("%v", err)
+	}
+	o := Options{Place: Here, Kernel: "backports", Out: t.TempDir(), Live: io.Discard}
+	if _, err := Run(t.Context(), []Set{{Name: "a", Shell: "true", Timeout: time.Minute}}, o); err == nil || !strings.Contains(err.Error(), "--place nested") {
+		t.Errorf("%v", err)
 	}
 }
 

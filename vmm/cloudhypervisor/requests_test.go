@@ -46,7 +46,8 @@ type hand struct {
 	linux   bool // what the guest is; a fake's has no kernel to look at, and no use for its card
 }
 
-func newHand(t *testing.T, l vmm.Launcher, binary string, boot vmm.Boot) *hand {
+// newHand makes one, kept to its files by Landlock where there are rules of what is not its machine's yet.
+func newHand(t *testing.T, l vmm.Launcher, binary string, boot vmm.Boot, rules ...api.PathRule) *hand {
 	t.Helper()
 	h := &hand{dir: t.TempDir(), more: bytes.Repeat([]byte("one more"), 8<<10), Wire: vmmtest.NewWire(t)}
 	scratch, more := filepath.Join(t.TempDir(), "scratch"), filepath.Join(t.TempDir(), "more")
@@ -54,7 +55,7 @@ func newHand(t *testing.T, l vmm.Launcher, binary string, boot vmm.Boot) *hand {
 	must(t, err)
 	must(t, os.WriteFile(scratch, b, 0o600))
 	must(t, os.WriteFile(more, h.more, 0o600))
-	fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
+	fd, err := unix.Open("/dev/shm", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600) // a memfd is nothing that Landlock has rules for
 	must(t, err)
 	memory := os.NewFile(uintptr(fd), "memory")
 	must(t, memory.Truncate(int64(boot.MemoryMiB)<<20))
@@ -90,7 +91,7 @@ func newHand(t *testing.T, l vmm.Launcher, binary string, boot vmm.Boot) *hand {
 			{ID: "root", Path: handRoot, ReadOnly: true, ImageType: "Raw"}, {ID: "scratch", Path: handScratch, ImageType: "Raw"},
 		},
 		RNG: api.RNG{Source: "/dev/urandom"}, Serial: api.Console{Mode: "File", File: handDir + "/console"}, Console: api.Console{Mode: "Off"},
-		Vsock: &api.Vsock{ID: "vsock", CID: 3, Socket: handDir + "/vsock"},
+		Vsock: &api.Vsock{ID: "vsock", CID: 3, Socket: handDir + "/vsock"}, Landlock: len(rules) > 0, Rules: rules,
 	}))
 	_, err = h.api.AddNet(ctx, api.Net{ID: "net", MAC: vmm.GuestMAC}, h.Tap)
 	must(t, err)

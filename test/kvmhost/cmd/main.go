@@ -60,6 +60,7 @@ func run(ctx context.Context) error {
 	env := f.StringArray("env", nil, "KEY=VALUE in the tests' environment (repeatable)")
 	place := f.String("place", "auto", "auto, here (this machine's KVM) or nested (an emulated host)")
 	out := f.String("out", "bin/kvmhost", "directory for logs, the host's console, and files that tests leave")
+	kernel := f.String("kernel", "", "an emulated host's kernel: that of Debian 12 (6.1), or backports (6.12)")
 	vcpus := f.Int("vcpus", 1, "an emulated host's processors; with more, one guest in some hundred breaks (docs/kvm-host.md)")
 	memory := f.Int("memory-mib", 6144, "an emulated host's memory")
 	hosts := f.Int("hosts", min(2, runtime.NumCPU()), "emulated hosts that share the sets, each on a processor of its own; with more than one, lines begin with their set's name")
@@ -92,7 +93,7 @@ func run(ctx context.Context) error {
 		}
 		return nil
 	}
-	o := kvmhost.Options{Place: kvmhost.Place(*place), Out: *out, Live: os.Stdout, VCPUs: *vcpus, MemoryMiB: *memory, Hosts: min(*hosts, len(sets))}
+	o := kvmhost.Options{Place: kvmhost.Place(*place), Out: *out, Live: os.Stdout, Kernel: *kernel, VCPUs: *vcpus, MemoryMiB: *memory, Hosts: min(*hosts, len(sets))}
 	results, err := kvmhost.Run(ctx, sets, o)
 	if len(results) > 0 {
 		fmt.Println()
