@@ -36,6 +36,7 @@ func (i Image) Emulator() []string {
 // packages are what the host has beyond Debian's smallest system.
 var packages = []string{
 	"qemu-system-x86", "iproute2", "nftables", "kmod", "python3", "e2fsprogs", "erofs-utils", "procps", "xz-utils", "iputils-ping", "ca-certificates",
+	"docker.io", "firewalld", "dbus", // whose rules the network of machines is tested beside
 }
 
 // suites are where the host's kernel may be from, by the names of Options.

@@ -58,7 +58,7 @@ var sets = []Set{
 	},
 	{Name: "jail", Package: "worker/jail", Timeout: 8 * time.Minute},
 	{Name: "soak", Package: "test/soak", Timeout: 8 * time.Minute, MaySkip: map[string][]string{"TestCloudHypervisor": {CloudHypervisor}}},
-	{Name: "network", Package: "worker/hostnet", Timeout: 10 * time.Minute},
+	{Name: "network", Package: "worker/hostnet", Timeout: 12 * time.Minute, MaySkip: map[string][]string{"TestBesideRealFirewalls": {Throwaway}}},
 }
 
 // programs are what tests build with `go build`: inside there is no Go, and these are given instead.
@@ -70,6 +70,8 @@ const (
 	CloudHypervisor = "CLOUD_HYPERVISOR"
 	// Landlock says that the kernel has it as Cloud Hypervisor wants it. Hosts with such a kernel have it set.
 	Landlock = "REQUIRE_LANDLOCK"
+	// Throwaway says that nobody's host is changed. Emulated ones have it set.
+	Throwaway = "THROWAWAY_HOST"
 )
 
 // equipped gives the sets as they are run where and with what o says.
@@ -77,6 +79,9 @@ func equipped(sets []Set, o Options) []Set {
 	sets = slices.Clone(sets)
 	for i := range sets {
 		env := slices.Clone(sets[i].Env)
+		if o.Place == Nested {
+			env = append(env, Throwaway+"=1")
+		}
 		if o.Kernel == backports {
 			env = append(env, Landlock+"=1")
 		}

@@ -28,7 +28,7 @@ func TestTable(t *testing.T) {
 		}
 		for name, without := range s.MaySkip {
 			for _, v := range without {
-				if v != CloudHypervisor && v != Landlock {
+				if v != CloudHypervisor && v != Landlock && v != Throwaway {
 					t.Errorf("%s: %s may skip without %s", s.Name, name, v)
 				}
 			}
@@ -132,8 +132,8 @@ func TestEquipped(t *testing.T) {
 		want []string
 	}{
 		{Options{Place: Here}, nil},
-		{Options{Place: Nested}, nil},
-		{Options{Place: Nested, Kernel: "backports"}, []string{"REQUIRE_LANDLOCK=1"}},
+		{Options{Place: Nested}, []string{"THROWAWAY_HOST=1"}},
+		{Options{Place: Nested, Kernel: "backports"}, []string{"THROWAWAY_HOST=1", "REQUIRE_LANDLOCK=1"}},
 	} {
 		got := equipped(all, c.o)
 		if diff := cmp.Diff([][]string{append([]string{"A=1"}, c.want...), c.want}, [][]string{got[0].Env, got[1].Env}); diff != "" {

@@ -78,6 +78,7 @@ func firewalld(t *testing.T, l *lab) {
 	must(t, c.Flush())
 }
 
+// TestBesideFirewalls has look-alikes, which do to nobody's host what firewalld and Docker would: those are TestBesideRealFirewalls'.
 func TestBesideFirewalls(t *testing.T) {
 	t.Parallel()
 	for name, firewall := range map[string]func(*testing.T, *lab){"docker": docker, "firewalld": firewalld} {

@@ -182,6 +182,7 @@ const (
 type lab struct {
 	host, internet *os.File
 	dns            *names
+	container      *os.File // nil: none
 }
 
 func newLab(t testing.TB) *lab {
