@@ -168,11 +168,11 @@ func (e *enqueueing) some(ctx context.Context, tenant string, n int) {
 		from = m.Sequence
 		specs = append(specs, enqueued{subject: m.Subject, header: m.Header, data: m.Data, seq: m.Sequence, at: m.Time})
 	}
-	agains := make([]time.Duration, len(specs))
+	pauses := make([]time.Duration, len(specs))
 	var judging sync.WaitGroup
 	for i, o := range specs {
 		judging.Go(func() {
-			if agains[i], _ = e.judge(ctx, o); agains[i] == 0 {
+			if pauses[i], _ = e.judge(ctx, o); pauses[i] == 0 {
 				_ = e.stream.DeleteMsg(ctx, o.seq) // where that fails the consumer gives it out, and it finds its job
 			}
 		})
@@ -180,9 +180,9 @@ func (e *enqueueing) some(ctx context.Context, tenant string, n int) {
 	judging.Wait()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if i := slices.IndexFunc(agains, func(d time.Duration) bool { return d > 0 }); i >= 0 {
+	if i := slices.IndexFunc(pauses, func(d time.Duration) bool { return d > 0 }); i >= 0 {
 		from = specs[i].seq - 1
-		e.later[tenant] = time.Now().Add(agains[i])
+		e.later[tenant] = time.Now().Add(pauses[i])
 	}
 	e.read[tenant] = from
 	if len(specs) == 0 {
