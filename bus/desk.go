@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -134,7 +135,30 @@ func (s *serving) admitBatch(ctx context.Context, b Batches, m *nats.Msg, q *job
 	if r.Error = s.errorOf(err); err != nil {
 		return &jobs.BatchReply{Error: r.Error, Warnings: r.Warnings}
 	}
+	s.outcomesFit(&r)
 	return &r
+}
+
+// outcomesFit takes from the outcomes of jobs that were not taken what no message carries with all the others: first their faults, then what people
+// read. What became of each job is told, or nobody knew which were taken.
+func (s *serving) outcomesFit(r *jobs.BatchReply) {
+	for _, most := range []int{200, 0} {
+		data, err := encode(r)
+		if err != nil || s.bus.nc.fits(len(data)) {
+			return
+		}
+		for i := range r.Items {
+			e := r.Items[i].Error
+			if e == nil {
+				continue
+			}
+			message := e.Message
+			if len(e.Faults) > 0 {
+				message += ": " + e.Faults[0].Path + ": " + e.Faults[0].Message
+			}
+			r.Items[i].Error = &jobs.Error{Code: e.Code, Message: strings.ToValidUTF8(message[:min(len(message), most)], ""), RetryAfterMS: e.RetryAfterMS}
+		}
+	}
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,8 @@ type holds struct {
 	tenant string
 	held   atomic.Int64
 	going  chan struct{}
+
+	outcomes []jobs.BatchItem // of every batch
 }
 
 func (h *holds) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.Job, bool, error) {
@@ -193,6 +196,7 @@ func (h *holds) List(ctx context.Context, tenant string, q jobs.ListRequest) (jo
 // AdmitBatch implements bus.Batches.
 func (h *holds) AdmitBatch(_ context.Context, tenant string, _ *jobs.BatchRequest) (r jobs.BatchReply, _ error) {
 	h.hold(tenant)
+	r.Items = slices.Clone(h.outcomes)
 	return r, nil
 }
 
@@ -208,6 +212,39 @@ func (h *holds) CancelBatch(context.Context, string, string) (int, error) { retu
 func (h *holds) Get(ctx context.Context, tenant, id string) (jobs.Job, error) {
 	h.hold(tenant)
 	return h.Brain.Get(ctx, tenant, id)
+}
+
+// What became of a batch's jobs is told of each, however much is wrong with them.
+func TestBatchOutcomesFitIntoAMessage(t *testing.T) {
+	for name, long := range map[string]string{"some are wrong": strings.Repeat("ü", 300), "much is wrong with each": strings.Repeat("x", 5000)} {
+		t.Run(name, func(t *testing.T) {
+			s := bustest.Start(t)
+			brain := &holds{Brain: &bustest.Brain{}, outcomes: make([]jobs.BatchItem, jobs.MaxBatch)}
+			for i := range brain.outcomes {
+				brain.outcomes[i].ID = jobs.NewID()
+				if i%2 == 1 {
+					brain.outcomes[i] = jobs.BatchItem{Error: &jobs.Error{Code: jobs.CodeInvalid, Message: "invalid spec", Faults: []jobs.Fault{{Path: "language", Message: long}, {Path: "image", Message: long}}}}
+				}
+			}
+			bustest.Serve(t, s.Connect(), brain)
+			var r jobs.BatchReply
+			m, err := s.Plain().Request("paddock.v1.batch.acme.submit", []byte(`{"jobs":[{}]}`), 20*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := json.Unmarshal(m.Data, &r); err != nil {
+				t.Fatal(err)
+			}
+			if r.Error != nil || len(r.Items) != jobs.MaxBatch {
+				t.Fatalf("%d outcomes, and %v", len(r.Items), r.Error)
+			}
+			for i, it := range r.Items {
+				if it.ID != brain.outcomes[i].ID || (it.Error != nil) != (i%2 == 1) || it.Error != nil && it.Error.Code != jobs.CodeInvalid {
+					t.Fatalf("outcome %d: %+v", i, it)
+				}
+			}
+		})
+	}
 }
 
 // What one tenant may have waiting is bounded, and said, when others have none of it.
