@@ -35,7 +35,9 @@ func checkHeadroom(b vmm.Boot) error {
 }
 
 // Resize gives the machine other processors, from one to as many as it was booted for, and other memory, from what it was booted with on. It
-// waits until the guest has let go of those that go. A guest that does not, or is paused, is an error, and may still do so later.
+// waits until the guest has let go of those that go. A guest that does not, or is paused, is an error, and may still do so later. To want memory
+// back that a guest uses may starve it: its kernel gives all that is free, and what runs out of memory then may be its agent. So the agent is
+// asked first to give it up.
 func (m *machine) Resize(ctx context.Context, vcpus, memoryMiB int) error {
 	if err := m.resize(ctx, vcpus, memoryMiB); err != nil {
 		return fmt.Errorf("resize %s: %w", m.id, err)

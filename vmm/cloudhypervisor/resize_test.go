@@ -125,7 +125,6 @@ func TestRealResize(t *testing.T) {
 		})
 	})
 	t.Run("checkpoints", l.checkpoints)
-	t.Run("what a guest keeps", l.keeps)
 	if diff := cmp.Diff(before, vmmtest.Hashes(t, files...)); diff != "" {
 		t.Errorf("the template has changed: %s", diff)
 	}
@@ -188,37 +187,4 @@ func (l *agentLab) checkpoints(t *testing.T) {
 		"kept\nr: OK\n"+fmt.Sprint(350<<20))
 	sized(again, guest, 256)
 	run(guest, "cat /mnt/f && cd /mnt && md5sum -c sum", "kept\nr: OK")
-}
-
-// keeps: memory that is in use is not given back, and the machine is as it was.
-func (l *agentLab) keeps(t *testing.T) {
-	m, guest := l.clone(t, l.template)
-	r := m.(vmm.Resizer)
-	must(t, r.Resize(within(t), 1, 768))
-	if _, used, err := guest.Use(within(t), 1, 512); err != nil || used != 512 {
-		t.Fatalf("%d MiB are in use: %v", used, err)
-	}
-	if _, err := guest.Run(within(t), "mount -t tmpfs -o size=600m none /mnt && head -c 420M /dev/zero > /mnt/f"); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(within(t), 10*time.Second)
-	defer cancel()
-	err := r.Resize(ctx, 1, 256) // which does not hold what was written
-	t.Log(err)
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("err = %v", err)
-	}
-	if got, err := guest.Run(within(t), "wc -c < /mnt/f"); got != fmt.Sprint(420<<20) {
-		t.Errorf("what was written has %s bytes: %v", got, err)
-	}
-	if _, used, err := guest.Use(within(t), 1, 512); err != nil || used != 512 {
-		t.Errorf("%d MiB are in use: %v", used, err)
-	}
-	if _, err := guest.Run(within(t), "rm /mnt/f"); err != nil {
-		t.Error(err)
-	}
-	must(t, r.Resize(within(t), 1, 256))
-	if _, used, err := guest.Use(within(t), 1, 0); err != nil || used != 0 {
-		t.Errorf("%d MiB are in use: %v", used, err)
-	}
 }
