@@ -111,20 +111,7 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 			return fmt.Errorf("nats: serve %s: %w", subject, err)
 		}
 		g.Go(func() error {
-			serve := s.answer
-			switch {
-			case subject == jobs.ObjectSubjects:
-				serve = s.inTurns(objectsAtOnce)
-			case subject == jobs.ReplaySubjects:
-				serve = s.inTurns(replaysAtOnce)
-			case subject == jobs.ListSubjects, subject == jobs.WebhookSubjects:
-				serve = s.inTurns(listsAtOnce)
-			case subject == jobs.BatchSubjects:
-				serve = s.inTurns(batchesAtOnce)
-			case !strings.HasPrefix(subject, fleets):
-				serve = s.inTurns(2 * maxServing)
-			}
-			if err := serve(gctx, sub, answer); err != nil {
+			if err := s.orderOf(subject)(gctx, sub, answer); err != nil {
 				return fmt.Errorf("nats: serve %s: %w", subject, err)
 			}
 			return nil
@@ -137,6 +124,24 @@ func (b *Bus) ServeDispatcher(ctx context.Context, brain Brain, ready func()) er
 	err = end()
 	s.leave()
 	return err
+}
+
+// orderOf tells in which order a subject's requests are answered: as they come where workers and operators ask, else in tenants' turns, and fewer
+// at once of what takes much memory or long.
+func (s *serving) orderOf(subject string) func(context.Context, *nats.Subscription, handler) error {
+	switch {
+	case strings.HasPrefix(subject, fleets):
+		return s.answer
+	case subject == jobs.ObjectSubjects:
+		return s.inTurns(objectsAtOnce)
+	case subject == jobs.ReplaySubjects:
+		return s.inTurns(replaysAtOnce)
+	case subject == jobs.ListSubjects, subject == jobs.WebhookSubjects:
+		return s.inTurns(listsAtOnce)
+	case subject == jobs.BatchSubjects:
+		return s.inTurns(batchesAtOnce)
+	}
+	return s.inTurns(2 * maxServing)
 }
 
 // whenThere tries until it succeeds, ctx ends, or JetStream refuses for good: who begins to serve while the servers are away, or while none of
