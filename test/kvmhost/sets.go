@@ -32,6 +32,8 @@ type Set struct {
 	Env []string
 	// MaySkip names tests that may skip where an environment variable is not set, and the variables. They are reported as not run.
 	MaySkip map[string][]string
+	// Wants is an environment variable without which nothing in the set takes time; empty: there is none.
+	Wants string
 }
 
 // sets is what `make test-kvm` runs, in this order.
@@ -48,7 +50,7 @@ var sets = []Set{
 		Run: "^TestResize$|^TestDiskLimits$|^TestAgentNetwork$/^serial$",
 	},
 	{
-		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 25 * time.Minute,
+		Name: "cloud hypervisor", Package: "vmm/cloudhypervisor", Run: "^TestReal|^TestProbeHonest$", Timeout: 25 * time.Minute, Wants: CloudHypervisor,
 		MaySkip: map[string][]string{
 			"TestRealConformance": {CloudHypervisor}, "TestRealMachine": {CloudHypervisor}, "TestRealMultiprocessor": {CloudHypervisor},
 			"TestRealJailed": {CloudHypervisor}, "TestRealFigures": {CloudHypervisor}, "TestRealProbe": {CloudHypervisor},
@@ -129,14 +131,22 @@ func Select(packages []string) []Set {
 	return some
 }
 
+// weight is what of a host's time a set may take.
+func (s Set) weight() time.Duration {
+	if s.Wants != "" && s.lacks([]string{s.Wants}) != "" {
+		return 0
+	}
+	return s.Timeout
+}
+
 // shares divides sets among hosts, so that each has about as much time to give, and no host is without a set. Within a share sets keep their order.
 func shares(all []Set, hosts int) [][]Set {
-	longest := slices.SortedStableFunc(slices.Values(all), func(a, b Set) int { return cmp.Compare(b.Timeout, a.Timeout) })
+	longest := slices.SortedStableFunc(slices.Values(all), func(a, b Set) int { return cmp.Compare(b.weight(), a.weight()) })
 	of, load := map[string]int{}, make([]time.Duration, min(max(hosts, 1), len(all)))
 	for _, s := range longest {
 		least := slices.Index(load, slices.Min(load))
 		of[s.Name] = least
-		load[least] += s.Timeout
+		load[least] += s.weight()
 	}
 	list := make([][]Set, len(load))
 	for _, s := range all {

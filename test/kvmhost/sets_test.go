@@ -80,6 +80,18 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// A set whose tests will all skip takes no other's place.
+func TestSharesOfWhatIsNotRun(t *testing.T) {
+	all := []Set{
+		{Name: "a", Timeout: 3 * time.Hour, Wants: "NO_SUCH_BINARY"}, {Name: "b", Timeout: 3 * time.Hour, Wants: "GIVEN", Env: []string{"GIVEN=1"}},
+		{Name: "c", Timeout: 2 * time.Hour}, {Name: "d", Timeout: time.Hour},
+	}
+	got := shares(all, 2)
+	if len(got[0]) != 2 || got[0][0].Name != "a" || got[0][1].Name != "b" || len(got[1]) != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // What hosts print at once is told apart line by line.
 func TestMarked(t *testing.T) {
 	var out strings.Builder
