@@ -24,8 +24,10 @@ type open struct {
 	Astray     int
 }
 
+// openNow counts. What nobody refers to any more is closed first: of pipes that Go keeps for copies between sockets (splice) that takes two calls.
 func openNow(t testing.TB) open {
 	t.Helper()
+	runtime.GC()
 	o := open{Files: map[string]int{}, Goroutines: runtime.NumGoroutine()}
 	entries, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
@@ -53,10 +55,9 @@ func openNow(t testing.TB) open {
 }
 
 // calm is what this process holds when it has settled: of what made the lab, goroutines and threads may be counted for a while yet, which is
-// long where they wait for a processor. What nobody refers to any more is closed first.
+// long where they wait for a processor.
 func calm(t testing.TB) open {
 	t.Helper()
-	runtime.GC()
 	last, since := openNow(t), time.Now()
 	for end := time.Now().Add(30 * time.Second); ; {
 		time.Sleep(20 * time.Millisecond)
