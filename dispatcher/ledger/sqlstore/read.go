@@ -45,7 +45,13 @@ const entries = `SELECT id, tenant, image, state, priority, vcpus, memory_mib, n
 
 // Open implements ledger.Store.
 func (s *Store) Open(ctx context.Context) ([]ledger.Entry, error) {
-	return s.entries(ctx, `ended_at = 0 AND `+arrived+` ORDER BY accepted_at, id`)
+	list, err := s.entries(ctx, `ended_at = 0 AND `+arrived)
+	slices.SortFunc(list, asAccepted)
+	return list, err
+}
+
+func asAccepted(a, b ledger.Entry) int {
+	return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), strings.Compare(a.ID, b.ID))
 }
 
 // OpenOf implements ledger.Store.
@@ -57,9 +63,7 @@ func (s *Store) OpenOf(ctx context.Context, ids []string) (list []ledger.Entry, 
 		}
 		list = append(list, l...)
 	}
-	slices.SortFunc(list, func(a, b ledger.Entry) int {
-		return cmp.Or(a.AcceptedAt.Compare(b.AcceptedAt), strings.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(list, asAccepted)
 	return list, nil
 }
 
@@ -154,17 +158,8 @@ var states = []jobs.State{jobs.StateQueued, jobs.StateLeased, jobs.StateRunning,
 
 // List implements ledger.Store. Ids sort by the time of their making, so that they are the cursor.
 func (s *Store) List(ctx context.Context, tenant string, q jobs.ListRequest) (jobs.ListReply, error) {
-	where, args := []string{`tenant = ?`, arrived}, []any{tenant}
-	if q.Before != "" {
-		where, args = append(where, `id < ?`), append(args, q.Before)
-	}
-	if len(q.States) > 0 {
-		where = append(where, inStates(q.States))
-	}
-	if q.Batch != "" {
-		where, args = append(where, `batch = ? AND batch <> ''`), append(args, q.Batch) // as the index has it
-	}
 	reply := jobs.ListReply{Jobs: []jobs.Job{}}
+	query, args := listing(tenant, q)
 	err := s.read.each(ctx, func(row Row) error {
 		var j jobs.Job
 		if err := scanJob(row, &j); err != nil {
@@ -172,12 +167,30 @@ func (s *Store) List(ctx context.Context, tenant string, q jobs.ListRequest) (jo
 		}
 		reply.Jobs = append(reply.Jobs, j)
 		return nil
-	}, `SELECT `+jobColumns+` FROM jobs WHERE `+strings.Join(where, ` AND `)+` ORDER BY id DESC LIMIT ?`, append(args, q.Limit+1)...)
+	}, query, args...)
 	if len(reply.Jobs) > q.Limit {
 		reply.Jobs = reply.Jobs[:q.Limit]
 		reply.Next = reply.Jobs[q.Limit-1].ID
 	}
 	return reply, err
+}
+
+// listing is the statement that gives a page, and one job more where another follows.
+func listing(tenant string, q jobs.ListRequest) (query string, args []any) {
+	where, args := []string{`tenant = ?`, arrived}, []any{tenant}
+	if q.Before != "" {
+		where, args = append(where, `id < ?`), append(args, q.Before)
+	}
+	if len(q.States) > 0 {
+		where = append(where, inStates(q.States))
+	}
+	switch { // each as an index has it
+	case q.Batch != "":
+		where, args = append(where, `batch = ? AND batch <> ''`), append(args, q.Batch)
+	case len(q.States) > 0 && !slices.ContainsFunc(q.States, jobs.State.Terminal):
+		where = append(where, `ended_at = 0`)
+	}
+	return `SELECT ` + jobColumns + ` FROM jobs WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY id DESC LIMIT ?`, append(args, q.Limit+1)
 }
 
 // inStates is the condition that a job is in one of some states. It names those that there are, so that an index can serve it.
