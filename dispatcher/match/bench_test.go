@@ -66,7 +66,7 @@ func BenchmarkMatch(b *testing.B) {
 }
 
 // BenchmarkMatchBlocked is the same where all else waits: many tenants for an image that nobody offers, one for room with a thousand kinds
-// of items, many for their keys.
+// of items, or a kind each, many for their keys.
 func BenchmarkMatchBlocked(b *testing.B) {
 	for name, tt := range map[string]struct {
 		tenants int
@@ -75,6 +75,9 @@ func BenchmarkMatchBlocked(b *testing.B) {
 		"tenants": {benchTenants, func(int) match.Item { return match.Item{Image: "windows"} }},
 		"kinds": {1, func(n int) match.Item {
 			return match.Item{Resources: jobs.Resources{VCPUs: 100, MemoryMiB: 1 + n%1000}}
+		}},
+		"a kind each": {1, func(n int) match.Item {
+			return match.Item{Resources: jobs.Resources{VCPUs: 100, MemoryMiB: 1 + n}}
 		}},
 		"keys": {10, func(n int) match.Item {
 			return match.Item{Image: "python", Concurrency: jobs.Concurrency{Key: fmt.Sprint("key-", n%10), Limit: 1}}

@@ -39,7 +39,8 @@
 // # What it costs
 //
 // Items that are the same to every worker are a kind. A match looks at a kind once, however many items and tenants it has; where nobody
-// can take it, at nothing else of it. So time grows with the kinds that are blocked, and with the logarithm of items and tenants. What
+// can take it, at nothing else of it. So time grows with the kinds that are blocked, of one tenant's with 256 at most, and with the logarithm of items
+// and tenants: behind those 256 the next matches look, each a few milliseconds later. What
 // waits for a cap or a key is not looked at until an attempt that counts has ended.
 package match
 

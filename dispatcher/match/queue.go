@@ -18,6 +18,7 @@ type Queue struct {
 	later   sorted[*place] // items that time will change, the soonest first
 	// seq counts items, turn turns of tenants, round matches, from 1: 0 is none of them.
 	seq, turn, round uint64
+	mostLooked       int
 }
 
 // place is where an item stands: in a line unless it is too early.
@@ -47,7 +48,7 @@ func New(cfg Config) *Queue {
 		cfg.ReserveAfter = 30 * time.Second
 	}
 	return &Queue{
-		cfg: cfg, round: 1, at: map[string]*place{}, held: map[string]*holding{}, tenants: map[string]*tenant{}, pools: map[string]*pool{},
+		cfg: cfg, round: 1, mostLooked: mostLooked, at: map[string]*place{}, held: map[string]*holding{}, tenants: map[string]*tenant{}, pools: map[string]*pool{},
 		later: sorted[*place]{less: sooner, place: func(p *place) *int32 { return &p.late.in }},
 	}
 }

@@ -16,6 +16,7 @@ type round struct {
 	// stands and groups were passed over: nobody can take them, and workers have only less and less while they are matched.
 	stands []*stand
 	groups []*group
+	tired  []*group // likewise, those of accounts' own stands
 	out    []Assignment
 	next   int64
 }
@@ -46,6 +47,7 @@ func (r *round) serve(p *pool) {
 			r.open = append(r.open, n)
 		}
 	}
+	p.partly.again = p.partly.again || len(p.partly.accounts) > 0 && r.grown(p)
 	r.serveReserved(p)
 	for len(r.open) > 0 && p.stands.Len() > 0 {
 		g := p.stands.list[0].groups.list[0]
@@ -197,12 +199,17 @@ func (r *round) pass(g *group, what outcome) {
 		}
 	}
 	g.passed = r.round
-	r.groups = append(r.groups, g)
 	r.settleGroup(g)
+	if g.stand.owner != nil && what != waits {
+		r.tire(g)
+		return
+	}
+	r.groups = append(r.groups, g)
 }
 
 // back puts what was passed over back into the round.
 func (r *round) back(p *pool) {
+	r.rest(p)
 	for _, s := range r.stands {
 		s.passed = 0
 		r.settleStand(p, s)

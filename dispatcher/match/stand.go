@@ -12,6 +12,7 @@ type pool struct {
 	stands   sorted[*stand]
 	// clock is where the round stands: the account of who had the last turn, before it.
 	clock    int64
+	partly   partly
 	idle     sorted[*account] // tenants that have nothing here, and have been given more than where the round stands
 	reserved *reservation
 	round    uint64 // the last match that served it
@@ -26,6 +27,7 @@ type account struct {
 	groups []*group
 	own    stand
 	inIdle int32
+	looked looked
 }
 
 // kind is the items of a pool that are the same to every worker.
@@ -50,6 +52,7 @@ type group struct {
 	open    sorted[*line] // those of which the key is not at its limit
 	parked  bool          // its tenant's caps leave too little room for it, until something of the tenant ends
 	passed  uint64        // the match that has passed it over
+	aside   bool          // looked.aside has it
 	in      int32         // its stand
 }
 
@@ -201,7 +204,7 @@ func (q *Queue) settle(l *line) {
 
 func (q *Queue) settleGroup(g *group) {
 	s := g.stand
-	s.groups.set(g, g.ready() && g.passed != q.round && (s.owner != nil || !g.account.tenant.full))
+	s.groups.set(g, g.ready() && g.passed != q.round && !g.aside && (s.owner != nil || !g.account.tenant.full))
 	q.settleStand(g.kind.pool, s)
 }
 
