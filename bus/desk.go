@@ -102,9 +102,9 @@ func (s *serving) batches(ctx context.Context, b Batches, m *nats.Msg) any {
 
 // submitBatch answers a batch, but for a large one: that has a turn of its own to be answered in.
 func (s *serving) submitBatch(ctx context.Context, b Batches, m *nats.Msg) any {
-	var q jobs.BatchRequest
-	if err := json.Unmarshal(m.Data, &q); err != nil {
-		return failure{&jobs.Error{Code: jobs.CodeInvalid, Message: "the batch cannot be read: " + err.Error()}}
+	q, warnings, err := jobs.DecodeBatch(m.Data)
+	if err != nil {
+		return &jobs.BatchReply{Warnings: warnings, Error: s.errorOf(err)}
 	}
 	if q.Object != nil || len(q.Defaults)*min(len(q.Jobs), jobs.MaxBatch) > largeBytes {
 		if !s.large.add(token(m.Subject, 3), m) {
@@ -112,26 +112,27 @@ func (s *serving) submitBatch(ctx context.Context, b Batches, m *nats.Msg) any {
 		}
 		return nil
 	}
-	return s.admitBatch(ctx, b, m, &q)
+	return s.admitBatch(ctx, b, m, q, warnings)
 }
 
 // submitLarge answers a large batch.
 func (s *serving) submitLarge(b Batches) handler {
 	return func(ctx context.Context, m *nats.Msg) any {
-		var q jobs.BatchRequest
-		err := json.Unmarshal(m.Data, &q) // as before
+		q, warnings, err := jobs.DecodeBatch(m.Data) // as before
 		if err == nil && q.Object != nil {
-			q.Jobs, err = s.bus.object(ctx, token(m.Subject, 3), &q)
+			q.Jobs, err = s.bus.object(ctx, token(m.Subject, 3), q)
 		}
 		if err != nil {
-			return failure{s.errorOf(err)}
+			return &jobs.BatchReply{Warnings: warnings, Error: s.errorOf(err)}
 		}
-		return s.admitBatch(ctx, b, m, &q)
+		return s.admitBatch(ctx, b, m, q, warnings)
 	}
 }
 
-func (s *serving) admitBatch(ctx context.Context, b Batches, m *nats.Msg, q *jobs.BatchRequest) any {
+// admitBatch has a batch taken, of whose own fields there are warnings already.
+func (s *serving) admitBatch(ctx context.Context, b Batches, m *nats.Msg, q *jobs.BatchRequest, warnings []string) any {
 	r, err := b.AdmitBatch(ctx, token(m.Subject, 3), q)
+	r.Warnings = append(warnings, r.Warnings...)
 	if r.Error = s.errorOf(err); err != nil {
 		return &jobs.BatchReply{Error: r.Error, Warnings: r.Warnings}
 	}

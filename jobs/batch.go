@@ -1,10 +1,15 @@
 package jobs
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -85,6 +90,82 @@ func (r *BatchRequest) Hash() string {
 	return hex.EncodeToString(sum[:])
 }
 
+// DecodeBatch reads a batch as DecodeRequest does other requests, but for the specs in it, which Specs reads: warnings name unknown fields.
+func DecodeBatch(data []byte) (*BatchRequest, []string, error) {
+	fields, twice, err := fieldsIn(data)
+	if err != nil {
+		return nil, nil, invalid("invalid batch", []Fault{{"", err.Error()}})
+	}
+	r := &BatchRequest{Defaults: fields["defaults"]}
+	var rest struct { // what is left is as in other requests
+		ID             string     `json:"id"`
+		IdempotencyKey string     `json:"idempotency_key"`
+		Atomic         bool       `json:"atomic"`
+		Object         *ObjectRef `json:"object"`
+		Defaults       *struct{}  `json:"defaults"`
+		Jobs           *struct{}  `json:"jobs"`
+	}
+	list := fields["jobs"]
+	delete(fields, "defaults")
+	delete(fields, "jobs")
+	head, err := json.Marshal(fields)
+	if err != nil {
+		panic(err) // it was JSON
+	}
+	d := decode(head, &rest)
+	d.faults = append(d.faults, twice...)
+	if len(list) > 0 && json.Unmarshal(list, &r.Jobs) != nil {
+		d.fault("jobs", "must be a list")
+	}
+	if len(d.faults) > 0 {
+		return nil, d.warnings(), invalid("invalid batch", d.faults)
+	}
+	r.ID, r.IdempotencyKey, r.Atomic, r.Object = rest.ID, rest.IdempotencyKey, rest.Atomic, rest.Object
+	return r, d.warnings(), nil
+}
+
+// fieldsIn gives an object's fields as they are written; of those that are there twice, which are faults, the first. An error says why the JSON
+// is no object.
+func fieldsIn(data []byte) (fields map[string]json.RawMessage, twice []Fault, _ error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if t, err := d.Token(); err != nil {
+		return nil, nil, notJSON(err)
+	} else if t != json.Delim('{') {
+		return nil, nil, errors.New("must be a JSON object")
+	}
+	fields = map[string]json.RawMessage{}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return nil, nil, notJSON(err)
+		}
+		key, _ := t.(string)
+		var v json.RawMessage
+		if err := d.Decode(&v); err != nil {
+			return nil, nil, notJSON(err)
+		}
+		if _, there := fields[key]; !there {
+			fields[key] = v
+		} else if len(twice) < maxFaults {
+			twice = append(twice, Fault{join("", key), "given twice"})
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, nil, notJSON(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, nil, errors.New("something follows the JSON object")
+	}
+	return fields, twice, nil
+}
+
+func notJSON(err error) error {
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("not JSON: %w", err)
+}
+
 // Specs reads the batch's specs, each with what defaults give it. errs[i] is what is wrong with the i-th, a *Error. Warnings name unknown
 // fields. An error is about the batch as a whole.
 func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, _ error) {
@@ -96,14 +177,13 @@ func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, 
 			return nil, nil, nil, invalid("invalid batch", []Fault{{"id", fmt.Sprintf("%.80q is %v", r.ID, err)}})
 		}
 	}
-	if len(r.IdempotencyKey) > maxBatchKey {
-		return nil, nil, nil, invalid("invalid batch", []Fault{{"idempotency_key", fmt.Sprintf("has %d bytes, at most %d are taken", len(r.IdempotencyKey), maxBatchKey)}})
+	c := &checker{}
+	if c.text("idempotency_key", r.IdempotencyKey, maxBatchKey); len(*c) > 0 {
+		return nil, nil, nil, invalid("invalid batch", *c)
 	}
-	defaults := map[string]json.RawMessage{}
-	if len(r.Defaults) > 0 {
-		if err := json.Unmarshal(r.Defaults, &defaults); err != nil {
-			return nil, nil, nil, invalid("invalid batch", []Fault{{"defaults", "must be a spec, or a part of one: " + err.Error()}})
-		}
+	defaults, err := r.defaults()
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	specs, errs = make([]*Spec, len(r.Jobs)), make([]error, len(r.Jobs))
 	seen, size := map[string]bool{}, 0
@@ -134,7 +214,26 @@ func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, 
 // maxBatchKey leaves room for a job's position behind it.
 const maxBatchKey = 180
 
-// with gives a spec's JSON with the fields of defaults that it has not. What is no object stays as it is, for Decode to say so.
+// defaults are the fields of Defaults, as they are written.
+func (r *BatchRequest) defaults() (map[string]json.RawMessage, error) {
+	if len(r.Defaults) == 0 || string(r.Defaults) == "null" {
+		return nil, nil
+	}
+	fields, twice, err := fieldsIn(r.Defaults)
+	if err != nil {
+		return nil, invalid("invalid batch", []Fault{{"defaults", "must be a spec, or a part of one: " + err.Error()}})
+	}
+	if len(twice) > 0 {
+		for i := range twice {
+			twice[i].Path = "defaults." + twice[i].Path
+		}
+		return nil, invalid("invalid batch", twice)
+	}
+	return fields, nil
+}
+
+// with gives a spec's JSON with the fields of defaults that it has not. Its own are left as they are written, and so is what is no object, for
+// Decode to say what is wrong with them.
 func with(defaults map[string]json.RawMessage, body json.RawMessage) json.RawMessage {
 	if len(defaults) == 0 {
 		return body
@@ -143,16 +242,28 @@ func with(defaults map[string]json.RawMessage, body json.RawMessage) json.RawMes
 	if json.Unmarshal(body, &own) != nil || own == nil { // null is no object either
 		return body
 	}
-	for k, v := range defaults {
-		if _, ok := own[k]; !ok {
-			own[k] = v
+	end := bytes.LastIndexByte(body, '}')
+	b := bytes.NewBuffer(make([]byte, 0, len(body)+64))
+	b.Write(body[:end])
+	first := len(own) == 0
+	for _, k := range slices.Sorted(maps.Keys(defaults)) {
+		if _, has := own[k]; has {
+			continue
 		}
+		if !first {
+			b.WriteByte(',')
+		}
+		first = false
+		key, err := json.Marshal(k)
+		if err != nil {
+			panic(err) // a text
+		}
+		b.Write(key)
+		b.WriteByte(':')
+		b.Write(defaults[k])
 	}
-	b, err := json.Marshal(own)
-	if err != nil {
-		return body
-	}
-	return b
+	b.Write(body[end:])
+	return b.Bytes()
 }
 
 // BatchQuery names one batch, or a page of them, newest first, with Limit and Before as in a ListRequest.

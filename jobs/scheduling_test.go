@@ -125,11 +125,60 @@ func TestBatchFaults(t *testing.T) {
 		"id":              {ID: "x", Jobs: one},
 		"idempotency_key": {IdempotencyKey: strings.Repeat("k", 181), Jobs: one},
 		"defaults":        {Defaults: json.RawMessage(`7`), Jobs: one},
+		"defaults.source": {Defaults: json.RawMessage(`{"source":"1","source":"2"}`), Jobs: one},
 	} {
 		_, _, _, err := r.Specs()
 		if got := faultsOf(err); len(got) != 1 || got[0] != want {
 			t.Errorf("%s: %v", want, err)
 		}
+	}
+}
+
+// Of what a batch says nothing is dropped, and nothing is taken for what it is not.
+func TestDecodeBatch(t *testing.T) {
+	r, warnings, err := jobs.DecodeBatch([]byte(` {"id":"x","idempotency_key":"k","atomic":true,"defaults":{"a":1},"jobs":[{"b":2}, null],"object":{"name":"n"},"jbos":[],"Jobs":[7]} `))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &jobs.BatchRequest{
+		ID: "x", IdempotencyKey: "k", Atomic: true, Defaults: json.RawMessage(`{"a":1}`), Jobs: []json.RawMessage{[]byte(`{"b":2}`), []byte(`null`)}, Object: &jobs.ObjectRef{Name: "n"},
+	}
+	slices.Sort(warnings)
+	if diff := cmp.Diff([]string{"Jobs: unknown field; did you mean jobs?", "jbos: unknown field; did you mean jobs?"}, warnings); diff != "" || !cmp.Equal(want, r) {
+		t.Errorf("%s%s", diff, cmp.Diff(want, r))
+	}
+	for body, want := range map[string]string{
+		``: "", `null`: "", `[]`: "", `{`: "", `{"jobs":[1}`: "", `{} x`: "", `{"jobs":[{}],"jobs":[]}`: "jobs", `{"atomic":true,"atomic":false}`: "atomic",
+		`{"jobs":{}}`: "jobs", `{"atomic":1}`: "atomic", `{"object":[]}`: "object", `{"id":"\ud800"}`: "id",
+	} {
+		_, _, err := jobs.DecodeBatch([]byte(body))
+		if got := faultsOf(err); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+}
+
+// What defaults give a job does not hide what is wrong with its own fields.
+func TestBatchJobsAreAsTheyAreWritten(t *testing.T) {
+	r := jobs.BatchRequest{
+		Defaults: json.RawMessage(`{"language":"sh","source":"1","labels":{}}`),
+		Jobs: []json.RawMessage{[]byte(`{"source":"2","source":"3"}`), []byte("{\"sour\xff\":1}"), []byte(`{"\ud800":1}`), []byte(` { "source" : "4" } `), []byte(`{ }`), []byte(`{"source":null}`)},
+	}
+	specs, errs, _, err := r.Specs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"source", "", "", "ok", "ok", "source"} {
+		if got := faultsOf(errs[i]); want == "ok" && errs[i] != nil || want != "ok" && (len(got) != 1 || got[0] != want) {
+			t.Errorf("job %d: %v", i, errs[i])
+		}
+	}
+	if specs[3] == nil || specs[3].Source != "4" || specs[4] == nil || specs[4].Source != "1" {
+		t.Errorf("specs %+v, %+v", specs[3], specs[4])
+	}
+	r = jobs.BatchRequest{IdempotencyKey: "k\x00", Jobs: r.Jobs}
+	if _, _, _, err := r.Specs(); err == nil {
+		t.Error("a key with a NUL byte is taken, which not every ledger can keep")
 	}
 }
 
