@@ -60,7 +60,7 @@ func TestDecodeAgrees(t *testing.T) {
 		`{"image":"snapshot:a_Team/warm-1","steps":[{"shell":"true"}]}`,
 		`{"version":"v1","id":"01939d1c-7a6b-7c3d-8e4f-0123456789ab","idempotency_key":"k","image":"base","steps":[{"shell":"true"}]}`,
 		`{"image":"base","steps":[{"name":"a b","cmd":"ls","args":["-l"],"env":{"A":"b"},"cwd":"/tmp","stdin":"x","user":"root","limits":{"wall_ms":5}}],
-		 "files":[{"path":"a","text":"b","mode":"0755"},{"path":"/b","base64":"YQ=="},{"path":"c","object":{"name":"n","sha256":"` + strings.Repeat("0a", 32) + `"}}],
+		 "files":[{"path":"a","text":"b","mode":"0755"},{"path":"d","mode":"0000000755"},{"path":"/b","base64":"YQ=="},{"path":"c","object":{"name":"n","sha256":"` + strings.Repeat("0a", 32) + `"}}],
 		 "artifacts":[{"path":"*.txt","max_bytes":5,"optional":true}],"limits":{"disk_bytes":1048576},"resources":{"vcpus":1,"memory_mib":256},
 		 "headroom":{"vcpus":4,"memory_mib":512},"network":{"policy":"allowlist","allow":["10.0.0.0/8","example.com"],"ipv6":true,"ports":[1,65535]},"priority":0,"queue_ttl_ms":1,"infra_retries":0,"labels":{"a":"b"},
 		 "callbacks":[{"url":"https://example.com/x","events":["job.running","job.ended"]}]}`,
@@ -87,6 +87,7 @@ func TestDecodeAgrees(t *testing.T) {
 		`{"image":"base","steps":[{"shell":"true"}],"network":{"ports":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}}`,
 		`{"image":"base","steps":[{"shell":"true"}],"files":[{"text":"no path"}]}`,
 		`{"image":"base","steps":[{"shell":"true"}],"files":[{"path":"a","mode":"9"}]}`,
+		`{"image":"base","steps":[{"shell":"true"}],"files":[{"path":"a","mode":"1000"}]}`,
 		`{"image":"base","steps":[{"shell":"true"}],"files":[{"path":"a","object":{"name":"n","sha256":"x"}}]}`,
 		`{"image":"base","steps":[{"shell":"true"}],"artifacts":[{}]}`,
 		`{"image":"base","steps":[{"shell":"true"}],"limits":{"wall_ms":"5"}}`,
@@ -197,7 +198,7 @@ func TestMessagesFit(t *testing.T) {
 		"requests#/$defs/SchedulesReply": {jobs.SchedulesReply{}, jobs.SchedulesReply{Schedules: []jobs.Schedule{{
 			Name: "nightly", Cron: "@daily", Spec: j.Spec, NextAt: time.Now(), LastError: &jobs.Error{Code: jobs.CodeQuota, Message: "m"},
 		}}}},
-		"requests#/$defs/FleetReply": {jobs.FleetReply{Workers: []jobs.WorkerInfo{{Name: "w", State: jobs.FleetDraining, Pool: "default", SeenAt: time.Now()}}}},
+		"requests#/$defs/FleetReply": {jobs.FleetReply{Workers: []jobs.WorkerInfo{{Name: "w", State: jobs.FleetDraining, Pool: "default", Capacity: jobs.Resources{VCPUs: 512, MemoryMiB: 4 << 20}, SeenAt: time.Now()}}}},
 		"requests#/$defs/WebhookReply": {
 			jobs.WebhookReply{Endpoint: &jobs.Endpoint{ID: jobs.NewID(), Events: []string{jobs.HookEnded}, Format: jobs.FormatStandard, Secrets: []jobs.SecretInfo{{Hint: "abcd"}}}},
 			jobs.WebhookReply{Deliveries: []jobs.Delivery{{ID: jobs.NewID(), State: jobs.DeliveryPending, Tries: []jobs.Try{{Attempt: 1, Status: 500}}}}},

@@ -169,7 +169,7 @@ var rules = map[string]func(*jsonschema.Schema){
 	"Step.args":            atMost(jobs.MaxArgs),
 	"Step.env":             atMost(jobs.MaxEnv),
 	"Step.user":            oneOf("", "sandbox", "root"),
-	"File.mode":            pattern("^[0-7]{0,4}$"),
+	"File.mode":            pattern("^0*[0-7]{0,3}$"),
 	"ObjectRef.sha256":     pattern(sha256),
 	"Artifact.max_bytes":   between(0, 1<<30),
 	"Limits.wall_ms":       between(0, day),
@@ -202,6 +202,7 @@ var rules = map[string]func(*jsonschema.Schema){
 	"RotateRequest.grace_ms":   between(0, 30*day),
 	"DeliveriesRequest.limit":  between(0, 1000),
 	"FleetRequest.within_ms":   between(0, 7*day),
+	"WorkerInfo.capacity":      func(s *jsonschema.Schema) { s.Ref = "#/$defs/Capacity" },
 	"WorkerInfo.state":         oneOf(jobs.FleetReady, jobs.FleetCordoned, jobs.FleetDraining, jobs.FleetDrained, jobs.FleetLost),
 }
 
@@ -211,7 +212,17 @@ func defineRequests(t *testing.T) *jsonschema.Schema {
 	s := generate(t, requests{}, true)
 	s.Title, s.Description = "Requests", "What is asked and answered over NATS, and what webhooks are told: each in $defs, by its name."
 	s.Type, s.Properties, s.Required = "", nil, nil
+	s.Definitions["Capacity"] = capacity(s.Definitions["Resources"])
 	return s
+}
+
+// capacity is the size of a host: that of a machine without the bounds that a spec has.
+func capacity(resources *jsonschema.Schema) *jsonschema.Schema {
+	c := *resources
+	c.Description, c.Properties = "Capacity is the size of a worker's host, which may be more than one machine can be.", jsonschema.NewProperties()
+	c.Properties.Set("vcpus", &jsonschema.Schema{Type: "integer", Description: "how many virtual processors."})
+	c.Properties.Set("memory_mib", &jsonschema.Schema{Type: "integer", Description: "the memory in MiB."})
+	return &c
 }
 
 // generate reflects a message of the contract.
