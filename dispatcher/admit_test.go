@@ -2,6 +2,8 @@ package dispatcher_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -402,6 +404,31 @@ func TestAdmitBeforeLoaded(t *testing.T) {
 		r.admit(spec())
 		if got := len(r.disk.rows()); got != 1 {
 			r.Errorf("%d jobs", got)
+		}
+	})
+}
+
+// An id that is none is nobody's, and the ledger is not asked: not every one could be.
+func TestIDsThatAreNone(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		r.store.before(func(op string) error {
+			if op == "get" || op == "cancel" {
+				return errDisk
+			}
+			return nil
+		})
+		ctx := r.Context()
+		for _, id := range []string{"", "x", "\x00", "\xff", strings.ToUpper(jobs.NewID()), strings.Repeat("0", 1000)} {
+			_, get := r.Get(ctx, "t", id)
+			_, await := r.Await(ctx, "t", id)
+			_, cancel := r.Cancel(ctx, "t", id)
+			_, redrive := r.Redrive(ctx, "t", id)
+			_, drop := r.DropDead(ctx, "t", id)
+			_, batch := r.Batch(ctx, "t", id)
+			_, cancelBatch := r.CancelBatch(ctx, "t", id)
+			for what, err := range map[string]error{"get": get, "await": await, "cancel": cancel, "redrive": redrive, "drop": drop, "batch": batch, "cancel batch": cancelBatch} {
+				r.wantCode(fmt.Sprintf("%s %q", what, id), jobs.CodeNotFound, err)
+			}
 		}
 	})
 }

@@ -336,7 +336,13 @@ func (d *Dispatcher) Batch(ctx context.Context, tenant, id string) (jobs.Batch, 
 	if err := jobs.ValidTenant(tenant); err != nil {
 		return jobs.Batch{}, err
 	}
-	b, err := d.cfg.Store.Batch(ctx, tenant, id)
+	var b jobs.Batch
+	_, err := jobs.ParseID(id)
+	if err == nil {
+		b, err = d.cfg.Store.Batch(ctx, tenant, id)
+	} else {
+		err = ledger.ErrNotFound // an id that is none is nobody's
+	}
 	if errors.Is(err, ledger.ErrNotFound) {
 		return b, &jobs.Error{Code: jobs.CodeNotFound, Message: fmt.Sprintf("no batch %.80q", id)}
 	}

@@ -64,7 +64,7 @@ func (d *Dispatcher) dead(ctx context.Context, tenant, id string) (jobs.Job, err
 	if err := d.ready(ctx); err != nil {
 		return jobs.Job{}, err
 	}
-	j, err := d.cfg.Store.Get(ctx, tenant, id)
+	j, err := d.find(ctx, tenant, id)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return j, notFound(id)

@@ -277,7 +277,7 @@ func (d *Dispatcher) Get(ctx context.Context, tenant, id string) (jobs.Job, erro
 	if err := jobs.ValidTenant(tenant); err != nil {
 		return jobs.Job{}, err
 	}
-	j, err := d.cfg.Store.Get(ctx, tenant, id)
+	j, err := d.find(ctx, tenant, id)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return j, notFound(id)
 	}
@@ -285,6 +285,14 @@ func (d *Dispatcher) Get(ctx context.Context, tenant, id string) (jobs.Job, erro
 		return j, d.broken(ctx, "get job", err)
 	}
 	return j, nil
+}
+
+// find reads a job. An id that is none is nobody's, and not every ledger can even be asked for one: PostgreSQL refuses texts with a NUL byte.
+func (d *Dispatcher) find(ctx context.Context, tenant, id string) (jobs.Job, error) {
+	if _, err := jobs.ParseID(id); err != nil {
+		return jobs.Job{}, ledger.ErrNotFound
+	}
+	return d.cfg.Store.Get(ctx, tenant, id)
 }
 
 func notFound(id string) *jobs.Error {

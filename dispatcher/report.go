@@ -181,6 +181,9 @@ func (d *Dispatcher) Cancel(ctx context.Context, tenant, id string) (jobs.State,
 	if err := jobs.ValidTenant(tenant); err != nil {
 		return "", err
 	}
+	if _, err := jobs.ParseID(id); err != nil {
+		return "", notFound(id)
+	}
 	if err := d.ready(ctx); err != nil {
 		return "", err
 	}

@@ -83,6 +83,9 @@ var (
 	_ request = (*DeadRequest)(nil)
 )
 
-func (r *FleetRequest) check(c *checker) { c.within("within_ms", r.WithinMS, maxTTLMS) }
+func (r *FleetRequest) check(c *checker) {
+	c.name("worker", r.Worker)
+	c.within("within_ms", r.WithinMS, maxTTLMS)
+}
 
-func (*DeadRequest) check(*checker) {} // an id that is none is nobody's
+func (r *DeadRequest) check(c *checker) { c.name("id", r.ID) } // an id that is none is nobody's

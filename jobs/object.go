@@ -45,6 +45,7 @@ func (q *ObjectRequest) check(c *checker) {
 	if !IsDigest(q.SHA256) {
 		c.fault("sha256", "must be 64 lower-case hexadecimal digits")
 	}
+	c.name("job", q.Job)
 	c.within("offset", q.Offset, MaxObjectBytes)
 	if q.Size < 0 {
 		c.fault("size", "is %d, must be 0 or more", q.Size)

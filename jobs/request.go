@@ -109,7 +109,7 @@ type StdinReply struct {
 	Error *Error `json:"error,omitempty"`
 }
 
-func (*GetRequest) check(*checker) {} // an id that is none is nobody's
+func (q *GetRequest) check(c *checker) { c.name("id", q.ID) } // an id that is none is nobody's
 
 func (q *ListRequest) check(c *checker) {
 	states := []State{StateQueued, StateLeased, StateRunning, StateEnded, StateDead}

@@ -81,3 +81,27 @@ func TestDecodeRequest(t *testing.T) {
 		})
 	}
 }
+
+// What something is asked for by reaches the ledger, and not every ledger takes every text.
+func TestNamesWithoutNUL(t *testing.T) {
+	for name, err := range map[string]error{
+		"GetRequest.id":              decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.GetRequest{})),
+		"DeadRequest.id":             decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.DeadRequest{})),
+		"ScheduleQuery.name":         decoded(jobs.DecodeRequest([]byte(`{"name":"\u0000"}`), &jobs.ScheduleQuery{})),
+		"FleetRequest.worker":        decoded(jobs.DecodeRequest([]byte(`{"worker":"\u0000"}`), &jobs.FleetRequest{})),
+		"EndpointID.id":              decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.EndpointID{})),
+		"DeliveryID.id":              decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.DeliveryID{})),
+		"RotateRequest.id":           decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.RotateRequest{})),
+		"RedeliverRequest.id":        decoded(jobs.DecodeRequest([]byte(`{"id":"\u0000"}`), &jobs.RedeliverRequest{})),
+		"DeliveriesRequest.endpoint": decoded(jobs.DecodeRequest([]byte(`{"endpoint":"\u0000"}`), &jobs.DeliveriesRequest{})),
+		"DeliveriesRequest.job":      decoded(jobs.DecodeRequest([]byte(`{"job":"\u0000"}`), &jobs.DeliveriesRequest{})),
+		"ObjectRequest.job":          decoded(jobs.DecodeRequest([]byte(`{"sha256":"`+strings.Repeat("0", 64)+`","job":"\u0000"}`), &jobs.ObjectRequest{})),
+	} {
+		_, at, _ := strings.Cut(name, ".")
+		if got := faultsOf(err); len(got) != 1 || got[0] != at {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func decoded(_ []string, err error) error { return err }

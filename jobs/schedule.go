@@ -84,7 +84,7 @@ type SchedulesReply struct {
 	Error *Error `json:"error,omitempty"`
 }
 
-func (*ScheduleQuery) check(*checker) {}
+func (q *ScheduleQuery) check(c *checker) { c.name("name", q.Name) }
 
 // check leaves the schedule itself to the dispatcher, which validates it in any case.
 func (*Schedule) check(*checker) {}

@@ -68,6 +68,9 @@ func (c *checker) text(at, s string, most int) {
 	}
 }
 
+// name checks what something is asked for by, which is not there where it is none: no more than not every ledger can be asked for.
+func (c *checker) name(at, s string) { c.text(at, s, maxRequestBytes) }
+
 // within checks a number that may be 0 to most.
 func (c *checker) within(at string, v, most int64) {
 	if v < 0 || v > most {

@@ -120,8 +120,8 @@ var (
 	_ request = (*RedeliverRequest)(nil)
 )
 
-func (*EndpointID) check(*checker) {} // an id that is none is nobody's
-func (*DeliveryID) check(*checker) {}
+func (r *EndpointID) check(c *checker) { c.name("id", r.ID) } // an id that is none is nobody's
+func (r *DeliveryID) check(c *checker) { c.name("id", r.ID) }
 
 func (r *EndpointRequest) check(c *checker) {
 	c.hookURL("url", r.URL)
@@ -164,6 +164,7 @@ func (c *checker) hookSecret(secret string) {
 }
 
 func (r *RotateRequest) check(c *checker) {
+	c.name("id", r.ID)
 	if r.GraceMS != nil {
 		c.within("grace_ms", *r.GraceMS, int64(30*24*time.Hour/time.Millisecond))
 	}
@@ -171,6 +172,8 @@ func (r *RotateRequest) check(c *checker) {
 }
 
 func (r *DeliveriesRequest) check(c *checker) {
+	c.name("endpoint", r.Endpoint)
+	c.name("job", r.Job)
 	for i, s := range r.States {
 		if c.full() {
 			break
@@ -188,6 +191,8 @@ func (r *DeliveriesRequest) check(c *checker) {
 }
 
 func (r *RedeliverRequest) check(c *checker) {
+	c.name("id", r.ID)
+	c.name("endpoint", r.Endpoint)
 	if (r.ID == "") == r.Since.IsZero() {
 		c.fault("id", "or since is required, not both")
 	}
