@@ -29,7 +29,11 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 	if !current {
 		return d.fence(ctx, r), nil
 	}
-	done, err := d.settle(ctx, entry, r.Result, r.Events+1)
+	seq := r.Events + 1
+	if r.Events < 0 || r.Events >= maxEvents { // nobody's count: the broker knows which was the last
+		seq = unnumbered
+	}
+	done, err := d.settle(ctx, entry, r.Result, seq)
 	if err != nil {
 		return jobs.ReportReply{}, d.broken(ctx, "finish attempt", err)
 	}
@@ -39,6 +43,9 @@ func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportRepl
 	}
 	return jobs.ReportReply{}, nil
 }
+
+// maxEvents is how many events an attempt can have: the numbers to which JSON is exact in every language.
+const maxEvents = 1 << 53
 
 // fence drops a result that came too late. What it was is in the log, for who has to find out what an attempt did that was given up.
 func (d *Dispatcher) fence(ctx context.Context, r jobs.Report) jobs.ReportReply {
@@ -51,8 +58,9 @@ func (d *Dispatcher) fence(ctx context.Context, r jobs.Report) jobs.ReportReply 
 // settle decides what an attempt's result means for its job: its end, or another attempt. seq is that of the attempt's last
 // event, or unnumbered.
 func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, seq int64) (bool, error) {
-	if r.Ending.Class() == "" { // a worker's that is newer, or broken: a result that nobody can read is none
-		r.Ending, r.Reason = jobs.WorkerLost, fmt.Sprintf("the worker reported the unknown ending %.40q", r.Ending)
+	if what := unreadable(&r); what != "" { // a worker's that is newer, or broken: a result that nobody can read is none
+		r.Ending, r.Reason = jobs.WorkerLost, "the worker reported "+what
+		r.Steps, r.Artifacts = nil, nil
 	}
 	r.Class = r.Ending.Class()
 	r.Attempt = e.Attempt
@@ -77,6 +85,25 @@ func (d *Dispatcher) settle(ctx context.Context, e ledger.Entry, r jobs.Result, 
 		return d.finish(ctx, e, jobs.StateDead, r, seq)
 	}
 	return d.finish(ctx, e, jobs.StateEnded, r, seq)
+}
+
+// unreadable tells what of a result is nothing that the contract knows; empty for nothing.
+func unreadable(r *jobs.Result) string {
+	endings := []jobs.Ending{r.Ending}
+	for _, s := range r.Steps {
+		endings = append(endings, s.Ending)
+	}
+	for _, e := range endings {
+		if e.Class() == "" {
+			return fmt.Sprintf("the unknown ending %.40q", e)
+		}
+	}
+	for _, a := range r.Artifacts {
+		if a.Object != nil && !jobs.IsDigest(a.Object.SHA256) {
+			return fmt.Sprintf("an artifact with the digest %.40q", a.Object.SHA256)
+		}
+	}
+	return ""
 }
 
 func (d *Dispatcher) cancelRequested(id string) bool {

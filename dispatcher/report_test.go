@@ -3,6 +3,7 @@ package dispatcher_test
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -315,6 +316,53 @@ func TestReportLedgerFails(t *testing.T) {
 		if a.report(l, jobs.Exited).Fenced {
 			r.Error("fenced")
 		}
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+	})
+}
+
+// A worker that miscounts its events by far costs viewers nothing: the end comes after what is there.
+func TestReportOfEventsThatAreNone(t *testing.T) {
+	for _, events := range []int64{-1, -2, math.MinInt64, math.MaxInt64 - 1, math.MaxInt64} {
+		t.Run(fmt.Sprint(events), func(t *testing.T) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
+				a := r.worker("a")
+				j := r.admit(spec())
+				l := a.one()
+				a.prints(l, 1, "x", "y")
+				a.send(l, jobs.Report{Result: jobs.Result{Ending: jobs.Exited}, Events: events})
+				r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+			})
+		})
+	}
+}
+
+// What nobody can read of a result goes nowhere: its attempt counts as one whose worker is lost.
+func TestReportThatNobodyCanRead(t *testing.T) {
+	ref := func(sum string) []jobs.ArtifactResult {
+		return []jobs.ArtifactResult{{Path: "a", Object: &jobs.ObjectRef{Name: "n", SHA256: sum}}}
+	}
+	for name, result := range map[string]jobs.Result{
+		"no ending":            {},
+		"an ending":            {Ending: "melted"},
+		"a step's ending":      {Ending: jobs.Exited, Steps: []jobs.StepResult{{Ending: jobs.Exited}, {Ending: "melted"}}},
+		"an artifact's digest": {Ending: jobs.Exited, Artifacts: ref("abc")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rigged(t, dispatcher.Config{}, func(r *rig) {
+				a := r.worker("a")
+				j := r.admit(retries(0))
+				a.send(a.one(), jobs.Report{Result: result})
+				r.ended(j.ID, jobs.StateDead, jobs.WorkerLost)
+				if got := r.job(j.ID).Result; !strings.HasPrefix(got.Reason, "the worker reported ") || got.Steps != nil || got.Artifacts != nil {
+					r.Errorf("result %+v", got)
+				}
+			})
+		})
+	}
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(spec())
+		a.send(a.one(), jobs.Report{Result: jobs.Result{Ending: jobs.Exited, Steps: []jobs.StepResult{{Ending: jobs.Exited}}, Artifacts: ref(strings.Repeat("0a", 32))}})
 		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
 	})
 }
