@@ -157,6 +157,9 @@ func (r *replay) take(e *kept) bool {
 		r.before = true
 		return true
 	}
+	if !e.readable() {
+		return true
+	}
 	if lost := r.lost(e); lost != nil {
 		mark := jobs.Event{Type: jobs.EventLost, Attempt: e.attempt, Seq: e.seq - 1, Time: timeOf(e.data), Lost: lost}
 		if !r.add(r.encodeEvent(mark)) {
@@ -256,7 +259,7 @@ func (r *replay) end(ctx context.Context) error {
 			return err
 		}
 		for i := range events {
-			if e := &events[i]; e.final {
+			if e := &events[i]; e.final && e.readable() {
 				r.take(e)
 				return nil
 			}

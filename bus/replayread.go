@@ -23,6 +23,9 @@ type kept struct {
 	data    []byte
 }
 
+// readable tells whether an event can be a part of a reply. What a worker has published is given as it is, and a worker can publish anything.
+func (k *kept) readable() bool { return json.Valid(k.data) }
+
 // directGet is the part that is used here of JSApiMsgGetRequest in nats-server (ADR-31 of NATS).
 type directGet struct {
 	Seq      int64  `json:"seq,omitempty"`

@@ -97,23 +97,29 @@ func ask[R any](ctx context.Context, c *Client, subject string, body any) (R, er
 }
 
 func askFor[R any](ctx context.Context, c *Client, within time.Duration, subject string, body any) (r R, err error) {
+	answer, err := c.askRaw(ctx, within, subject, body)
+	if err == nil && json.Unmarshal(answer, &r) != nil {
+		err = strange(subject)
+	}
+	return r, err
+}
+
+// askRaw is askFor with the answer as it came.
+func (c *Client) askRaw(ctx context.Context, within time.Duration, subject string, body any) (answer []byte, err error) {
 	var data []byte
 	if body != nil {
 		if data, err = json.Marshal(body); err != nil {
-			return r, err
+			return nil, err
 		}
 	}
 	m, err := c.request(ctx, within, &nats.Msg{Subject: subject, Data: data})
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
-		return r, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("%d bytes are more than the server takes; large files go in as objects", len(data))}
+		return nil, &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("%d bytes are more than the server takes; large files go in as objects", len(data))}
 	case err != nil:
-		return r, err
+		return nil, err
 	}
-	if json.Unmarshal(m.Data, &r) != nil {
-		return r, strange(subject)
-	}
-	return r, nil
+	return m.Data, nil
 }
 
 // request asks once. It ends with the connection as it is now: an answer to what was asked before a reconnect never comes.

@@ -138,11 +138,40 @@ func (f *follower) replay(ctx context.Context) (jobs.ReplayReply, error) {
 }
 
 func (c *Client) replay(ctx context.Context, q jobs.ReplayRequest) (jobs.ReplayReply, error) {
-	reply, err := askFor[jobs.ReplayReply](ctx, c, replayWithin, jobs.ReplaySubject(c.tenant), q)
-	if err == nil && reply.Error == nil && reply.Events == nil {
+	answer, err := c.askRaw(ctx, replayWithin, jobs.ReplaySubject(c.tenant), q)
+	if err != nil {
+		return jobs.ReplayReply{}, err
+	}
+	var reply jobs.ReplayReply
+	if json.Unmarshal(answer, &reply) != nil {
+		reply, err = replayed(answer)
+	}
+	if err != nil || reply.Error == nil && reply.Events == nil {
 		err = strange(jobs.ReplaySubject(c.tenant))
 	}
 	return reply, err
+}
+
+// replayed reads a reply with something among its events that is none: the dispatcher passes on what a worker has published, and that is anything.
+// Nobody is told of it.
+func replayed(answer []byte) (jobs.ReplayReply, error) {
+	var r struct {
+		jobs.ReplayReply
+		Events []json.RawMessage `json:"events"`
+	}
+	if err := json.Unmarshal(answer, &r); err != nil {
+		return r.ReplayReply, err
+	}
+	if r.Events != nil {
+		r.ReplayReply.Events = []jobs.Event{}
+	}
+	for _, data := range r.Events {
+		var e jobs.Event
+		if json.Unmarshal(data, &e) == nil {
+			r.ReplayReply.Events = append(r.ReplayReply.Events, e)
+		}
+	}
+	return r.ReplayReply, nil
 }
 
 // Replay gives events that have been, of a job or of a batch, as many as one answer holds. Follow is for all of a job's.
@@ -160,10 +189,7 @@ func (f *follower) listen(ctx context.Context) error {
 	defer quiet.Stop()
 	for {
 		for {
-			e, whole, err := f.next()
-			if err != nil {
-				return err
-			}
+			e, whole := f.next()
 			if e == nil && !whole {
 				return nil
 			}
@@ -202,19 +228,21 @@ func (f *follower) listen(ctx context.Context) error {
 }
 
 // next gives the next event that has come, nil where there is none; whole is false where some could not be kept.
-func (f *follower) next() (e *jobs.Event, whole bool, _ error) {
+// What is none is passed over: whoever runs the job can publish anything.
+func (f *follower) next() (e *jobs.Event, whole bool) {
 	if e, f.held = f.held, nil; e != nil {
-		return e, true, nil
+		return e, true
 	}
-	data, whole := f.live.next()
-	if data == nil {
-		return nil, whole, nil
+	for {
+		data, whole := f.live.next()
+		if data == nil {
+			return nil, whole
+		}
+		e := new(jobs.Event)
+		if json.Unmarshal(data, e) == nil {
+			return e, whole
+		}
 	}
-	e = new(jobs.Event)
-	if err := json.Unmarshal(data, e); err != nil {
-		return nil, false, fmt.Errorf("follow %s: %w", f.id, err)
-	}
-	return e, whole, nil
 }
 
 // follows tells whether nothing is missing before an event that has not been seen. Where another attempt begins only the stream knows.

@@ -94,6 +94,61 @@ func TestFollow(t *testing.T) {
 }
 
 // A follower that was there from the beginning and one that joins in the middle see the same.
+// What somebody has published as events that are none, a worker that is not Paddock's above all, keeps nobody from the others, whether they have
+// been or come.
+func TestFollowWhatIsNoEvent(t *testing.T) {
+	r := newRig(t)
+	subject := jobs.EventSubject("default", r.job)
+	js := bustest.JetStream(t, r.server.Plain())
+	spoil := func(attempt, seq int, data string) {
+		t.Helper()
+		m := &nats.Msg{Subject: subject, Data: []byte(data), Header: nats.Header{nats.MsgIdHdr: {fmt.Sprintf("%s.%d.%d", r.job, attempt, seq)}}}
+		if _, err := js.PublishMsg(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.publish(bustest.Event(r.job, 1, 1, "a"))
+	live := make(chan []string)
+	first := make(chan struct{})
+	go func() {
+		var l []string
+		for e, err := range r.client.Follow(r.Context(), r.job, client.Position{}) {
+			if err != nil {
+				l = append(l, err.Error())
+				break
+			}
+			if l = append(l, told(e)); len(l) == 1 {
+				close(first)
+			}
+		}
+		live <- l
+	}()
+	<-first
+	spoil(1, 2, `{"attempt":1,"seq":2`)
+	spoil(1, 3, `],"ended":true,"events":[`)
+	spoil(1, 4, `{"attempt":"one"}`)
+	spoil(1, 5, `[]`)
+	spoil(1, 6, `{"type":"output","time":"long ago"}`)
+	r.publish(bustest.Event(r.job, 1, 7, "b"), bustest.Final(r.job, 1, 8))
+	if got := <-live; len(got) < 3 || got[0] != "a" || got[len(got)-2] != "b" || got[len(got)-1] != "final exited" {
+		t.Errorf("who listens hears %q", got)
+	}
+	if got := r.follow(client.Position{}); len(got) < 3 || got[0] != "a" || got[len(got)-2] != "b" || got[len(got)-1] != "final exited" {
+		t.Errorf("who comes later hears %q", got)
+	}
+	other := r.brain.Add("default")
+	subject = jobs.EventSubject("default", other)
+	r.brain.End(other, jobs.Result{Ending: jobs.Exited}, time.Now().Add(-time.Hour))
+	m := &nats.Msg{Subject: subject, Data: []byte(`{"final":`), Header: nats.Header{nats.MsgIdHdr: {other + ".1.1.final"}}}
+	if _, err := js.PublishMsg(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	r.job = other
+	if got := r.follow(client.Position{}); len(got) == 0 || got[len(got)-1] != "final exited" {
+		t.Errorf("of a job whose end is spoiled: %q", got)
+	}
+}
+
 func TestFollowLive(t *testing.T) {
 	r := newRig(t)
 	early, late := make(chan []string, 1), make(chan []string, 1)
