@@ -14,7 +14,8 @@ import (
 )
 
 // brain is an asynqin.Brain that behaves: it admits as the dispatcher does, and "runs" a job's source, which is a list of words:
-// "sleep 50ms", "exit 3", "print text", "infra" (every attempt fails), "hold" (until it is released or canceled), "large".
+// "sleep 50ms", "exit 3", "print text", "infra" (every attempt fails), "hold" (until it is released or canceled), "large",
+// "words" (that are none).
 type brain struct {
 	mu     sync.Mutex
 	jobs   map[string]*running
@@ -137,6 +138,8 @@ func (b *brain) run(r *running) {
 				res.Steps = append(res.Steps, jobs.StepResult{Name: fmt.Sprint(i), Ending: jobs.Exited, ExitCode: new(int),
 					Stdout: jobs.Output{Content: jobs.ContentOf([]byte(text)), Bytes: int64(len(text))}})
 			}
+		case "words":
+			res.Signal, res.Limit, res.Template = strings.Repeat("s", 50<<10), strings.Repeat("<", 50<<10), strings.Repeat("t", 50<<10)
 		case "sleep", "hold":
 			d, err := time.ParseDuration(arg)
 			if err != nil {

@@ -65,13 +65,18 @@ func (r result) encode() []byte {
 	if data = r.json(); len(data) <= maxResult {
 		return data
 	}
-	r.Artifacts, r.Warnings, r.Reason = nil, nil, string(head(jobs.Content{Text: r.Reason}, 4<<10).Data())
+	r.Artifacts, r.Warnings, r.Reason = nil, nil, short(r.Reason, 4<<10)
 	if last > 0 {
 		r.Steps = r.Steps[last:]
 	}
 	if r.Error != nil {
-		r.Error = &jobs.Error{Code: r.Error.Code, Message: string(head(jobs.Content{Text: r.Error.Message}, 4<<10).Data())}
+		r.Error = &jobs.Error{Code: r.Error.Code, Message: short(r.Error.Message, 4<<10)}
 	}
+	if data = r.json(); len(data) <= maxResult {
+		return data
+	}
+	// Words of a worker's that are none: what tells how it ended is left.
+	r.Result = jobs.Result{Ending: r.Ending, Class: r.Class, Reason: short(r.Reason, 4<<10), ExitCode: r.ExitCode, Attempt: r.Attempt, EndedAt: r.EndedAt}
 	return r.json()
 }
 
@@ -105,12 +110,14 @@ func summary(r *jobs.Result) string {
 	case r.ExitCode != nil && r.Ending == jobs.Exited:
 		s += fmt.Sprintf(" with %d", *r.ExitCode)
 	case r.Signal != "":
-		s += " " + r.Signal
+		s += " " + short(r.Signal, 100)
 	case r.Limit != "":
-		s += " (" + r.Limit + ")"
+		s += " (" + short(r.Limit, 100) + ")"
 	}
 	if r.Reason != "" {
-		s += ": " + string(head(jobs.Content{Text: r.Reason}, 500).Data())
+		s += ": " + short(r.Reason, 500)
 	}
 	return s
 }
+
+func short(text string, most int) string { return string(head(jobs.Content{Text: text}, most).Data()) }

@@ -139,6 +139,12 @@ func TestLargeResult(t *testing.T) {
 		if len(res.Artifacts) != 1 || res.Artifacts[0].Text != "" || res.Artifacts[0].Size != 60<<10 {
 			r.Errorf("artifacts %+v", res.Artifacts)
 		}
+		words := r.untilState(r.run("words; exit 3", asynq.Retention(time.Hour)), asynq.TaskStateArchived)
+		if data, err := r.plain.Get(r.Context(), "paddock:result:{"+words.Queue+"}:"+words.ID).Bytes(); err != nil || len(data) > 64<<10 {
+			r.Errorf("%d bytes of a result with long words, %v", len(data), err)
+		} else if res := r.decode(data); res.Ending != jobs.Exited || res.ExitCode == nil || *res.ExitCode != 3 || !res.Cut || res.Job == "" {
+			r.Errorf("of one with long words: %.300s", data)
+		}
 		if n := len(res.Steps); n != 9 || res.Steps[n-1].Stdout.Text != "the end\n" || res.Steps[0].Stdout.Len() != 0 || res.Steps[0].Stdout.Bytes != jobs.MaxResultOutput {
 			r.Errorf("%d steps, the last: %+v", n, res.Steps[n-1])
 		}

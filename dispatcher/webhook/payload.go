@@ -60,7 +60,10 @@ func encode(h jobs.Hook, format, id string) []byte {
 		case h.Data.Labels != nil:
 			h.Data.Labels, h.Data.Thinned = nil, true
 		default:
-			h.Data.Reason, h.Data.Thinned = string(head([]byte(h.Data.Reason), 512)), true
+			for _, text := range []*string{&h.Data.Reason, &h.Data.Limit, &h.Data.Signal} { // a worker's
+				*text = string(head([]byte(*text), 512))
+			}
+			h.Data.Thinned = true
 			cut(&h.Data, 0)
 			return wrap(h, format, id) // what is left is ids, numbers and words of ours
 		}
