@@ -3,10 +3,12 @@
 package bus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -34,6 +36,10 @@ type EmbedConfig struct {
 type Server struct {
 	s    *server.Server
 	gate *gate // nil: open
+	dir  string
+
+	stop    context.CancelFunc
+	keeping sync.WaitGroup
 }
 
 // maxPayload lets a spec that is too large through to where it gets an answer that says so.
@@ -87,10 +93,17 @@ func Embed(c EmbedConfig) (*Server, error) {
 		s.Shutdown()
 		return nil, errors.New("nats: the embedded server did not come up within 30 s; its log says why")
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	e := &Server{s: s, gate: g, dir: c.StoreDir, stop: stop}
+	if err := e.keepPromises(); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("nats: %w", err)
+	}
+	e.keeping.Go(func() { e.keepStore(ctx, c.Log) })
 	if g != nil {
 		g.watch(s)
 	}
-	return &Server{s, g}, nil
+	return e, nil
 }
 
 // free tells whether the address can be listened on: the server itself would only log that it cannot.
@@ -107,6 +120,8 @@ func (s *Server) URL() string { return s.s.ClientURL() }
 
 // Close ends the server, after its connections have been told.
 func (s *Server) Close() {
+	s.stop()
+	s.keeping.Wait()
 	if s.gate != nil {
 		s.gate.close()
 	}

@@ -48,7 +48,11 @@ func (b *Bus) streams(ctx context.Context, c Config) (err error) {
 		return b.awaitEvents(ctx)
 	}
 	for _, s := range configured(c) {
-		if b.events, err = b.stream(ctx, c, s); err != nil {
+		if b.events, err = b.stream(ctx, c, s); isRefusal(err, noRoom) {
+			return fmt.Errorf("nats: stream %s: %w: the server has less than the %d GiB that it may take; of a disk JetStream uses three quarters of what is free when it begins. "+
+				"Free some, or take less for events with --events-gib", s.Name, err, s.MaxBytes>>30)
+		}
+		if err != nil {
 			return fmt.Errorf("nats: stream %s: %w", s.Name, err)
 		}
 	}
@@ -182,6 +186,7 @@ const (
 	noPeers      jetstream.ErrorCode = 10005
 	notAvailable jetstream.ErrorCode = 10008
 	notLeader    jetstream.ErrorCode = 10009
+	noRoom       jetstream.ErrorCode = 10047
 	notClustered jetstream.ErrorCode = 10074
 )
 
