@@ -2,11 +2,14 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/jobs"
@@ -53,6 +56,7 @@ type Bus struct {
 	store  objects.Store // a dispatcher's
 	lent   *lent         // a worker's, who has none
 	spool  string
+	bugs   atomic.Int64 // requests that found one
 }
 
 const (
@@ -123,6 +127,25 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	}
 	b.pub = newPublisher(b.nc) //nolint:contextcheck // it lives until Close
 	return b, nil
+}
+
+// Collector counts requests in which this process found a bug of its own.
+func (b *Bus) Collector() prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "paddock_request_bugs_total", Help: "Requests that could not be read because of a bug; the log has its stack.",
+	}, func() float64 { return float64(b.bugs.Load()) })
+}
+
+// errorOf gives what a client may know of an error, and logs the rest.
+func (b *Bus) errorOf(err error) *jobs.Error {
+	e := jobs.ErrorOf(err)
+	if e != nil && e.Code == jobs.CodeInternal {
+		b.log.Error().Err(err).Msg("internal error")
+	}
+	if _, bug := errors.AsType[*jobs.Bug](err); bug {
+		b.bugs.Add(1)
+	}
+	return e
 }
 
 // Connected tells whether there is a connection to a server at the moment.

@@ -144,11 +144,11 @@ func (s *serving) judge(ctx context.Context, o enqueued) (again time.Duration, w
 	if key == "" { // its place in the stream is as good: a spec that comes again is the same job
 		key = fmt.Sprintf("%s.%d.%d", jobs.StreamSubmit, o.seq, o.at.UnixNano())
 	}
-	r := s.admit(ctx, tenant, o.data, key)
+	r, never := s.admit(ctx, tenant, o.data, key)
 	switch {
 	case r.Error == nil:
 		return 0, ""
-	case r.Error.RetryAfterMS > 0 || r.Error.Code == jobs.CodeInternal:
+	case !never:
 		return max(time.Duration(r.Error.RetryAfterMS)*time.Millisecond, time.Second, s.inLine(tenant, r.Error)), ""
 	}
 	if err := s.bury(ctx, o, r.Error); err != nil {

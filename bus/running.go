@@ -56,7 +56,7 @@ func (b *Bus) ServeSnapshots(ctx context.Context, tenant, job string, take func(
 				r.Snapshot = &s
 			}
 		}
-		r.Error = jobs.ErrorOf(err)
+		r.Error = b.errorOf(err)
 		return &r
 	})
 }
@@ -73,7 +73,7 @@ func (b *Bus) ServeResizes(ctx context.Context, tenant, job string, resize func(
 				r.Resources = &now
 			}
 		}
-		r.Error = jobs.ErrorOf(err)
+		r.Error = b.errorOf(err)
 		return &r
 	})
 }

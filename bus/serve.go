@@ -301,17 +301,18 @@ func inTime(h handler) handler {
 }
 
 func (s *serving) submit(ctx context.Context, m *nats.Msg) any {
-	r := s.admit(ctx, token(m.Subject, 3), m.Data, "")
+	r, _ := s.admit(ctx, token(m.Subject, 3), m.Data, "")
 	return &r
 }
 
-// admit reads a spec and has it admitted; key is for a spec without an idempotency key of its own.
-func (s *serving) admit(ctx context.Context, tenant string, data []byte, key string) (r jobs.SubmitReply) {
+// admit reads a spec and has it admitted; key is for a spec without an idempotency key of its own. never says that it is of no use to try again,
+// though the error may be "internal": what is sent once more finds the same bug.
+func (s *serving) admit(ctx context.Context, tenant string, data []byte, key string) (r jobs.SubmitReply, never bool) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	if !s.bus.nc.fits(len(data)) { // what came in just so would not go out again, to a worker
 		r.Error = &jobs.Error{Code: jobs.CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, too near to the NATS server's max_payload of %d", len(data), s.bus.nc.MaxPayload())}
-		return r
+		return r, true
 	}
 	spec, warnings, err := jobs.Decode(data, jobs.Lenient)
 	r.Warnings = warnings
@@ -326,17 +327,12 @@ func (s *serving) admit(ctx context.Context, tenant string, data []byte, key str
 		}
 	}
 	r.Error = s.errorOf(err)
-	return r
+	_, bug := errors.AsType[*jobs.Bug](err)
+	return r, bug || r.Error != nil && r.Error.RetryAfterMS == 0 && r.Error.Code != jobs.CodeInternal
 }
 
-// errorOf gives what a client may know of an error, and logs the rest.
-func (s *serving) errorOf(err error) *jobs.Error {
-	e := jobs.ErrorOf(err)
-	if e != nil && e.Code == jobs.CodeInternal {
-		s.bus.log.Error().Err(err).Msg("internal error")
-	}
-	return e
-}
+// errorOf is Bus.errorOf.
+func (s *serving) errorOf(err error) *jobs.Error { return s.bus.errorOf(err) }
 
 func (s *serving) get(ctx context.Context, m *nats.Msg) any {
 	var q jobs.GetRequest

@@ -46,7 +46,7 @@ func (b *Bus) serveStdin(ctx context.Context, chunks <-chan *nats.Msg, w io.Writ
 			var r jobs.StdinReply
 			var err error
 			r.Warnings, err = jobs.DecodeRequest(m.Data, &c)
-			r.Error = jobs.ErrorOf(err)
+			r.Error = b.errorOf(err)
 			if r.Error == nil && closed {
 				r.Error = &jobs.Error{Code: jobs.CodeConflict, Message: "the input has ended"}
 			}

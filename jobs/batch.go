@@ -91,7 +91,8 @@ func (r *BatchRequest) Hash() string {
 }
 
 // DecodeBatch reads a batch as DecodeRequest does other requests, but for the specs in it, which Specs reads: warnings name unknown fields.
-func DecodeBatch(data []byte) (*BatchRequest, []string, error) {
+func DecodeBatch(data []byte) (_ *BatchRequest, _ []string, err error) {
+	defer caught(&err)
 	fields, twice, err := fieldsIn(data)
 	if err != nil {
 		return nil, nil, invalid("invalid batch", []Fault{{"", err.Error()}})
@@ -168,7 +169,8 @@ func notJSON(err error) error {
 
 // Specs reads the batch's specs, each with what defaults give it. errs[i] is what is wrong with the i-th, a *Error. Warnings name unknown
 // fields. An error is about the batch as a whole.
-func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, _ error) {
+func (r *BatchRequest) Specs() (specs []*Spec, errs []error, warnings []string, err error) {
+	defer caught(&err)
 	if n := len(r.Jobs); n == 0 || n > MaxBatch {
 		return nil, nil, nil, invalid("invalid batch", []Fault{{"jobs", fmt.Sprintf("has %d, 1 to %d are taken", n, MaxBatch)}})
 	}

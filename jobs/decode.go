@@ -30,8 +30,9 @@ const (
 const maxDepth = 16
 
 // Decode reads a spec from JSON and validates it. Every fault is in the one *Error that it returns, each with its field's path and
-// what would be valid; warnings name unknown fields and the nearest known ones.
-func Decode(data []byte, mode Strictness) (*Spec, []string, error) {
+// what would be valid; warnings name unknown fields and the nearest known ones. A *Bug is our own fault.
+func Decode(data []byte, mode Strictness) (_ *Spec, _ []string, err error) {
+	defer caught(&err)
 	if len(data) > MaxSpecBytes {
 		return nil, nil, &Error{Code: CodeTooLarge, Message: fmt.Sprintf("the spec has %d bytes, at most %d are taken; large files go in as objects", len(data), MaxSpecBytes)}
 	}
@@ -78,12 +79,13 @@ func decode(data []byte, into any) *decoder {
 	return d
 }
 
-// Validate checks a spec that was made in Go; Decode has done so already.
-func (s *Spec) Validate() error {
+// Validate checks a spec that was made in Go; Decode has done so already. A *Bug is our own fault.
+func (s *Spec) Validate() (err error) {
+	defer caught(&err)
 	if faults := s.faults(); len(faults) > 0 {
 		return invalid("invalid job spec", faults)
 	}
-	_, err := s.Encode()
+	_, err = s.Encode()
 	return err
 }
 

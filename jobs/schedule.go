@@ -41,7 +41,8 @@ const (
 )
 
 // Validate checks a schedule but its times, which the dispatcher reads.
-func (s *Schedule) Validate() error {
+func (s *Schedule) Validate() (err error) {
+	defer caught(&err)
 	c := &checker{}
 	if !tokenRE.MatchString(s.Name) {
 		c.fault("name", "%.80q must be 1 to 63 letters, digits, _ or -", s.Name)

@@ -1,8 +1,10 @@
 package jobs_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -37,5 +39,18 @@ func TestMachineSize(t *testing.T) {
 	}
 	if got := jobs.MachineSize(jobs.Resources{}, jobs.Resources{}); got != (jobs.Resources{VCPUs: 1, MemoryMiB: 1}) {
 		t.Errorf("of an image without a size: %+v", got)
+	}
+}
+
+// A panic while a spec is read or checked is an error, and a client learns no more of it than that it is our fault.
+func TestBug(t *testing.T) {
+	s := jobs.Spec{Language: "sh", Source: "true", RunAt: time.Now().In(time.FixedZone("", 24*3600))} // which JSON cannot say, nor Decode give
+	err := s.Validate()
+	bug, ok := errors.AsType[*jobs.Bug](err)
+	if !ok || !strings.Contains(string(bug.Stack), "Encode") || !strings.Contains(err.Error(), "panic: ") {
+		t.Fatalf("got %v", err)
+	}
+	if e := jobs.ErrorOf(err); e.Code != jobs.CodeInternal || strings.Contains(e.Message, "panic") {
+		t.Errorf("clients are told %v", e)
 	}
 }

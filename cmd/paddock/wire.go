@@ -99,6 +99,9 @@ func openFront(ctx context.Context, c config, b *bus.Bus, r prometheus.Registere
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
+	if r != nil {
+		r.MustRegister(b.Collector())
+	}
 	old := objects.NewCollector(b.Objects(), store.NamedObjects, c.ObjectsKeep, r)
 	return &front{hooks: hooks, store: store, old: old, cfg: dispatcher.Config{
 		Store: store, Events: b, LeaseTTL: c.LeaseTTL, Grace: c.LeaseGrace, MaxQueued: c.MaxQueued, Quotas: quotas, KeepEnded: c.KeepEnded,

@@ -1,6 +1,7 @@
 package asynqin_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -305,13 +307,54 @@ func child() {
 	if err != nil {
 		panic(err)
 	}
-	conn, err := rpc.Dial("unix", os.Getenv(childBrain))
-	if err != nil {
+	var b asynqin.Brain = broken{}
+	if socket := os.Getenv(childBrain); socket != "" {
+		conn, err := rpc.Dial("unix", socket)
+		if err != nil {
+			panic(err)
+		}
+		b = far{conn}
+	}
+	if err := asynqin.Run(context.Background(), asynqin.Config{Redis: c, Brain: b, Tenants: map[string]string{"paddock": "default"}}); err != nil {
 		panic(err)
 	}
-	if err := asynqin.Run(context.Background(), asynqin.Config{Redis: c, Brain: far{conn}, Tenants: map[string]string{"paddock": "default"}}); err != nil {
-		panic(err)
-	}
+}
+
+// broken is a brain that panics with its lock held.
+type broken struct{ asynqin.Brain }
+
+var locked sync.Mutex
+
+func (broken) Admit(context.Context, string, *jobs.Spec) (jobs.Job, bool, error) {
+	locked.Lock()
+	panic("broken while it holds its lock")
+}
+
+// A dispatcher that has panicked does not live on, whoever had called it.
+func TestPanicEndsTheProcess(t *testing.T) {
+	each(t, func(r *rig) {
+		var said bytes.Buffer
+		cmd := exec.CommandContext(r.Context(), "/proc/self/exe")
+		cmd.Env = append(os.Environ(), childRedis+"="+r.at, childBrain+"=")
+		cmd.Stderr = &said
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			r.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		r.run("1")
+		select {
+		case err := <-ended:
+			if err == nil || !strings.Contains(said.String(), "panic: broken while it holds its lock") {
+				r.Errorf("it ended with %v:\n%s", err, &said)
+			}
+		case <-time.After(patience):
+			_ = cmd.Process.Kill()
+			<-ended
+			r.Errorf("it lives on:\n%s", &said)
+		}
+	})
 }
 
 // Remote serves a brain to a child.

@@ -167,7 +167,9 @@ func (b *bridge) run(ctx context.Context) {
 		ErrorHandler:   asynq.ErrorHandlerFunc(func(task context.Context, _ *asynq.Task, err error) { b.settle(ctx, task, err) }),
 		Logger:         logger{b.log}, LogLevel: asynq.WarnLevel,
 	})
-	err := server.Start(asynq.HandlerFunc(func(task context.Context, t *asynq.Task) error { return b.process(ctx, task, t) }))
+	err := server.Start(asynq.HandlerFunc(func(task context.Context, t *asynq.Task) error {
+		return apart(func() error { return b.process(ctx, task, t) })
+	}))
 	if err != nil {
 		panic(err) // of a server that was started twice
 	}
@@ -177,6 +179,14 @@ func (b *bridge) run(ctx context.Context) {
 	b.handlers.Lock() // asynq waits for tasks, not for the handlers of those that it has given back
 	defer b.handlers.Unlock()
 	b.log.Info().Msg("takes no more tasks from redis")
+}
+
+// apart has a handler run where asynq does not recover from its panics: the Brain may hold its locks then, and a process that lived on with them would
+// answer nobody, while what is sent it goes to nobody else. What reads a task's payload gives its own panics as errors (jobs.Bug).
+func apart(do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	return <-done
 }
 
 // goesOn tells whether the run of a task that asynq takes back is to be gone on with, so that it costs none of the task's retries: its
