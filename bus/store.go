@@ -21,20 +21,23 @@ const (
 	storeRoom = 4 << 20
 )
 
-// keepStore starts JetStream anew when streams cannot be written any more and the disk has room, until ctx ends. What could not be recovered when
-// it was started is not mended by that.
+// keepStore starts JetStream anew when streams cannot be written any more and the disk has room, until ctx ends.
 func (s *Server) keepStore(ctx context.Context, log zerolog.Logger) {
 	t := time.NewTicker(storeEvery)
 	defer t.Stop()
-	known := s.broken()
-	for told := false; ; {
+	var before map[string]bool
+	for told, tried := false, false; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		if n := s.broken(); n <= known && s.s.JetStreamEnabled() {
-			known = n
+		failed := s.failed()
+		lasting := false // what is seen once may be a stream that is just being deleted
+		for stream := range failed {
+			lasting = lasting || before[stream]
+		}
+		if before = failed; !lasting && s.s.JetStreamEnabled() {
 			continue
 		}
 		if !told {
@@ -45,22 +48,51 @@ func (s *Server) keepStore(ctx context.Context, log zerolog.Logger) {
 			continue
 		}
 		if err := s.reopen(0); err != nil {
-			log.Error().Err(err).Msg("nats: open the store anew")
+			if !tried {
+				log.Error().Err(err).Msg("nats: open the store anew, until it works")
+			}
+			tried = true
 			continue
 		}
-		known, told = s.broken(), false
+		before, told, tried = nil, false, false
 		log.Info().Msg("nats: the store has been opened anew")
 	}
 }
 
-// broken counts the streams that are out of order.
-func (s *Server) broken() (n int) {
-	for _, e := range s.s.Healthz(&server.HealthzOptions{Details: true}).Errors {
-		if e.Type == server.HealthzErrorStream {
-			n++
+// failed gives the streams that are there and out of order. Those are not that are being made or deleted, or that could not be recovered when
+// JetStream began, which another start would not mend.
+func (s *Server) failed() map[string]bool {
+	if len(s.unhealthy()) == 0 {
+		return nil
+	}
+	i, err := s.s.Jsz(&server.JSzOptions{Accounts: true, Streams: true})
+	if err != nil {
+		return nil
+	}
+	unhealthy, failed := s.unhealthy(), map[string]bool{}
+	for _, a := range i.AccountDetails {
+		for _, st := range a.Streams {
+			if name := a.Name + "/" + st.Name; unhealthy[name] {
+				failed[name] = true
+			}
 		}
 	}
-	return n
+	return failed
+}
+
+// unhealthy gives what the server says is out of order and has a directory.
+func (s *Server) unhealthy() map[string]bool {
+	var names map[string]bool
+	for _, e := range s.s.Healthz(&server.HealthzOptions{Details: true}).Errors {
+		if e.Type != server.HealthzErrorStream {
+			continue
+		}
+		if names == nil {
+			names = map[string]bool{}
+		}
+		names[e.Account+"/"+e.Stream] = true
+	}
+	return names
 }
 
 // reopen starts JetStream anew. It may have so much of the disk, or where that is 0 as much as the server thinks fit, and in any case what
