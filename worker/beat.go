@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -156,20 +153,6 @@ func (w *Worker) beat(ctx context.Context, drain <-chan struct{}) error {
 			w.metrics.selfFenced.Add(float64(w.held.dropActing()))
 		}
 	}
-}
-
-// instanceOf names the process behind a state directory: one that comes back has the name that it had, and its place in the fleet at once.
-func instanceOf(dir string) (string, error) {
-	name := filepath.Join(dir, "instance")
-	b, err := os.ReadFile(name)
-	if err == nil && len(b) > 0 {
-		return string(b), nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	id := jobs.NewID()
-	return id, os.WriteFile(name, []byte(id), 0o600)
 }
 
 func (w *Worker) beatOnce(ctx context.Context, draining bool) error {
