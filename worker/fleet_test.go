@@ -323,6 +323,29 @@ func TestRealOutageAndWorkerKilled(t *testing.T) {
 	})
 }
 
+// TestRenamedWorker: what a worker could not report it does under another name too.
+func TestRenamedWorker(t *testing.T) {
+	f := newRealFleet(t)
+	dir := t.TempDir()
+	kill := startWorker(t, dir, f.nats.URL())
+	id := f.submit(steps([]string{"sleep", "1"}, []string{"echo", "ended"}))
+	f.job(id, "runs", running)
+	f.nats.Close()
+	bustest.Eventually(t, "the result is in the spool", func() bool {
+		l, err := filepath.Glob(filepath.Join(dir, "spool", id+".*.json"))
+		return err == nil && len(l) == 1
+	})
+	kill()
+	f.nats.Restart()
+	f.work(func(c *worker.Config) { c.Dir, c.Name = dir, "renamed" })
+	if j := f.job(id, "ends", over); j.Result == nil || !j.Result.Success() || j.Attempt != 1 {
+		t.Errorf("ended in attempt %d: %+v", j.Attempt, j.Result)
+	}
+	if got := string(output(t, f.history(id))); got != "ended\n" {
+		t.Errorf("told %q", got)
+	}
+}
+
 // workerEnv makes this test's binary a worker: its directory, and the server's URL.
 const workerEnv = "PADDOCK_TEST_WORKER"
 

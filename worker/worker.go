@@ -211,11 +211,18 @@ func (w *Worker) Run(ctx context.Context, drain <-chan struct{}) error {
 // Registered is closed when a dispatcher has taken the worker in.
 func (w *Worker) Registered() <-chan struct{} { return w.registered }
 
-// resume goes on to deliver what an earlier life could not, in that one's session: in another, its attempts would be taken for lost.
+// resume goes on to deliver what an earlier life could not, in that one's session: in another, its attempts would be taken for lost. Those of a life
+// under another name are none of this worker's, and no heartbeat has them: the dispatcher is told how they ended, and says whether it is too late.
 func (w *Worker) resume(ctx context.Context, drain <-chan struct{}, spooled []*delivery, attempts *sync.WaitGroup) {
 	for _, d := range spooled {
 		log := zerolog.Ctx(ctx).With().Str("job", d.Job).Int("attempt", d.Attempt).Logger()
 		ctx := log.WithContext(ctx)
+		if d.Worker != w.cfg.Name {
+			log.Info().Str("worker", d.Worker).Msg("a result of when this worker had another name is reported")
+			d.Worker, d.Session = w.cfg.Name, 0
+			attempts.Go(func() { w.redeliver(ctx, ctx, drain, d) })
+			continue
+		}
 		_, lost, end := w.held.add(ctx, d.Held, false)
 		w.session.resume(d.Session)
 		attempts.Go(func() {
