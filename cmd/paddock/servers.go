@@ -68,7 +68,13 @@ func serve(flags *configFlags, which parts) (err error) {
 	defer abort(nil)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
+	unread := make(chan os.Signal, 1)
+	signal.Notify(unread, syscall.SIGPIPE) // and not ignored, which programs that are started would inherit
+	defer signal.Stop(unread)
 	if err := c.absolute(); err != nil {
 		return err
 	}
@@ -104,15 +110,19 @@ var (
 	errAborted = errors.New("second signal")
 )
 
-// onSignals lets the first signal drain and the second abort.
+// onSignals lets the first signal drain and the second abort. A terminal that closes may say so more than once: its shell does, and the kernel.
 func onSignals(ctx context.Context, signals <-chan os.Signal, drain chan struct{}, abort context.CancelCauseFunc) {
-	for n := 0; ; n++ {
+	for draining := false; ; draining = true {
+		var got os.Signal
 		select {
 		case <-ctx.Done():
 			return
-		case <-signals:
+		case got = <-signals:
 		}
-		if n > 0 {
+		if draining && got == syscall.SIGHUP {
+			continue
+		}
+		if draining {
 			abort(errAborted)
 			return
 		}

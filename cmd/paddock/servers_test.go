@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"os/exec"
@@ -77,5 +78,32 @@ func TestSignalWhileTheLedgerIsSilent(t *testing.T) {
 		_ = cmd.Process.Kill()
 		<-ended
 		t.Errorf("it still waits for the database\n%s", said.String())
+	}
+}
+
+// TestUnreadLog: a server goes on, and stops in order, when nobody reads what it says any more: Ctrl-C in a terminal ends the other end of a pipe too.
+func TestUnreadLog(t *testing.T) {
+	addr, err := freeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("paddock", "dispatcher", "--listen", addr, "--metrics-listen", "", "--state-dir", t.TempDir())
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(said); lines.Scan() && !strings.Contains(lines.Text(), "paddock: ready"); {
+	}
+	_ = said.Close()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	hung := time.AfterFunc(within, func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+	if err := cmd.Wait(); err != nil {
+		t.Error("it ended with", err)
 	}
 }
