@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ const ledgerUsage = "PostgreSQL database that keeps the ledger, as a URL: postgr
 func openLedger(ctx context.Context, url, stateDir string) (*sqlstore.Store, error) {
 	switch {
 	case url == "":
-		return sqlite.Open(ctx, filepath.Join(stateDir, "ledger.db"))
+		return sqlite.Open(ctx, ledgerFile(stateDir))
 	case strings.HasPrefix(url, "postgres://"), strings.HasPrefix(url, "postgresql://"):
 		return postgres.Open(ctx, url)
 	}
@@ -40,21 +41,46 @@ func ledgerCommand() *cobra.Command {
 	return c
 }
 
-// addLedger gives the ledger that a command works on.
-func addLedger(c *cobra.Command) func(ctx context.Context) (*sqlstore.Store, error) {
-	url := c.Flags().String("ledger", envOr("PADDOCK_LEDGER", ""), ledgerUsage+" (PADDOCK_LEDGER)")
-	dir := c.Flags().String("state-dir", envOr("PADDOCK_STATE_DIR", defaultStateDir()), "the state directory (PADDOCK_STATE_DIR)")
-	return func(ctx context.Context) (*sqlstore.Store, error) { return openLedger(ctx, *url, *dir) }
+// ledgerFlags say which ledger a command works on.
+type ledgerFlags struct{ url, dir *string }
+
+func addLedger(c *cobra.Command) ledgerFlags {
+	return ledgerFlags{
+		url: c.Flags().String("ledger", envOr("PADDOCK_LEDGER", ""), ledgerUsage+" (PADDOCK_LEDGER)"),
+		dir: c.Flags().String("state-dir", envOr("PADDOCK_STATE_DIR", defaultStateDir()), "the state directory (PADDOCK_STATE_DIR)"),
+	}
 }
+
+func (l ledgerFlags) open(ctx context.Context) (*sqlstore.Store, error) {
+	return openLedger(ctx, *l.url, *l.dir)
+}
+
+// exists refuses a state directory without a ledger: opening it would make one, and an export of nothing looks as if it had gone well.
+func (l ledgerFlags) exists() error {
+	if *l.url != "" {
+		return nil
+	}
+	if st, err := os.Stat(ledgerFile(*l.dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	} else if err != nil || st.Size() == 0 {
+		return fmt.Errorf("there is no ledger in %s; say where it is with --state-dir, or --ledger (this command reads no configuration file)", *l.dir)
+	}
+	return nil
+}
+
+func ledgerFile(stateDir string) string { return filepath.Join(stateDir, "ledger.db") }
 
 func ledgerExport() *cobra.Command {
 	c := &cobra.Command{
 		Use: "export FILE", Short: "Write all of the ledger as lines of JSON; - is standard output", Args: arguments(1, 1),
 		Example: "  paddock ledger export ledger.jsonl\n  paddock ledger import --ledger postgres://paddock@db/paddock ledger.jsonl",
 	}
-	open := addLedger(c)
+	l := addLedger(c)
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
-		store, err := open(c.Context())
+		if err := l.exists(); err != nil {
+			return err
+		}
+		store, err := l.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -94,7 +120,7 @@ const importTTL = time.Minute
 
 func ledgerImport() *cobra.Command {
 	c := &cobra.Command{Use: "import FILE", Short: "Read an export into an empty ledger; - is standard input", Args: arguments(1, 1)}
-	open := addLedger(c)
+	l := addLedger(c)
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		in := c.InOrStdin()
 		if args[0] != "-" {
@@ -105,7 +131,7 @@ func ledgerImport() *cobra.Command {
 			defer f.Close()
 			in = f
 		}
-		store, err := open(c.Context())
+		store, err := l.open(c.Context())
 		if err != nil {
 			return err
 		}
