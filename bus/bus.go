@@ -74,9 +74,13 @@ const (
 func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	b := &Bus{nc: newConn(), log: c.Log, spool: c.Spool}
 	first := &firstDial{ctx: ctx}
+	at, err := jobs.Servers(c.URL)
+	if err != nil {
+		return nil, err
+	}
 	opts, err := b.identify(c)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", c.URL, err)
+		return nil, fmt.Errorf("connect to NATS at %s: %w", at, err)
 	}
 	opts = append(opts,
 		nats.Name("paddock "+c.Name), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsLost), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
@@ -102,7 +106,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("connect to NATS at %s: %w", c.URL, err)
+		return nil, fmt.Errorf("connect to NATS at %s: %w", at, err)
 	}
 	first.over.Store(true)
 	defer func() {
@@ -112,7 +116,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	}()
 	switch n := b.nc.MaxPayload(); {
 	case n < minPayload:
-		return nil, fmt.Errorf("NATS at %s takes messages of %d bytes; results and events need max_payload to be %d", b.nc.ConnectedUrlRedacted(), n, minPayload)
+		return nil, fmt.Errorf("NATS at %s takes messages of %d bytes; results and events need max_payload to be %d", at, n, minPayload)
 	case n < specPayload:
 		c.Log.Warn().Int64("max_payload", n).Int64("largest_spec", n-headroom).Msg("nats: max_payload is too low for the largest specs; set it to 2 MiB")
 	}

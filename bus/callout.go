@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/paddockvm/paddock/bus/access"
+	"github.com/paddockvm/paddock/jobs"
 )
 
 // CalloutConfig says for which servers of somebody else's a dispatcher decides who connects.
@@ -56,6 +57,10 @@ func ConnectCallout(ctx context.Context, c CalloutConfig) (_ *Callout, err error
 	if a.exchange, err = c.Keys.Exchange(); err != nil {
 		return nil, err
 	}
+	at, err := jobs.Servers(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("callout: %w", err)
+	}
 	opts, err := new(Bus).identify(Config{URL: c.URL, TLS: c.TLS, Creds: c.Keys.Callout()})
 	if err != nil {
 		return nil, fmt.Errorf("callout: %w", err)
@@ -73,7 +78,7 @@ func ConnectCallout(ctx context.Context, c CalloutConfig) (_ *Callout, err error
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("callout: connect to NATS at %s: %w", c.URL, err)
+		return nil, fmt.Errorf("callout: connect to NATS at %s: %w", at, err)
 	}
 	first.over.Store(true)
 	return a, nil

@@ -59,6 +59,10 @@ func Connect(url string, opts ...Option) (*Client, error) {
 	if url == "" {
 		url = DefaultURL
 	}
+	shown, err := jobs.Servers(url)
+	if err != nil {
+		return nil, err
+	}
 	// Answers come to the tenant's own inbox: on servers that know who asks it may listen on no other.
 	o.nats = append(o.nats, nats.CustomInboxPrefix("_INBOX_"+o.tenant))
 	if o.creds != "" {
@@ -70,7 +74,7 @@ func Connect(url string, opts ...Option) (*Client, error) {
 	}
 	nc, err := nats.Connect(url, o.nats...)
 	if err != nil {
-		return nil, fmt.Errorf("reach NATS at %s: %w; is `paddock up` running?", url, err)
+		return nil, fmt.Errorf("reach NATS at %s: %w; is `paddock up` running?", shown, err)
 	}
 	return &Client{nc: nc, tenant: o.tenant}, nil
 }
@@ -82,6 +86,12 @@ func New(nc *nats.Conn, tenant string) (*Client, error) {
 		return nil, err
 	}
 	return &Client{nc: nc, tenant: tenant}, nil
+}
+
+// at is the server, to be shown.
+func (c *Client) at() string {
+	shown, _ := jobs.Servers(c.nc.ConnectedUrl()) // it was read when it was connected to
+	return shown
 }
 
 // Close disconnects.
@@ -124,7 +134,7 @@ func (c *Client) askRaw(ctx context.Context, within time.Duration, subject strin
 
 // request asks once. It ends with the connection as it is now: an answer to what was asked before a reconnect never comes.
 func (c *Client) request(ctx context.Context, within time.Duration, m *nats.Msg) (*nats.Msg, error) {
-	asking, stop := context.WithTimeoutCause(ctx, within, unanswered(errSilence, fmt.Sprintf("nobody has answered at %s within %v", c.nc.ConnectedUrl(), within)))
+	asking, stop := context.WithTimeoutCause(ctx, within, unanswered(errSilence, fmt.Sprintf("nobody has answered at %s within %v", c.at(), within)))
 	defer stop()
 	asking, lose := context.WithCancelCause(asking)
 	defer lose(nil)
@@ -140,7 +150,7 @@ func (c *Client) request(ctx context.Context, within time.Duration, m *nats.Msg)
 	answer, err := c.nc.RequestMsgWithContext(asking, m)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return nil, unanswered(errNobody, "no dispatcher answers at "+c.nc.ConnectedUrl()+"; is `paddock up` running there?")
+		return nil, unanswered(errNobody, "no dispatcher answers at "+c.at()+"; is `paddock up` running there?")
 	case errors.Is(err, nats.ErrReconnectBufExceeded):
 		return nil, unanswered(errLost, "the connection is lost, and too much waits for the next")
 	case err != nil && asking.Err() != nil && ctx.Err() == nil:

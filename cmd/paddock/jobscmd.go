@@ -55,11 +55,15 @@ func (f clientFlags) options() []client.Option {
 
 // connect connects, and tells people when the connection is lost and there again, and what they may not do.
 func (f clientFlags) connect() (*client.Client, error) {
+	at, err := jobs.Servers(*f.nats)
+	if err != nil {
+		return nil, err
+	}
 	c, err := client.Connect(*f.nats, append(f.options(), client.NATS(
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { say("%v", err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				say("lost the connection to %s; trying again", *f.nats)
+				say("lost the connection to %s; trying again", at)
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) { say("connected again") }),

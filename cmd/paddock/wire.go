@@ -62,8 +62,10 @@ func connectBus(ctx context.Context, c config, name string, which parts) (_ *bus
 		}
 		cfg.Server, closeAll = s, s.Close
 		url = s.URL()
-	} else if url = c.NATS; url == "" {
+	} else if c.NATS == "" {
 		return nil, "", nil, errors.New("no NATS server: say where the dispatcher's is with --nats URL or PADDOCK_NATS")
+	} else if url, err = jobs.Servers(c.NATS); err != nil { // to be shown
+		return nil, "", nil, err
 	}
 	b, err := bus.Connect(ctx, cfg)
 	if err != nil {
