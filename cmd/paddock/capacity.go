@@ -30,7 +30,7 @@ func hostMemoryMiB() int {
 // capacityOf is what machines may use together: as the configuration says it, or else what the host has, less the reserve, as often over
 // as it may be committed.
 func capacityOf(c config) (jobs.Resources, error) {
-	if c.OvercommitVCPUs < 1 || c.OvercommitMemory < 1 || c.OvercommitVCPUs > 100 || c.OvercommitMemory > 100 {
+	if sane := func(over float64) bool { return over >= 1 && over <= 100 }; !sane(c.OvercommitVCPUs) || !sane(c.OvercommitMemory) { // nor is what is no number
 		return jobs.Resources{}, fmt.Errorf("overcommit_vcpus is %g and overcommit_memory %g: both must be from 1 (nothing is promised twice) to 100", c.OvercommitVCPUs, c.OvercommitMemory)
 	}
 	if c.MemoryMiB > 0 && c.MemoryMiB < leastMemoryMiB {

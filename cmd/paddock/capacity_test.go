@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"strings"
 	"testing"
 
@@ -28,6 +29,7 @@ func TestCapacityOf(t *testing.T) {
 		{"less than a machine", config{VCPUs: 1, MemoryMiB: 95, OvercommitVCPUs: 1, OvercommitMemory: 1}, jobs.Resources{}, "at least 96"},
 		{"nothing left", config{OvercommitVCPUs: 1, OvercommitMemory: 1, ReserveMemoryMiB: has.MemoryMiB}, jobs.Resources{}, "nothing is left"},
 		{"under-committed", config{OvercommitVCPUs: 0.5, OvercommitMemory: 1}, jobs.Resources{}, "from 1"},
+		{"no number", config{OvercommitVCPUs: math.NaN(), OvercommitMemory: 1}, jobs.Resources{}, "from 1"},
 		{"beyond reason", config{OvercommitVCPUs: 1, OvercommitMemory: 1e9}, jobs.Resources{}, "to 100"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -173,6 +173,12 @@ func wanted(f *pflag.Flag, err error) string {
 // least are the smallest values that make sense.
 var least = map[string]int{"vcpus": 0, "memory-mib": 0, "reserve-memory-mib": 0, "ready": 0, "ready-most": 0, "prepared": 0, "max-queued": 1, "events-gib": 1, "redis-concurrency": 1, "objects-s3-tenant-mib": 0, "network-mbit": 0, "disk-mib-per-second": 0, "disk-ops-per-second": 0, "snapshot-keep": 0, "snapshot-max-mib": 0}
 
+// most are the largest, of numbers that are multiplied before they are used: with more of it they would mean something else, or nothing.
+var most = map[string]int{"memory-mib": maxMiB, "reserve-memory-mib": maxMiB, "events-gib": maxMiB >> 10, "objects-s3-tenant-mib": maxMiB, "network-mbit": maxMiB, "disk-mib-per-second": maxMiB, "snapshot-max-mib": maxMiB}
+
+// maxMiB is an exbibyte.
+const maxMiB = 1 << 40
+
 // shortest are the shortest durations that do no harm.
 var shortest = map[string]struct {
 	least time.Duration
@@ -204,6 +210,11 @@ func (cf *configFlags) check() error {
 				wrong(fmt.Sprintf("at least %d", n))
 			}
 		}
+		if n, ok := most[f.Name]; ok {
+			if v, err := cf.cmd.Flags().GetInt(f.Name); err == nil && v > n {
+				wrong(fmt.Sprintf("at most %d", n))
+			}
+		}
 		if n, ok := shortest[f.Name]; ok {
 			if v, err := cf.cmd.Flags().GetDuration(f.Name); err == nil && v < n.least {
 				wrong(fmt.Sprintf("at least %s: %s", n.least, n.why))
@@ -211,7 +222,7 @@ func (cf *configFlags) check() error {
 		}
 		switch f.Name {
 		case "listen", "http-listen", "metrics-listen", "ports-http":
-			if _, _, err := net.SplitHostPort(f.Value.String()); err != nil && f.Value.String() != "" {
+			if f.Value.String() != "" && !isAddress(f.Value.String()) {
 				wrong("HOST:PORT")
 			}
 		case "labels":
@@ -246,6 +257,15 @@ func (cf *configFlags) check() error {
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// isAddress tells whether text is a host and a port, by its number or by a name that this host knows.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	return err == nil
 }
 
 // printAll writes the effective configuration as a file that would give it, and says where each value is from.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"strings"
@@ -68,7 +69,7 @@ func (q quota) checked(whose string) (dispatcher.Quota, error) {
 		"weight": float64(q.Weight), "queued": float64(q.Queued), "queued_bytes": float64(q.QueuedBytes), "running": float64(q.Running),
 		"vcpus": float64(q.VCPUs), "memory_mib": float64(q.MemoryMiB), "per_second": q.PerSecond, "burst": float64(q.Burst),
 	} {
-		if v < 0 {
+		if !(v >= 0) || math.IsInf(v, 1) { // what is no number is not less than 0 either
 			return dispatcher.Quota{}, fmt.Errorf("%s: %s: %v: want 0 (no bound) or more", whose, key, v)
 		}
 	}
