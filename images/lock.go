@@ -62,8 +62,8 @@ func (s *Store) tidyIfAlone(ctx context.Context) error {
 // sweep removes work in progress, of which there is none, and templates that were being removed: the store is locked.
 func (s *Store) sweep() error {
 	var errs []error
-	for _, pattern := range []string{"tmp/*", "templates/*" + templateTmp, "templates/*" + goneSuffix} {
-		left, err := filepath.Glob(filepath.Join(s.dir, pattern))
+	for _, of := range []struct{ sub, suffix string }{{"tmp", ""}, {"templates", templateTmp}, {"templates", goneSuffix}} {
+		left, err := filesOf(filepath.Join(s.dir, of.sub), of.suffix)
 		errs = append(errs, err)
 		for _, f := range left {
 			errs = append(errs, os.RemoveAll(f))

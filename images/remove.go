@@ -58,9 +58,9 @@ const stageKept = 24 * time.Hour
 func (s *Store) tidy() error {
 	err := s.sweep()
 	list, unreadable := s.List()
-	all, globErr := filepath.Glob(filepath.Join(s.dir, "images", "*.json"))
-	if unreadable != nil || globErr != nil || len(all) > len(list) { // `image ls` says which
-		return errors.Join(err, globErr)
+	all, listErr := filesOf(filepath.Join(s.dir, "images"), ".json")
+	if unreadable != nil || listErr != nil || len(all) > len(list) { // `image ls` says which
+		return errors.Join(err, listErr)
 	}
 	return errors.Join(err, s.removeUnused(list, stageKept))
 }
@@ -98,7 +98,7 @@ func (s *Store) removeUnused(list []Image, kept time.Duration) error {
 
 // removeStages removes those whose root is not used, but for young ones, and adds the parts of the others to what is used.
 func (s *Store) removeStages(used map[string]bool, kept time.Duration) error {
-	stages, err := filepath.Glob(filepath.Join(s.dir, "stages", "*.json"))
+	stages, err := filesOf(filepath.Join(s.dir, "stages"), ".json")
 	errs := []error{err}
 	for _, f := range stages {
 		var parts map[string]Part

@@ -412,3 +412,48 @@ func TestHas(t *testing.T) {
 		t.Error("a stage that is none")
 	}
 }
+
+// A directory's name is a name, whatever patterns mean by it: its images are found, what they are made of stays, and what is another's too.
+func TestRemoveBelowABracket(t *testing.T) {
+	dir := t.TempDir()
+	other, err := images.Open(filepath.Join(dir, "a"))
+	must(t, err)
+	theirs, err := other.Temp("work-")
+	must(t, err)
+	s, err := images.Open(filepath.Join(dir, "[ab]*"))
+	must(t, err)
+	ours, err := s.Temp("work-")
+	must(t, err)
+	publish(t, s, "x", "1")
+	y := publish(t, s, "y", "1")
+	must(t, s.Remove(t.Context(), "x"))
+	if list, err := s.List(); err != nil || len(list) != 1 || list[0].Digest != y.Digest {
+		t.Errorf("list %v, %v", list, err)
+	}
+	if _, err := s.OpenImage(t.Context(), "y"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(theirs); err != nil {
+		t.Error("another store's:", err)
+	}
+	if _, err := os.Stat(ours); !errors.Is(err, os.ErrNotExist) {
+		t.Error("what was left behind is there still:", err)
+	}
+}
+
+// An image directory that cannot be read is not one without images, of whose parts nobody has any use.
+func TestRemoveUnlisted(t *testing.T) {
+	s := open(t)
+	y := publish(t, s, "y", "1")
+	must(t, os.Rename(filepath.Join(s.Dir(), "images"), filepath.Join(s.Dir(), "aside")))
+	if err := s.Remove(t.Context(), "x"); err == nil {
+		t.Error("removed")
+	}
+	if release, err := s.Hold(t.Context()); err == nil {
+		release()
+	}
+	must(t, os.Rename(filepath.Join(s.Dir(), "aside"), filepath.Join(s.Dir(), "images")))
+	if got, err := s.OpenImage(t.Context(), "y"); err != nil || got.Digest != y.Digest {
+		t.Errorf("open: %v", err)
+	}
+}

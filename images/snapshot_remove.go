@@ -178,8 +178,8 @@ func (n *Snapshots) sweepIfAlone(ctx context.Context) error {
 // sweep removes work in progress, of which there is none, what was being removed, and parts that no snapshot needs; the store is locked.
 func (n *Snapshots) sweep() error {
 	var errs []error
-	for _, pattern := range []string{"kept/*" + tmpSuffix, "kept/*" + goneSuffix, "flat/*" + tmpSuffix, "flat/*" + goneSuffix, "parts/*" + tmpSuffix} {
-		left, err := filepath.Glob(filepath.Join(n.dir, pattern))
+	for _, of := range []struct{ sub, suffix string }{{"kept", tmpSuffix}, {"kept", goneSuffix}, {"flat", tmpSuffix}, {"flat", goneSuffix}, {"parts", tmpSuffix}} {
+		left, err := filesOf(filepath.Join(n.dir, of.sub), of.suffix)
 		errs = append(errs, err)
 		for _, f := range left {
 			errs = append(errs, os.RemoveAll(f))

@@ -169,11 +169,26 @@ func parseManifest(name string, b []byte) (Manifest, error) {
 	return m, nil
 }
 
-// List gives all images, by name. Its error names those that cannot be read; the others are given all the same.
-func (s *Store) List() ([]Image, error) {
-	files, err := filepath.Glob(filepath.Join(s.dir, "images", "*.json"))
+// filesOf gives the paths of what is in a directory and ends so. It is not filepath.Glob: that takes the directory's own name for a pattern, and an
+// error for a directory in which nothing is. What is not listed is taken for unused, and removed.
+func filesOf(dir, suffix string) (paths []string, _ error) {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), suffix) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// List gives all images, by name. Its error names those that cannot be read; the others are given all the same.
+func (s *Store) List() ([]Image, error) {
+	files, err := filesOf(filepath.Join(s.dir, "images"), ".json")
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
 	}
 	var list []Image
 	var errs []error

@@ -94,7 +94,7 @@ type storedTemplate struct {
 
 // templates lists those that can be read.
 func (s *Store) templates() ([]storedTemplate, error) {
-	dirs, err := filepath.Glob(filepath.Join(s.dir, "templates", "*"))
+	dirs, err := filesOf(filepath.Join(s.dir, "templates"), "")
 	if err != nil {
 		return nil, err
 	}

@@ -131,13 +131,22 @@ func (b *rootBuild) runScript() string {
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
+// glob is filepath.Glob below a directory whose own name is no pattern.
+func glob(dir, pattern string) ([]string, error) {
+	paths, err := fs.Glob(os.DirFS(dir), pattern)
+	for i, p := range paths {
+		paths[i] = filepath.Join(dir, p)
+	}
+	return paths, err
+}
+
 // kernel unpacks the kernel package and packs the modules that a machine needs.
 func (b *rootBuild) kernel(ctx context.Context) error {
 	deb := filepath.Join(b.dir, "deb")
 	if err := command(ctx, "dpkg-deb", "-x", filepath.Join(b.dir, "kernel.deb"), deb); err != nil {
 		return err
 	}
-	kernels, err := filepath.Glob(filepath.Join(deb, "boot", "vmlinuz-*"))
+	kernels, err := glob(deb, "boot/vmlinuz-*")
 	if err != nil || len(kernels) != 1 {
 		return fmt.Errorf("%d kernels in the kernel package: %w", len(kernels), errors.Join(err, fs.ErrNotExist))
 	}
@@ -148,7 +157,7 @@ func (b *rootBuild) kernel(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(deb, "lib", "modules")); err != nil {
 		base = filepath.Join(deb, "usr") // Debian 13 has merged them in the package too
 	}
-	versions, err := filepath.Glob(filepath.Join(base, "lib", "modules", "*"))
+	versions, err := glob(base, "lib/modules/*")
 	if err != nil || len(versions) != 1 {
 		return fmt.Errorf("%d module trees in the kernel package: %w", len(versions), errors.Join(err, fs.ErrNotExist))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -301,5 +302,25 @@ func TestSignalsReachNobodyElse(t *testing.T) {
 	}
 	if got := m.Exit(); got.Err == nil || !strings.Contains(got.Err.Error(), "killed") {
 		t.Errorf("exit: %+v", got)
+	}
+}
+
+// What dead processes have left is found below any name, and what is another's stays.
+func TestRemoveDeadBelowABracket(t *testing.T) {
+	dir := t.TempDir()
+	ours, theirs := filepath.Join(dir, "[ab]", "m-1"), filepath.Join(dir, "a", "m-1")
+	for _, d := range []string{ours, theirs} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := hostproc.New(hostproc.Config{Agent: os.Args[0], RunDir: filepath.Dir(ours), Insecure: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(ours); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("it is there still:", err)
+	}
+	if _, err := os.Stat(theirs); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -62,9 +63,9 @@ func (p place) remove() error { return errors.Join(os.RemoveAll(p.dir), p.lock.C
 // removeDead removes the directories of machines whose process has died: one that lives has its own locked. What cannot be removed, because
 // something in it has outlived that process and writes there still, is left to who starts next.
 func removeDead(below string) error {
-	dirs, err := filepath.Glob(filepath.Join(below, prefix+"*"))
-	for _, dir := range dirs {
-		if p, err := lockPlace(dir); err == nil {
+	names, err := fs.Glob(os.DirFS(below), prefix+"*") // whatever characters below has
+	for _, name := range names {
+		if p, err := lockPlace(filepath.Join(below, name)); err == nil {
 			_ = p.remove()
 		}
 	}
