@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
 	"github.com/paddockvm/paddock/dispatcher/asynqin"
@@ -55,11 +56,18 @@ func serveRedis(ctx context.Context, c redisConfig, d asynqin.Brain, r prometheu
 	if err != nil {
 		return err
 	}
-	defer client.Close() //nolint:errcheck // the bridge has ended
+	defer client.Close()                            //nolint:errcheck // the bridge has ended
+	redis.SetLogger(redisLogger{*zerolog.Ctx(ctx)}) // else it writes to standard error, each time that it cannot connect
 	return asynqin.Run(ctx, asynqin.Config{
 		Redis: client, Brain: d, Tenants: tenants, Concurrency: c.RedisConcurrency, KeepResult: c.RedisKeepResult, Registerer: r,
 	})
 }
+
+// redisLogger takes what the library says of connections: who uses them hears of it too.
+type redisLogger struct{ zerolog.Logger }
+
+// Printf implements what redis.SetLogger takes.
+func (l redisLogger) Printf(_ context.Context, format string, v ...any) { l.Debug().Msgf(format, v...) }
 
 // tenants are the configured ones by the prefix of their queues.
 func (c redisConfig) tenants() (map[string]string, error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"github.com/paddockvm/paddock/jobs"
 )
@@ -72,9 +73,10 @@ func Run(ctx context.Context, c Config) error {
 	}
 	defer unregister()
 	inspector := asynq.NewInspectorFromRedisClient(c.Redis)
+	errorRoom := newRoom()
 	var bridges sync.WaitGroup
 	for prefix, tenant := range c.Tenants {
-		b := &bridge{cfg: c, metrics: m, inspector: inspector, tenant: tenant, queues: queuesOf(prefix), living: map[taskName]bool{}, log: zerolog.Ctx(ctx).With().Str("tenant", tenant).Logger()}
+		b := &bridge{cfg: c, metrics: m, inspector: inspector, tenant: tenant, queues: queuesOf(prefix), living: map[taskName]bool{}, errors: errorRoom, log: zerolog.Ctx(ctx).With().Str("tenant", tenant).Logger()}
 		bridges.Go(func() { b.run(ctx) })
 	}
 	bridges.Wait()
@@ -142,6 +144,7 @@ type bridge struct {
 	tenant    string
 	queues    []queue
 	log       zerolog.Logger
+	errors    *rate.Limiter // of asynq, in the log
 	// handlers is held for reading by each handler that runs.
 	handlers sync.RWMutex
 
@@ -165,7 +168,7 @@ func (b *bridge) run(ctx context.Context) {
 		IsFailure:      func(err error) bool { return !goesOn(err) },
 		RetryDelayFunc: retryDelay,
 		ErrorHandler:   asynq.ErrorHandlerFunc(func(task context.Context, _ *asynq.Task, err error) { b.settle(ctx, task, err) }),
-		Logger:         logger{b.log}, LogLevel: asynq.WarnLevel,
+		Logger:         logger{b.log, b.errors}, LogLevel: asynq.WarnLevel,
 	})
 	err := server.Start(asynq.HandlerFunc(func(task context.Context, t *asynq.Task) error {
 		return apart(func() error { return b.process(ctx, task, t) })
