@@ -34,7 +34,7 @@ func say(format string, args ...any) {
 	fmt.Fprint(os.Stderr, dim(os.Stderr, "paddock: ")+fmt.Sprintf(format, args...)+"\n")
 }
 
-// complain prints an error, each of several on a line of its own, and the faults of a spec below it.
+// complain prints an error, each of several on a line of its own, and the faults of a spec below it, after what was being done with it.
 func complain(err error) {
 	var e *jobs.Error
 	if !errors.As(err, &e) || len(e.Faults) == 0 {
@@ -43,7 +43,11 @@ func complain(err error) {
 		}
 		return
 	}
-	say("%s:", e.Message)
+	said, wraps := strings.CutSuffix(err.Error(), e.Error())
+	if !wraps {
+		said = ""
+	}
+	say("%s%s:", said, e.Message)
 	for _, f := range e.Faults {
 		at := f.Path
 		if at != "" {
