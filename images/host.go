@@ -35,6 +35,11 @@ type Host struct {
 	// Progress is told what a template's building does; nil for nobody.
 	Progress func(image, stage string)
 
+	host struct { // what its guests see of it: it does not change while a process runs, and takes milliseconds to be read
+		once sync.Once
+		key  string
+	}
+
 	mu     sync.Mutex
 	opened map[string]bool     // templates whose files this process has seen to be right
 	held   map[string][]func() // snapshots that are in use, by their templates' directories
@@ -169,9 +174,15 @@ func bootOf(img Image, s jobs.Shape) vmm.Boot {
 	return b
 }
 
-// key is all that a template depends on.
+// key is all that a template depends on. With KVM its guest has seen the host's processor, as the host's kernel lets it, and goes on using what
+// it found there: a store may have come from another host, and a host may have come back with another kernel or microcode.
 func (h *Host) key(img Image, b vmm.Boot) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d|%s|%s|%s|%d|%d|%t|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB, b.NIC, b.MaxVCPUs, b.MaxMemoryMiB))
+	on := fmt.Sprintf("%d|%s|%s|%s|%d|%d|%t|%d|%d", templateFormat, h.Driver.Name(), h.Caps.Key(), img.Digest, b.VCPUs, b.MemoryMiB, b.NIC, b.MaxVCPUs, b.MaxMemoryMiB)
+	h.host.once.Do(func() { h.host.key = hostKey(h.Caps) })
+	if h.host.key != "" {
+		on += "|" + h.host.key
+	}
+	sum := sha256.Sum256([]byte(on))
 	return hex.EncodeToString(sum[:])
 }
 

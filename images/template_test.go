@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -79,6 +80,43 @@ func TestTemplateKey(t *testing.T) {
 			publish(t, s, "x", "1")
 		}
 	})
+}
+
+// With KVM a guest has seen the host's processor, as its kernel lets it: neither a host that has come back with another, nor one to which the store
+// was copied, uses what was made before.
+func TestTemplateOfAnotherHost(t *testing.T) {
+	for accel, want := range map[string]int{"kvm": 2, "tcg": 1} {
+		t.Run(accel, func(t *testing.T) {
+			s := open(t)
+			publish(t, s, "x", "1")
+			boots := 0
+			d := newDriver()
+			d.boots = func() { boots++ }
+			get := func() (key string, told int) {
+				h := &images.Host{Store: reopen(t, s), Driver: d, Caps: caps}
+				h.Caps.Accel = accel
+				_, key, err := h.Template(t.Context(), "x", jobs.Shape{})
+				if err != nil {
+					t.Error(err)
+				}
+				return key, len(h.Templates()["x"])
+			}
+			first, _ := get()
+			onThread(func() {
+				const uname26 = 0x0020000 // UNAME26 of personality(2): the kernel says that it is a 2.6
+				if _, _, errno := syscall.RawSyscall(syscall.SYS_PERSONALITY, uname26, 0, 0); errno != 0 {
+					t.Errorf("personality: %v", errno)
+					return
+				}
+				if key, told := get(); (key == first) != (want == 1) || told != 1 {
+					t.Errorf("with another kernel: the same template is %t, %d are told of", key == first, told)
+				}
+			})
+			if again, _ := get(); again != first || boots != want {
+				t.Errorf("%d were built, want %d; here the same is %t", boots, want, again == first)
+			}
+		})
+	}
 }
 
 func republish(t *testing.T, s *images.Store, change func(*images.Manifest)) func(*driver, *images.Host, *jobs.Resources) {
