@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -39,7 +40,7 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 
 // collect removes the templates, stages and blobs that no image names. The store is locked: nobody builds.
 func (s *Store) collect() error {
-	list, err := s.List()
+	list, err := s.all()
 	if err != nil {
 		return fmt.Errorf("what the removed image was made of stays, since it may be another's: %w", err)
 	}
@@ -57,12 +58,27 @@ const stageKept = 24 * time.Hour
 // died. Nothing goes that might be an image's which this version cannot read. The store is locked: nobody builds.
 func (s *Store) tidy() error {
 	err := s.sweep()
-	list, unreadable := s.List()
-	all, listErr := filesOf(filepath.Join(s.dir, "images"), ".json")
-	if unreadable != nil || listErr != nil || len(all) > len(list) { // `image ls` says which
-		return errors.Join(err, listErr)
+	list, unreadable := s.all()
+	if unreadable != nil { // `image ls` says which
+		return err
 	}
 	return errors.Join(err, s.removeUnused(list, stageKept))
+}
+
+// all is List, but an image of another version is one that cannot be read.
+func (s *Store) all() ([]Image, error) {
+	files, err := filesOf(filepath.Join(s.dir, "images"), ".json")
+	if err != nil {
+		return nil, err
+	}
+	var list []Image
+	var errs []error
+	for _, f := range files {
+		img, err := s.Get(strings.TrimSuffix(filepath.Base(f), ".json"))
+		errs = append(errs, err)
+		list = append(list, img)
+	}
+	return list, errors.Join(errs...)
 }
 
 // removeUnused removes the blobs that no image of the list, no template and no stage is of, and before that the stages that no image is of and

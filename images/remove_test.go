@@ -228,6 +228,59 @@ func TestRemoveTakesNothingThatMayBeAnothers(t *testing.T) {
 	}
 }
 
+// Nor is what may be an image's that another version has built.
+func TestRemoveTakesNothingOfAnotherVersion(t *testing.T) {
+	s := open(t)
+	publish(t, s, "x", "1")
+	y := publish(t, s, "y", "1")
+	file := filepath.Join(s.Dir(), "images", "y.json")
+	b, err := os.ReadFile(file)
+	must(t, err)
+	must(t, os.WriteFile(file, bytes.Replace(b, []byte(`"format": 1`), []byte(`"format": 99`), 1), 0o644))
+	if err := s.Remove(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "y has the format 99") {
+		t.Errorf("of the other version's image is said: %v", err)
+	}
+	must(t, os.WriteFile(file, b, 0o644))
+	if got, err := s.OpenImage(t.Context(), "y"); err != nil || got.Digest != y.Digest {
+		t.Errorf("the other version's image: %v", err)
+	}
+}
+
+// A store's path may hold what is a pattern elsewhere: what is in it is found all the same, and stays.
+func TestStoreWithBrackets(t *testing.T) {
+	s, err := images.Open(filepath.Join(t.TempDir(), `a[b]*\`))
+	must(t, err)
+	x := publish(t, s, "x", "1")
+	publish(t, s, "y", "1")
+	r := newRanch(t, s)
+	tmpl, _, err := r.Template(t.Context(), "x", jobs.Shape{})
+	must(t, err)
+	m := born(t, tmpl)
+	kept := r.keep(m, "", jobs.SnapshotRequest{})
+	for _, sub := range []string{"tmp/build-x-1", "snapshots/kept/" + jobs.NewID() + ".tmp"} {
+		must(t, os.Mkdir(filepath.Join(s.Dir(), sub), 0o755))
+	}
+	must(t, s.Remove(t.Context(), "y"))
+	release, err := s.Hold(t.Context())
+	must(t, err)
+	release()
+	_, err = r.Snapshots.Collect(t.Context(), images.Policy{})
+	must(t, err)
+	if got, err := reopen(t, s).OpenImage(t.Context(), "x"); err != nil || got.Digest != x.Digest {
+		t.Errorf("the image that stays: %v", err)
+	}
+	if list, err := s.List(); err != nil || len(list) != 1 {
+		t.Errorf("%d images are listed: %v", len(list), err)
+	}
+	if len(r.Templates()["x"]) != 1 {
+		t.Error("its template is gone")
+	}
+	if got := len(files(t, s, "tmp")) + len(files(t, s, "snapshots/kept")); got != 1 {
+		t.Errorf("left: %v %v", files(t, s, "tmp"), files(t, s, "snapshots/kept"))
+	}
+	r.is(kept, m.memory, m.disk, m.devices)
+}
+
 func TestLock(t *testing.T) {
 	s := open(t)
 	release, err := s.Lock(t.Context(), "a")
