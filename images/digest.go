@@ -35,20 +35,47 @@ func SparsePartOf(name string) (Part, error) {
 }
 
 func partOf(name string, hash func(h io.Writer, f *os.File, size int64) error) (Part, error) {
-	f, err := os.Open(name)
+	f, st, err := openRegular(name)
 	if err != nil {
 		return Part{}, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return Part{}, err
-	}
 	h := sha256.New()
 	if err := hash(h, f, st.Size()); err != nil {
 		return Part{}, fmt.Errorf("hash %s: %w", name, err)
 	}
 	return Part{SHA256: hex.EncodeToString(h.Sum(nil)), Size: st.Size()}, nil
+}
+
+// openRegular opens a file to read. Whatever else stands in its place is a *CorruptError: a pipe would have its reader wait, a device give him bytes
+// without an end.
+func openRegular(name string) (*os.File, os.FileInfo, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENXIO) { // a socket's
+		return nil, nil, &CorruptError{File: name, Is: os.ModeSocket}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &CorruptError{File: name, Is: info.Mode().Type()}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// readRegular is os.ReadFile of what openRegular opens.
+func readRegular(name string) ([]byte, error) {
+	f, _, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 func hashBytes(h io.Writer, f *os.File, _ int64) error {
@@ -122,8 +149,17 @@ func (p Part) Check(name string) error {
 type CorruptError struct {
 	File      string
 	Want, Got Part
+	Is        os.FileMode // what stands in its place that is no file; 0: a file
 }
 
 func (e *CorruptError) Error() string {
+	if e.Is != 0 {
+		return fmt.Sprintf("%s is corrupt: no file stands there, but %s", e.File, kinds[e.Is])
+	}
 	return fmt.Sprintf("%s is corrupt: %d bytes with sha256 %.12s…, should be %d bytes with %.12s…", e.File, e.Got.Size, e.Got.SHA256, e.Want.Size, e.Want.SHA256)
+}
+
+// kinds are what may stand in a file's place.
+var kinds = map[os.FileMode]string{
+	os.ModeDir: "a directory", os.ModeNamedPipe: "a pipe", os.ModeSocket: "a socket", os.ModeDevice: "a device", os.ModeDevice | os.ModeCharDevice: "a device",
 }

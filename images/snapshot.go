@@ -76,7 +76,7 @@ func (s *Snapshot) parts() []Part {
 func readSnapshot(dir string) (Snapshot, error) {
 	s := Snapshot{dir: dir}
 	name := filepath.Join(dir, snapshotManifest)
-	b, err := os.ReadFile(name)
+	b, err := readRegular(name)
 	if errors.Is(err, os.ErrNotExist) {
 		if _, gone := os.Stat(dir); errors.Is(gone, os.ErrNotExist) {
 			return s, fmt.Errorf("%w: %s", ErrNoSnapshot, filepath.Base(dir))
@@ -85,7 +85,7 @@ func readSnapshot(dir string) (Snapshot, error) {
 	if err != nil {
 		return s, err
 	}
-	sum, err := os.ReadFile(filepath.Join(dir, snapshotSum))
+	sum, err := readRegular(filepath.Join(dir, snapshotSum))
 	if err != nil {
 		return s, err
 	}

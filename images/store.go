@@ -126,7 +126,7 @@ func unchanged(then, now os.FileInfo) bool {
 }
 
 func (s *Store) readImage(name string) (Image, error) {
-	b, err := os.ReadFile(s.manifestFile(name))
+	b, err := readRegular(s.manifestFile(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Image{}, fmt.Errorf("%w: %s", ErrNoImage, name)
 	}
@@ -393,7 +393,7 @@ func (s *Store) Temp(pattern string) (string, error) {
 
 // Stage gives what a finished build stage left under its key; false if there is none.
 func (s *Store) Stage(key string, into any) bool {
-	b, err := os.ReadFile(filepath.Join(s.dir, "stages", key+".json"))
+	b, err := readRegular(filepath.Join(s.dir, "stages", key+".json"))
 	return err == nil && json.Unmarshal(b, into) == nil
 }
 

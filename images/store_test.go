@@ -151,6 +151,47 @@ func TestLostAndCutFilesAreNamed(t *testing.T) {
 	}
 }
 
+// strange puts what is no file in the place of one.
+var strange = map[string]func(file string) error{
+	"a directory": func(file string) error { return os.Mkdir(file, 0o755) },
+	"a pipe":      func(file string) error { return syscall.Mkfifo(file, 0o644) }, // of which nobody opens the other end
+	"a device":    func(file string) error { return os.Symlink("/dev/zero", file) },
+	"a socket": func(file string) error {
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer syscall.Close(fd)
+		dir, err := os.Open(filepath.Dir(file))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return syscall.Bind(fd, &syscall.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(file))})
+	},
+}
+
+// What stands in a file's place and is none is told of as any corrupt file is; nobody waits for it, nor reads it without an end.
+func TestWhatIsNoFileIsNamed(t *testing.T) {
+	for what, put := range strange {
+		t.Run(what, func(t *testing.T) {
+			s := open(t)
+			img := publish(t, s, "x", "1")
+			for name, file := range map[string]string{"kernel": img.Kernel, "scratch": img.Scratch, "manifest": filepath.Join(s.Dir(), "images", "x.json")} {
+				must(t, os.Rename(file, file+".away"))
+				must(t, put(file))
+				err := reopen(t, s).Verify(t.Context(), "x")
+				if corrupt, ok := errors.AsType[*images.CorruptError](err); !ok || corrupt.File != file || !strings.Contains(err.Error(), what) {
+					t.Errorf("%s: %v", name, err)
+				}
+				must(t, os.Remove(file))
+				must(t, os.Rename(file+".away", file))
+			}
+			must(t, s.Verify(t.Context(), "x"))
+		})
+	}
+}
+
 func TestSparseDigestIsOfContent(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string, size int64, at map[int64]string) images.Part {

@@ -147,6 +147,13 @@ func TestCorruptTemplate(t *testing.T) {
 		"another driver's": func(t *testing.T, dir string) {
 			edit(t, filepath.Join(dir, manifestFile), `"driver": "fake"`, `"driver": "real"`)
 		},
+		"a directory for memory": func(t *testing.T, dir string) { instead(t, filepath.Join(dir, "memory"), "a directory") },
+		"a pipe for state":       func(t *testing.T, dir string) { instead(t, filepath.Join(dir, "state"), "a pipe") },
+		"a device for memory":    func(t *testing.T, dir string) { instead(t, filepath.Join(dir, "memory"), "a device") },
+		"a pipe for manifest":    func(t *testing.T, dir string) { instead(t, filepath.Join(dir, manifestFile), "a pipe") },
+		"a directory for manifest": func(t *testing.T, dir string) {
+			instead(t, filepath.Join(dir, manifestFile), "a directory")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
@@ -174,6 +181,11 @@ func TestCorruptTemplate(t *testing.T) {
 			})
 		})
 	}
+}
+
+func instead(t *testing.T, file, what string) {
+	must(t, os.Remove(file))
+	must(t, strange[what](file))
 }
 
 // A template of which a process has left only a part, because it died while it was removing it, is built anew by one that has used it before, too.

@@ -44,7 +44,10 @@ var errNotWhole = errors.New("template is not whole")
 
 func readTemplate(dir string) (templateManifest, error) {
 	var m templateManifest
-	b, err := os.ReadFile(filepath.Join(dir, templateManifestName))
+	b, err := readRegular(filepath.Join(dir, templateManifestName))
+	if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
+		return m, fmt.Errorf("%w: %w", errNotWhole, err)
+	}
 	if err != nil {
 		return m, err
 	}
