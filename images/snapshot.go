@@ -132,7 +132,7 @@ func (s *Snapshot) write(dir string) error {
 	}
 	b = append(b, '\n')
 	for name, content := range map[string][]byte{snapshotManifest: b, snapshotSum: sumOf(b)} {
-		if err := writeSynced(filepath.Join(dir, name), content); err != nil {
+		if err := writeSynced(filepath.Join(dir, name), content, 0o444); err != nil {
 			return err
 		}
 	}
@@ -144,8 +144,8 @@ func sumOf(b []byte) []byte {
 	return fmt.Appendf(nil, "%s  %s\n", hex.EncodeToString(sum[:]), snapshotManifest)
 }
 
-func writeSynced(name string, b []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o444)
+func writeSynced(name string, b []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return err
 	}

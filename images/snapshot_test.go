@@ -445,6 +445,19 @@ func TestSnapshotPolicy(t *testing.T) {
 	}
 }
 
+// A snapshot's template is made while nobody holds the store: what a build sweeps meanwhile is none of it.
+func TestSnapshotNeedsNothingThatIsSwept(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	m := r.machine("x")
+	snap := r.keep(m, "", jobs.SnapshotRequest{Name: "kept"})
+	must(t, os.Remove(filepath.Join(s.Dir(), "tmp")))
+	r.is(snap, m.memory, m.disk, m.devices)
+	if got := files(t, s, "snapshots/flat"); len(got) != 1 {
+		t.Errorf("cached: %v", got)
+	}
+}
+
 // Whoever opens a snapshot while others are made, removed and collected gets the right one or none.
 func TestSnapshotRaces(t *testing.T) {
 	s := shop(t)

@@ -73,7 +73,8 @@ func (s *Store) publishTemplate(tmp, dir string, m templateManifest) error {
 	if err != nil {
 		return err
 	}
-	if err := s.writeFile(filepath.Join(tmp, templateManifestName), append(b, '\n')); err != nil {
+	// Not by way of the store's tmp: that of a snapshot is made without holding the store, and is swept by builds.
+	if err := writeSynced(filepath.Join(tmp, templateManifestName), append(b, '\n'), 0o644); err != nil {
 		return err
 	}
 	if err := errors.Join(touchTemplate(tmp), removeDir(dir), os.Rename(tmp, dir)); err != nil {
