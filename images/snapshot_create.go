@@ -95,16 +95,40 @@ func (n *Snapshots) origin(from vmm.Template) (s Snapshot, err error) {
 		n.adopt(filepath.Join(from.Dir, checkpoint.MemoryFile), s.Base.Memory))
 }
 
-// adopt keeps a file as a part, whatever becomes of it where it is.
+// adopt keeps a file as a part, whatever becomes of it where it is. One that is there and corrupt is put right: an image that was built anew because
+// it was has files of the same content.
 func (n *Snapshots) adopt(file string, p Part) error {
 	to := n.part(p)
 	err := os.Link(file, to)
-	if err == nil || errors.Is(err, os.ErrExist) {
+	if err == nil {
 		return nil
+	}
+	if errors.Is(err, os.ErrExist) {
+		if sameFile(file, to) || n.check(stored{to, p}) == nil {
+			return nil
+		}
+		if err := p.Check(file); err != nil {
+			return fmt.Errorf("keep %s: %w", file, err)
+		}
+		link := to + "." + jobs.NewID() + tmpSuffix
+		if err = os.Link(file, link); err == nil {
+			return os.Rename(link, to)
+		}
 	}
 	if !errors.Is(err, syscall.EXDEV) && !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EMLINK) {
 		return fmt.Errorf("keep %s: %w", file, err)
 	}
+	return n.copyPart(file, to)
+}
+
+func sameFile(a, b string) bool {
+	x, errA := os.Stat(a)
+	y, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(x, y)
+}
+
+// copyPart puts a copy of a file into a part's place.
+func (*Snapshots) copyPart(file, to string) error {
 	tmp, err := os.CreateTemp(filepath.Dir(to), "*"+tmpSuffix)
 	if err != nil {
 		return err
@@ -125,7 +149,7 @@ func (n *Snapshots) adopt(file string, p Part) error {
 func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, last, parent, tmp string) error {
 	switch parent {
 	case "", jobs.ParentAuto, jobs.ParentNone:
-		if _, gone := n.Get(last); last != "" && !errors.Is(gone, ErrNoSnapshot) { // a policy may not have kept it
+		if last != "" && n.usable(ctx, last) { // a policy may not have kept it, and what is corrupt is no reason to lose the machine's state too
 			s.Parent = last
 		}
 	default:
@@ -155,6 +179,16 @@ func (n *Snapshots) take(ctx context.Context, c vmm.Checkpointer, s *Snapshot, l
 	}
 	s.Parent, s.Base = "", nil
 	return err
+}
+
+// usable tells whether a snapshot, and all that it depends on, is there and whole.
+func (n *Snapshots) usable(ctx context.Context, id string) bool {
+	s, err := n.Get(id)
+	if err != nil {
+		return false
+	}
+	line, err := n.Line(s)
+	return err == nil && n.whole(ctx, line) == nil
 }
 
 // against gives what the machine is compared with, and the line that it ends. A snapshot that shall have no parent is compared with one too.
@@ -251,15 +285,15 @@ func (n *Snapshots) publish(ctx context.Context, s *Snapshot, dir string) (err e
 // ErrNameTaken is a name that a tenant has given to another snapshot.
 var ErrNameTaken = errors.New("another snapshot has that name")
 
-// free checks that the name is nobody's.
+// free checks that the name is nobody's. One that cannot be read has none: no job runs in it, and it keeps nobody from making others.
 func (n *Snapshots) free(s Snapshot) error {
-	list, err := n.read()
+	list, _ := n.read()
 	for _, other := range list {
 		if other.Image == s.Image {
 			return fmt.Errorf("%w: %s is %s", ErrNameTaken, s.Image, other.ID)
 		}
 	}
-	return err
+	return nil
 }
 
 // realSize is what a directory's files take on the disk.

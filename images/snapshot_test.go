@@ -445,6 +445,74 @@ func TestSnapshotPolicy(t *testing.T) {
 	}
 }
 
+// What is corrupt costs the snapshots that depend on it, and no machine's state that could still be kept: neither another tenant's, nor that of the
+// machine of which it was.
+func TestSnapshotBesideCorruptOnes(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	m := r.machine("x")
+	m.live("first", 0)
+	first := r.keep(m, "", jobs.SnapshotRequest{Name: "first"})
+	m.live("second", 2)
+	for name, harm := range map[string]func() (back func()){
+		"manifest": func() func() {
+			return flip(t, filepath.Join(s.Dir(), "snapshots", "kept", first.ID, "paddock-snapshot.json"), 20)
+		},
+		"memory": func() func() {
+			return flip(t, filepath.Join(s.Dir(), "snapshots", "kept", first.ID, "memory"), 100)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer harm()()
+			r := newRanch(t, reopen(t, s))
+			for _, parent := range []string{jobs.ParentAuto, jobs.ParentNone} {
+				again := r.keep(m, first.ID, jobs.SnapshotRequest{Name: name + "-" + parent, Parent: parent})
+				if again.Parent != "" {
+					t.Errorf("%s: its parent is the corrupt one", parent)
+				}
+				r.is(again, m.memory, m.disk, m.devices)
+			}
+			if _, err := r.Snapshot(t.Context(), m, m.tmpl, jobs.SnapshotOrigin{Tenant: "a"}, jobs.SnapshotRequest{Parent: first.ID}); err == nil {
+				t.Error("it is the difference to the corrupt one, which was asked for")
+			}
+		})
+	}
+	third := r.keep(m, first.ID, jobs.SnapshotRequest{Name: "third"})
+	if third.Parent != first.ID {
+		t.Errorf("when all is well: %+v", third)
+	}
+}
+
+// A file that snapshots share, and that has become corrupt, is put right from the image that was built anew because of it.
+func TestSnapshotMendsParts(t *testing.T) {
+	s := shop(t)
+	r := newRanch(t, s)
+	old := r.keep(r.machine("x"), "", jobs.SnapshotRequest{Name: "old"})
+	img, err := s.Get("x")
+	must(t, err)
+	flip(t, img.Scratch, 3*4096) // the snapshots' too: it is a link
+	if _, _, err := newRanch(t, reopen(t, s)).Template(t.Context(), old.Image, jobs.Shape{}); err == nil {
+		t.Fatal("the scratch disk is not the snapshot's")
+	}
+	publish(t, s, "x", "1")
+	r = newRanch(t, reopen(t, s))
+	m := r.machine("x")
+	m.live("new", 0)
+	made := r.keep(m, "", jobs.SnapshotRequest{Name: "new"})
+	r.is(made, m.memory, m.disk, m.devices)
+	must(t, r.Snapshots.Verify(t.Context(), old.ID))
+	if left := files(t, s, "snapshots/parts"); len(left) != 3 {
+		t.Errorf("parts: %v", left)
+	}
+	here, err := os.Stat(img.Scratch)
+	must(t, err)
+	part, err := os.Stat(filepath.Join(s.Dir(), "snapshots", "parts", img.Manifest.Scratch.SHA256))
+	must(t, err)
+	if !os.SameFile(here, part) {
+		t.Error("it is a copy, where a link would do")
+	}
+}
+
 // A snapshot's template is made while nobody holds the store: what a build sweeps meanwhile is none of it.
 func TestSnapshotNeedsNothingThatIsSwept(t *testing.T) {
 	s := shop(t)
