@@ -75,15 +75,6 @@ func (n *Snapshots) doomed(p Policy) ([]Snapshot, error) {
 		}
 	}
 	stay := p.wanted(list, used)
-	parent := map[string]string{}
-	for _, s := range list {
-		parent[s.ID] = s.Parent
-	}
-	for _, s := range list {
-		for id := s.ID; stay[s.ID] && id != ""; id = parent[id] {
-			stay[id] = true
-		}
-	}
 	return slices.DeleteFunc(list, func(s Snapshot) bool { return stay[s.ID] }), nil
 }
 
@@ -107,18 +98,28 @@ func (n *Snapshots) newestFirst() ([]Snapshot, error) {
 	return list, nil
 }
 
-// wanted are the snapshots of a list, the newest first, that the policy keeps, or somebody uses.
+// wanted are the snapshots of a list, the newest first, that the policy keeps, or somebody uses, and their ancestors: what those take counts with
+// the first that needs them.
 func (p Policy) wanted(list []Snapshot, used map[string]bool) (stay map[string]bool) {
 	stay = map[string]bool{}
+	of := map[string]Snapshot{}
+	for _, s := range list {
+		of[s.ID] = s
+	}
 	count, bytes := map[string]int{}, int64(0)
 	for _, s := range list {
 		count[s.Tenant]++
-		bytes += s.StoredBytes
-		unwanted := p.Keep > 0 && count[s.Tenant] > p.Keep || p.MaxAge > 0 && time.Since(s.CreatedAt) > p.MaxAge || p.MaxBytes > 0 && bytes > p.MaxBytes
-		if !unwanted || used[s.ID] || p.KeepTagged && len(s.Tags) > 0 {
-			stay[s.ID] = true
-		} else {
-			bytes -= s.StoredBytes // it goes: older ones may stay in its room
+		more, with := int64(0), []string(nil)
+		for at, there := s, true; there && !stay[at.ID] && len(with) <= maxLine; at, there = of[at.Parent] {
+			more, with = more+at.StoredBytes, append(with, at.ID)
+		}
+		unwanted := p.Keep > 0 && count[s.Tenant] > p.Keep || p.MaxAge > 0 && time.Since(s.CreatedAt) > p.MaxAge || p.MaxBytes > 0 && more > 0 && bytes+more > p.MaxBytes
+		if stays := used[s.ID] || p.KeepTagged && len(s.Tags) > 0; unwanted && !stays {
+			continue // older ones may stay in its room
+		}
+		bytes += more
+		for _, id := range with {
+			stay[id] = true
 		}
 	}
 	return stay

@@ -445,6 +445,36 @@ func TestSnapshotPolicy(t *testing.T) {
 	}
 }
 
+// What the ancestors take that stay for a child counts as what the child takes.
+func TestSnapshotPolicyCountsAncestors(t *testing.T) {
+	r := newRanch(t, shop(t))
+	m := r.machine("x")
+	for i := range m.memory { // so that one that is whole takes room
+		m.memory[i] |= 1
+	}
+	parent := r.keep(m, "", jobs.SnapshotRequest{Name: "parent", Parent: jobs.ParentNone})
+	other := r.keep(m, "", jobs.SnapshotRequest{Name: "other", Parent: jobs.ParentNone})
+	m.live("child", 2)
+	child := r.keep(m, "", jobs.SnapshotRequest{Name: "child", Parent: parent.ID})
+	most := parent.StoredBytes + other.StoredBytes + child.StoredBytes
+	for _, tt := range []struct {
+		most int64
+		want []string
+	}{{most, []string{"parent", "other", "child"}}, {most - 1, []string{"parent", "child"}}, {parent.StoredBytes + child.StoredBytes - 1, []string{"parent"}}, {1, nil}} {
+		_, err := r.Snapshots.Collect(t.Context(), images.Policy{MaxBytes: tt.most})
+		must(t, err)
+		left, err := r.Snapshots.List()
+		must(t, err)
+		var names []string
+		for _, s := range left {
+			names = append(names, s.Name)
+		}
+		if diff := cmp.Diff(tt.want, names); diff != "" {
+			t.Errorf("in %d bytes of %d (-want +got):\n%s", tt.most, most, diff)
+		}
+	}
+}
+
 // What is corrupt costs the snapshots that depend on it, and no machine's state that could still be kept: neither another tenant's, nor that of the
 // machine of which it was.
 func TestSnapshotBesideCorruptOnes(t *testing.T) {
