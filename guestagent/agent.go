@@ -21,7 +21,8 @@ import (
 //	1: the first
 //	2: sets a network card up, opens connections to its loopback, resizes
 //	3: is restored again in a clone of a machine that lived already
-const Version = "3"
+//	4: corrects its clock before a program
+const Version = "4"
 
 // agent answers requests. What it can do is in its hands, which differ between a guest, a process and a pretence.
 type agent struct {

@@ -58,6 +58,11 @@ func (m *machine) start(e *wire.Exec) (_ run, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.guest != nil && e.TimeUnixNS != 0 {
+		if err := correctClock(e.TimeUnixNS); err != nil {
+			return nil, fmt.Errorf("set the clock: %w", err)
+		}
+	}
 	if err := m.disk.limit(e.Limits.DiskBytes); err != nil {
 		return nil, err
 	}

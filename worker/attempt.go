@@ -323,13 +323,17 @@ func (a *attempt) exec(i int, l jobs.Limits, stdin bool) wire.Exec {
 	if user == "" {
 		user = "sandbox"
 	}
-	return wire.Exec{
+	e := wire.Exec{
 		ID: execID(i), Argv: argv, Env: a.env(user, s.Env), Cwd: s.Cwd, User: user, StdinOpen: stdin,
 		Limits: wire.ExecLimits{
 			WallMS: l.WallMS, CPUMS: l.CPUMS, MemoryBytes: l.MemoryBytes, PIDs: l.PIDs, OutputBytes: l.OutputBytes,
 			FileBytes: l.FileBytes, DiskBytes: l.DiskBytes, OpenFiles: l.OpenFiles,
 		},
 	}
+	if i == 0 { // the machine may have waited for days, and the host's clock been set; later ones are the job's to set
+		e.TimeUnixNS = time.Now().UnixNano()
+	}
+	return e
 }
 
 // env is a step's environment: the image's, ours, its own, each over the one before. No name is in it twice: of two, programs take one each.

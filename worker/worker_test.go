@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/guestagent"
+	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
@@ -57,6 +58,29 @@ func newRig(t *testing.T) *rig {
 		BeatEvery: 20 * time.Millisecond, CancelGrace: 200 * time.Millisecond, GuestSlack: 200 * time.Millisecond,
 	}
 	return r
+}
+
+// A job's first program is sent with the time, whatever the machine's clock has become while it waited; the clock is the job's own from then on.
+func TestFirstProgramHasTheTime(t *testing.T) {
+	r := newRig(t)
+	sent := make(chan int64, 2)
+	r.cfg.Driver = inproc.New(func(ctx context.Context, c net.Conn) {
+		converse(ctx, c, func(ctx context.Context, s *wire.Stream, q *wire.Request) wire.Reply {
+			if q.Op != wire.OpExec {
+				return answer(ctx, s, q)
+			}
+			sent <- q.Exec.TimeUnixNS
+			return wire.Reply{Exit: &wire.Exit{}}
+		})
+	})
+	r.run(t)
+	before := time.Now().UnixNano()
+	if res := r.report(t, r.put(steps([]string{"true"}, []string{"true"})).Job).Result; !res.Success() {
+		t.Fatalf("ended %s: %s", res.Ending, res.Reason)
+	}
+	if first, second := <-sent, <-sent; first < before || first > time.Now().UnixNano() || second != 0 {
+		t.Errorf("%d was sent after %d, then %d", first, before, second)
+	}
 }
 
 // run starts the worker and ends it with the test.

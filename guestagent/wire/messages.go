@@ -129,6 +129,9 @@ type Exec struct {
 	// StdinOpen: ChanData frames are the program's stdin, the stream's end its EOF. Otherwise stdin is empty.
 	StdinOpen bool       `json:"stdin_open,omitempty"`
 	Limits    ExecLimits `json:"limits"`
+	// TimeUnixNS is the host's clock when the request was written: a machine that has waited since its restore may have another by now, and
+	// sets its own before the program starts. 0 leaves it.
+	TimeUnixNS int64 `json:"time_unix_ns,omitempty"`
 }
 
 // ExecLimits bound an Exec; zero means no limit.

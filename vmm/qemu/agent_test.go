@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -213,6 +214,39 @@ func agentWithoutCard(t *testing.T, d *qemu.Driver) {
 	if err != nil || string(got) != "got a line\ngot another\n" {
 		t.Errorf("%q, %v", got, err)
 	}
+}
+
+// TestAgentClock has machines whose clocks are wrong, as after days in a pool, or when the host's was set: the program that the time is sent with has
+// the right one from its beginning.
+func TestAgentClock(t *testing.T) {
+	d := newDriver(t, qemu.Config{Channel: "serial"})
+	_, c := agentClone(t, d, agentTemplate(t, d, agentBoot(t), vmm.Attach{}), vmm.Attach{}, nil)
+	for _, wrong := range []string{"-3 days", "-2 seconds", "+1 hour"} {
+		inGuest(t, c, "date -s '"+wrong+"'")
+		if got, now := guestTime(t, c, time.Time{}), time.Now(); got.Sub(now).Abs() < time.Second {
+			t.Errorf("%s: it was set right unasked", wrong)
+		}
+		before := time.Now()
+		got := guestTime(t, c, before)
+		if after := time.Now(); got.Before(before) || got.After(after.Add(time.Second)) {
+			t.Errorf("%s: the guest's clock said %s between %s and %s of the host's", wrong, got, before, after)
+		}
+	}
+}
+
+// guestTime is what a program says that is sent with the time; the zero time is none.
+func guestTime(t *testing.T, c *client.Client, now time.Time) time.Time {
+	t.Helper()
+	e := wire.Exec{ID: "time", Argv: []string{"/bin/date", "+%s%N"}, User: "sandbox"}
+	if !now.IsZero() {
+		e.TimeUnixNS = now.UnixNano()
+	}
+	var out bytes.Buffer
+	_, err := c.Exec(within(t), e, client.Streams{Stdout: &out})
+	must(t, err)
+	ns, err := strconv.ParseInt(strings.TrimSpace(out.String()), 10, 64)
+	must(t, err)
+	return time.Unix(0, ns)
 }
 
 // dialWhenUp dials until the program listens.
