@@ -26,6 +26,7 @@ type pool struct {
 	least  int // machines to keep ready whatever the demand
 	uses   *uses
 	turns  chan struct{} // of its makers: all images', or a snapshot's own
+	alone  chan struct{} // of its makers while they fail
 
 	mu        sync.Mutex // guards what follows
 	asked     time.Time  // when somebody took or gave up last
@@ -35,8 +36,10 @@ type pool struct {
 	making    int
 	prepared  []*spare
 	preparing int
-	failures  int  // in a row
-	resting   bool // after one, until tend: nothing is made but for who waits
+	failures  int       // in a row
+	resting   bool      // after one, until the first tend from rests on: nothing is made but for who waits
+	rests     time.Time //
+	rested    int       // how often in a row
 	closed    bool
 }
 
@@ -134,6 +137,9 @@ func (p *pool) target() (ready, prepared int) {
 		return 0, 0
 	}
 	ready = p.demand.Want(time.Now(), p.least, p.ps.cfg.ReadyMost)
+	if p.failures > 0 { // one tells whether it goes again
+		ready = min(ready, 1)
+	}
 	if ready > 0 {
 		prepared = p.ps.cfg.Prepared
 	}
@@ -160,16 +166,29 @@ func (p *pool) took(m *machine, took time.Duration, err error) {
 	defer p.mu.Unlock()
 	p.making--
 	if err != nil {
-		p.failures++
-		p.resting = true
+		p.failed()
 		p.ps.metrics.makeFailures.Inc()
 	} else {
-		p.failures, p.resting = 0, false
+		p.failures, p.resting, p.rested = 0, false, 0
 		p.demand.Made(took)
 	}
 	p.hand(made{m, err})
 	p.fill()
 	p.letGo()
+}
+
+// longestRest bounds how long nothing is made for the stock of a pool that fails again and again.
+const longestRest = time.Minute
+
+// failed notes a failure: the stock is tried again with the next tend, and after twice as long each time that it fails again; p.mu is held.
+func (p *pool) failed() {
+	p.failures++
+	if p.resting { // it began to be made before
+		return
+	}
+	p.resting = true
+	p.rests = time.Now().Add(min(tendEvery<<p.rested, longestRest) - tendEvery)
+	p.rested = min(p.rested+1, 10)
 }
 
 // hand gives what was made to whoever has waited longest, else to the pool; p.mu is held.
@@ -253,8 +272,7 @@ func (p *pool) prepare() {
 	switch {
 	case err != nil && p.ps.ctx.Err() != nil: // the worker stops
 	case err != nil:
-		p.failures++
-		p.resting = true
+		p.failed()
 		zerolog.Ctx(p.ps.ctx).Error().Err(err).Str("image", p.image).Msg("cannot prepare machine")
 	case p.closed:
 		p.ps.disposeOf(v.Close)
@@ -291,7 +309,9 @@ func (p *pool) tend() {
 	}
 	clear(p.ready[len(live):])
 	p.ready = live
-	p.resting = false
+	if !time.Now().Before(p.rests) {
+		p.resting = false
+	}
 	p.shrink()
 	p.fill()
 }

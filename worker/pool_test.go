@@ -451,6 +451,60 @@ func TestMachinesThatNeverAnswer(t *testing.T) {
 	})
 }
 
+// A template whose machines never become ready is tried less and less often, with one machine at a time, and holds up no other image's.
+func TestImageThatSaysNothing(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		var tries atomic.Int64
+		r.cfg.Driver = silenced{r.cfg.Driver, inproc.New(func(ctx context.Context, _ net.Conn) {
+			tries.Add(1)
+			<-ctx.Done()
+		})}
+		r.cfg.Images = two{r.cfg.Images.(catalog)}
+		r.cfg.Makers, r.cfg.Ready, r.cfg.Prepared, r.cfg.Warm = 2, 2, 0, []string{"mute"}
+		r.run(t)
+		time.Sleep(10 * time.Minute)
+		tried := tries.Load()
+		if tried < 8 || tried > 9 { // two at once, for a minute; then one each time, after 0, 2, 6, 14, 30 and 58 seconds more
+			t.Errorf("%d machines were tried in ten minutes", tried)
+		}
+		for range 3 {
+			began := time.Now()
+			if res := r.report(t, r.put(steps([]string{"true"})).Job).Result; !res.Success() || time.Since(began) > 5*time.Second {
+				t.Errorf("another image's job ended %s after %v: %s", res.Ending, time.Since(began), res.Reason)
+			}
+			time.Sleep(31 * time.Second)
+		}
+		l := steps([]string{"true"})
+		l.Image = "mute"
+		began := time.Now()
+		failing := r.put(l)
+		time.Sleep(3 * time.Minute)
+		if res := r.report(t, failing.Job).Result; res.Ending != jobs.VMFailed || time.Since(began) > 4*time.Minute {
+			t.Errorf("its own job ended %s: %s", res.Ending, res.Reason)
+		}
+	})
+}
+
+// two is a catalog with an image more, whose machines say nothing.
+type two struct{ catalog }
+
+func (c two) Offered() []jobs.OfferedImage {
+	list := c.catalog.Offered()
+	mute := list[0]
+	mute.Name, mute.Digest = "mute", "m"
+	return append(list, mute)
+}
+
+func (c two) Offer(name string) (jobs.OfferedImage, bool) { return offered(c, name) }
+
+func (c two) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
+	t, digest, err := c.catalog.Template(ctx, image, s)
+	if image == "mute" {
+		t.Dir = "snapshot"
+	}
+	return t, digest, err
+}
+
 // silenced is a ranch's driver: clones of a snapshot say nothing, as where its agent had been replaced when it was made.
 type silenced struct {
 	vmm.Driver

@@ -87,7 +87,7 @@ func (ps *pools) run(ctx context.Context) error {
 }
 
 const (
-	// tendEvery is how often pools look after themselves; a failed template is tried again this often.
+	// tendEvery is how often pools look after themselves, and how soon one that has failed is tried again for the first time.
 	tendEvery = 2 * time.Second
 	// keepIdle is how long a pool of an unusual size stays that nobody asks for.
 	keepIdle = 5 * time.Minute
@@ -194,7 +194,7 @@ func (ps *pools) open(key poolKey, o *poolOnce) {
 		uses.poolDone()
 	}
 	p := &pool{image: key.image, shape: key.shape, digest: digest, tmpl: t, ps: ps, uses: uses, demand: demand.New(), asked: time.Now()}
-	p.turns = ps.turns
+	p.turns, p.alone = ps.turns, make(chan struct{}, 1)
 	if offered.Snapshot { // what runs in it from its beginning may be somebody's who lets others wait
 		p.turns = make(chan struct{}, cap(ps.turns))
 	}
@@ -361,10 +361,17 @@ func (ps *pools) over() bool {
 }
 
 // turn waits for a place among the makers, of images or of this snapshot. Who has one waits for nobody who may need a machine to be made, or to end.
+// A pool whose machines fail makes them one at a time and beside all others: each may be waited for until ReadyWithin is over.
 func (p *pool) turn() (release func(), _ error) {
+	p.mu.Lock()
+	turns := p.turns
+	if p.failures > 0 {
+		turns = p.alone
+	}
+	p.mu.Unlock()
 	select {
-	case p.turns <- struct{}{}:
-		return func() { <-p.turns }, nil
+	case turns <- struct{}{}:
+		return func() { <-turns }, nil
 	case <-p.ps.ctx.Done():
 		return nil, errPoolClosed
 	}
