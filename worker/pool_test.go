@@ -505,6 +505,50 @@ func (c two) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Temp
 	return t, digest, err
 }
 
+// mending is a catalog whose one image can be built anew, and not made a template of.
+type mending struct {
+	changing
+	broken atomic.Bool
+	asked  atomic.Int64
+}
+
+func (m *mending) Template(ctx context.Context, image string, s jobs.Shape) (vmm.Template, string, error) {
+	m.asked.Add(1)
+	if m.broken.Load() {
+		return vmm.Template{}, "", errors.New("not today")
+	}
+	return m.changing.Template(ctx, image, s)
+}
+
+// An image that is to be kept warm is so before anybody asks: also one whose template could not be made at first, and one that was built anew.
+func TestWarmImageStaysWarm(t *testing.T) {
+	earnest(t, func(t *testing.T, r *rig) {
+		images := &mending{changing: changing{catalog: catalog{driver: r.cfg.Driver.Name()}, digest: "old"}}
+		images.broken.Store(true)
+		r.cfg.Images = images
+		r.run(t)
+		warm := func(when, template string) {
+			t.Helper()
+			res := r.report(t, r.put(steps([]string{"true"})).Job).Result
+			if !res.Success() || !res.Phases.FromPool || res.Template != template {
+				t.Errorf("%s: ended %s on %q, which was ready: %t", when, res.Ending, res.Template, res.Phases.FromPool)
+			}
+		}
+		time.Sleep(time.Hour)
+		if n := images.asked.Load(); n < 10 || n > 25 { // after 2, 4, 8, … 256 seconds, then every five minutes
+			t.Errorf("in an hour its template was asked for %d times", n)
+		}
+		images.broken.Store(false)
+		time.Sleep(6 * time.Minute)
+		warm("mended", "template of old")
+		images.mu.Lock()
+		images.digest = "new"
+		images.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		warm("built anew", "template of new")
+	})
+}
+
 // silenced is a ranch's driver: clones of a snapshot say nothing, as where its agent had been replaced when it was made.
 type silenced struct {
 	vmm.Driver

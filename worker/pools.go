@@ -27,9 +27,10 @@ type pools struct {
 	makers  sync.WaitGroup
 	started chan struct{} // closed when run has set ctx
 
-	mu     sync.Mutex
-	pools  map[poolKey]*poolOnce
-	memory int // MiB of all machines that live or are being made
+	mu      sync.Mutex
+	pools   map[poolKey]*poolOnce
+	warmths map[string]*warmth // of the images in cfg.Warm
+	memory  int                // MiB of all machines that live or are being made
 
 	short atomic.Bool // the host is short of memory
 }
@@ -48,7 +49,7 @@ type poolOnce struct {
 }
 
 func newPools(cfg Config, m *metrics) *pools {
-	return &pools{cfg: cfg, metrics: m, turns: make(chan struct{}, cmp.Or(cfg.Makers, makers(cfg.Caps.Accel))), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}}
+	return &pools{cfg: cfg, metrics: m, turns: make(chan struct{}, cmp.Or(cfg.Makers, makers(cfg.Caps.Accel))), started: make(chan struct{}), pools: map[poolKey]*poolOnce{}, warmths: map[string]*warmth{}}
 }
 
 // makers is how many machines this host makes at once. Who makes one mostly waits for others, for a millisecond or some; an emulator takes a
@@ -66,14 +67,8 @@ func (ps *pools) run(ctx context.Context) error {
 	ps.ctx = ctx
 	close(ps.started)
 	var warm sync.WaitGroup
-	for _, image := range ps.cfg.Warm {
-		warm.Go(func() {
-			if _, err := ps.of(ctx, image, ps.own(image)); err != nil && ctx.Err() == nil {
-				zerolog.Ctx(ctx).Error().Err(err).Str("image", image).Msg("cannot warm image")
-			}
-		})
-	}
-	ps.tendAll(ctx)
+	ps.warmUp(ctx, &warm)
+	ps.tendAll(ctx, &warm)
 	warm.Wait()
 	for _, p := range ps.all() {
 		ps.drop(p)
@@ -93,8 +88,8 @@ const (
 	keepIdle = 5 * time.Minute
 )
 
-// tendAll tends the pools that exist until ctx ends.
-func (ps *pools) tendAll(ctx context.Context) {
+// tendAll tends the pools that exist, and those that shall, until ctx ends.
+func (ps *pools) tendAll(ctx context.Context, warm *sync.WaitGroup) {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
 	for {
@@ -114,6 +109,7 @@ func (ps *pools) tendAll(ctx context.Context) {
 			}
 			p.tend()
 		}
+		ps.warmUp(ctx, warm)
 	}
 }
 
