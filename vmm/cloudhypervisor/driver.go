@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Config is how a Driver runs Cloud Hypervisor.
@@ -50,6 +51,7 @@ type Config struct {
 // Driver is vmm.Driver for Cloud Hypervisor.
 type Driver struct {
 	cfg    Config
+	binary os.FileInfo // when this process began
 	prober prober
 }
 
@@ -82,13 +84,17 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o700); err != nil {
 		return nil, fmt.Errorf("cloud-hypervisor: %w", err)
 	}
+	binary, err := os.Stat(cfg.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("cloud-hypervisor: %w", err)
+	}
 	if cfg.ProbeTimeout == 0 {
 		cfg.ProbeTimeout = 2 * time.Second
 	}
 	if cfg.StepTimeout == 0 {
 		cfg.StepTimeout = 30 * time.Second
 	}
-	return &Driver{cfg: cfg, prober: prober{held: make(chan struct{}, 1)}}, nil
+	return &Driver{cfg: cfg, binary: binary, prober: prober{held: make(chan struct{}, 1)}}, nil
 }
 
 // Name is "cloud-hypervisor".
@@ -97,6 +103,14 @@ func (*Driver) Name() string { return "cloud-hypervisor" }
 // step bounds one step of the VMM's.
 func (d *Driver) step(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d.cfg.StepTimeout, fmt.Errorf("cloud-hypervisor took more than %v", d.cfg.StepTimeout))
+}
+
+// orReplaced adds to a machine's failure that the VMM is another now than it was: what a template was made by is looked at when this process starts.
+func (d *Driver) orReplaced(err error) error {
+	if !hostfile.Replaced(d.cfg.Binary, d.binary) {
+		return err
+	}
+	return fmt.Errorf("%w (%s was replaced since this process started: start it anew, and templates are made by the new one)", err, d.cfg.Binary)
 }
 
 // newID names a machine.

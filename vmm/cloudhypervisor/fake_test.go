@@ -66,6 +66,26 @@ func TestVersions(t *testing.T) {
 	}
 }
 
+// Where machines fail since the VMM was replaced under a process that runs, the error says so.
+func TestReplacedUnderUs(t *testing.T) {
+	l, _ := newFakes(t, "v53.0")
+	binary := filepath.Join(t.TempDir(), "cloud-hypervisor")
+	must(t, os.WriteFile(binary, []byte("#!/bin/true\n"), 0o755))
+	d, err := cloudhypervisor.New(cloudhypervisor.Config{Binary: binary, RunDir: t.TempDir(), Launcher: l})
+	must(t, err)
+	_, err = d.Probe(within(t))
+	must(t, err)
+	l.version = "v9.0"
+	if _, err := d.Boot(within(t), fakeBoot(t), vmm.Attach{}); err == nil || strings.Contains(err.Error(), "was replaced") {
+		t.Errorf("another version by the same name: %v", err)
+	}
+	must(t, os.WriteFile(binary+".new", []byte("#!/bin/true\n"), 0o755))
+	must(t, os.Rename(binary+".new", binary))
+	if _, err := d.Boot(within(t), fakeBoot(t), vmm.Attach{}); err == nil || !strings.Contains(err.Error(), binary+" was replaced since this process started") {
+		t.Errorf("it has been replaced: %v", err)
+	}
+}
+
 // TestCard has a tap go with the requests, at the creation and at each restore, and the note of the template's gone.
 func TestCard(t *testing.T) {
 	_, d := newFakes(t, "v53.0")

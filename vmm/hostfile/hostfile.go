@@ -151,6 +151,12 @@ func SyncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// Replaced tells whether a file is another than it was: one was put in its place, it was written to, or it is gone.
+func Replaced(path string, was os.FileInfo) bool {
+	now, err := os.Stat(path)
+	return err != nil || !os.SameFile(was, now) || !was.ModTime().Equal(now.ModTime()) || was.Size() != now.Size()
+}
+
 // RemoveIfExists removes a file that may not be there.
 func RemoveIfExists(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

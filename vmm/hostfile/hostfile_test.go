@@ -38,6 +38,36 @@ func image(t *testing.T, size int64, at ...int64) string {
 	return path
 }
 
+// A program is another when a package has put one in its place, and when there is none.
+func TestReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path, other := filepath.Join(dir, "program"), filepath.Join(dir, "other")
+	for _, f := range []string{path, other} {
+		if err := os.WriteFile(f, []byte("same"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hostfile.Replaced(path, was) {
+		t.Error("nothing has happened to it")
+	}
+	if err := os.Rename(other, path); err != nil {
+		t.Fatal(err)
+	}
+	if !hostfile.Replaced(path, was) {
+		t.Error("another was put in its place")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if !hostfile.Replaced(path, was) {
+		t.Error("it was removed")
+	}
+}
+
 func TestScratch(t *testing.T) {
 	const size = 64 << 20
 	for name, path := range map[string]string{

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/vmm"
+	"github.com/paddockvm/paddock/vmm/hostfile"
 )
 
 // Names of accelerators.
@@ -70,6 +71,7 @@ type Config struct {
 // Driver is vmm.Driver for QEMU. Close it when its machines are closed.
 type Driver struct {
 	cfg      Config
+	binary   os.FileInfo // when this process began
 	memories memories
 	prober   prober
 	cids     cids
@@ -127,6 +129,10 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.RunDir, 0o700); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
+	binary, err := os.Stat(cfg.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
 	if cfg.ProbeTimeout == 0 {
 		cfg.ProbeTimeout = 2 * time.Second
 	}
@@ -134,7 +140,7 @@ func New(cfg Config) (*Driver, error) {
 		cfg.StepTimeout = 30 * time.Second
 	}
 	return &Driver{
-		cfg: cfg, prober: prober{held: make(chan struct{}, 1)},
+		cfg: cfg, binary: binary, prober: prober{held: make(chan struct{}, 1)},
 		cids: cids{base: cfg.CIDBase, count: cfg.CIDCount, path: cfg.CIDLock, used: map[int]bool{}},
 	}, nil
 }
@@ -151,6 +157,14 @@ func (d *Driver) Close() error { return errors.Join(d.memories.release(""), d.ci
 // step bounds one step of QEMU's.
 func (d *Driver) step(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d.cfg.StepTimeout, fmt.Errorf("qemu took more than %v", d.cfg.StepTimeout))
+}
+
+// orReplaced adds to a machine's failure that the VMM is another now than it was: what a template was made by is looked at when this process starts.
+func (d *Driver) orReplaced(err error) error {
+	if !hostfile.Replaced(d.cfg.Binary, d.binary) {
+		return err
+	}
+	return fmt.Errorf("%w (%s was replaced since this process started: start it anew, and templates are made by the new one)", err, d.cfg.Binary)
 }
 
 // newID names a machine.

@@ -1,10 +1,13 @@
 package qemu_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -105,6 +108,34 @@ func (r *registry) pid(id string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.procs[id].PID()
+}
+
+// Where machines fail since QEMU was replaced under a process that runs, the error says so.
+func TestReplacedUnderUs(t *testing.T) {
+	need(t)
+	program, err := exec.LookPath(cmp.Or(os.Getenv("PADDOCK_TEST_QEMU"), "qemu-system-x86_64"))
+	must(t, err)
+	binary := filepath.Join(t.TempDir(), "qemu")
+	must(t, os.Symlink(program, binary))
+	d, err := qemu.New(qemu.Config{Binary: binary, RunDir: t.TempDir(), Launcher: vmm.Direct{}, Accel: "tcg"})
+	must(t, err)
+	defer d.Close()
+	_, err = d.Probe(within(t))
+	must(t, err)
+	boot := func() error {
+		kernel := filepath.Join(t.TempDir(), "kernel")
+		must(t, os.WriteFile(kernel, []byte("none"), 0o444))
+		_, err := d.Boot(within(t), vmm.Boot{Kernel: kernel, VCPUs: 1, MemoryMiB: 16}, vmm.Attach{})
+		return err
+	}
+	if err := boot(); err == nil || strings.Contains(err.Error(), "was replaced") {
+		t.Errorf("a kernel that is none: %v", err)
+	}
+	must(t, os.Remove(binary))
+	must(t, os.WriteFile(binary, []byte("#!/bin/sh\nexit 3\n"), 0o755))
+	if err := boot(); err == nil || !strings.Contains(err.Error(), binary+" was replaced since this process started") {
+		t.Errorf("QEMU has been replaced: %v", err)
+	}
 }
 
 func TestConformance(t *testing.T) { conformance(t, "serial") }

@@ -329,7 +329,7 @@ func (m *machine) Close() error {
 
 // abandon ends a machine that never came to be and tells why.
 func (m *machine) abandon(what string, err error) error {
-	err = m.fail(what, err)
+	err = m.d.orReplaced(m.fail(what, err))
 	_ = m.Close()
 	return err
 }

@@ -98,7 +98,7 @@ func (d *Driver) start(ctx context.Context, id string, platform manifest, c *com
 	ctx, cancel := d.step(ctx)
 	defer cancel()
 	if err := p.qmp.negotiate(ctx); err != nil {
-		return nil, p.fail("start qemu", err)
+		return nil, d.orReplaced(p.fail("start qemu", err))
 	}
 	return p, nil
 }
