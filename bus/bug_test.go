@@ -28,7 +28,7 @@ func TestBugs(t *testing.T) {
 	bug := true
 	brain := &bustest.Brain{Before: func(_ context.Context, op string) error {
 		if bug && op == "admit" {
-			return &jobs.Bug{Panic: "index out of range", Stack: []byte("in the middle of it")}
+			return &jobs.BugError{Panic: "index out of range", Stack: []byte("in the middle of it")}
 		}
 		return nil
 	}}
@@ -82,4 +82,3 @@ func (l *log) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
-

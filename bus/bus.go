@@ -146,7 +146,7 @@ func (b *Bus) errorOf(err error) *jobs.Error {
 	if e != nil && e.Code == jobs.CodeInternal {
 		b.log.Error().Err(err).Msg("internal error")
 	}
-	if _, bug := errors.AsType[*jobs.Bug](err); bug {
+	if _, bug := errors.AsType[*jobs.BugError](err); bug {
 		b.bugs.Add(1)
 	}
 	return e

@@ -327,7 +327,7 @@ func (s *serving) admit(ctx context.Context, tenant string, data []byte, key str
 		}
 	}
 	r.Error = s.errorOf(err)
-	_, bug := errors.AsType[*jobs.Bug](err)
+	_, bug := errors.AsType[*jobs.BugError](err)
 	return r, bug || r.Error != nil && r.Error.RetryAfterMS == 0 && r.Error.Code != jobs.CodeInternal
 }
 

@@ -30,7 +30,7 @@ const (
 const maxDepth = 16
 
 // Decode reads a spec from JSON and validates it. Every fault is in the one *Error that it returns, each with its field's path and
-// what would be valid; warnings name unknown fields and the nearest known ones. A *Bug is our own fault.
+// what would be valid; warnings name unknown fields and the nearest known ones. A *BugError is our own fault.
 func Decode(data []byte, mode Strictness) (_ *Spec, _ []string, err error) {
 	defer caught(&err)
 	if len(data) > MaxSpecBytes {
@@ -79,7 +79,7 @@ func decode(data []byte, into any) *decoder {
 	return d
 }
 
-// Validate checks a spec that was made in Go; Decode has done so already. A *Bug is our own fault.
+// Validate checks a spec that was made in Go; Decode has done so already. A *BugError is our own fault.
 func (s *Spec) Validate() (err error) {
 	defer caught(&err)
 	if faults := s.faults(); len(faults) > 0 {

@@ -21,7 +21,7 @@ var (
 const maxRequestBytes = 64 << 10
 
 // DecodeRequest reads a client's request, one of the types that say so, as Decode reads a spec leniently: every fault is in the one
-// *Error, and warnings name unknown fields. No body asks for the zero value. A *Bug is our own fault.
+// *Error, and warnings name unknown fields. No body asks for the zero value. A *BugError is our own fault.
 func DecodeRequest(data []byte, q request) (warnings []string, err error) {
 	defer caught(&err)
 	switch q.(type) {

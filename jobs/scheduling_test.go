@@ -162,7 +162,7 @@ func TestDecodeBatch(t *testing.T) {
 func TestBatchJobsAreAsTheyAreWritten(t *testing.T) {
 	r := jobs.BatchRequest{
 		Defaults: json.RawMessage(`{"language":"sh","source":"1","labels":{}}`),
-		Jobs: []json.RawMessage{[]byte(`{"source":"2","source":"3"}`), []byte("{\"sour\xff\":1}"), []byte(`{"\ud800":1}`), []byte(` { "source" : "4" } `), []byte(`{ }`), []byte(`{"source":null}`)},
+		Jobs:     []json.RawMessage{[]byte(`{"source":"2","source":"3"}`), []byte("{\"sour\xff\":1}"), []byte(`{"\ud800":1}`), []byte(` { "source" : "4" } `), []byte(`{ }`), []byte(`{"source":null}`)},
 	}
 	specs, errs, _, err := r.Specs()
 	if err != nil {

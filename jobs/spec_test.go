@@ -46,7 +46,7 @@ func TestMachineSize(t *testing.T) {
 func TestBug(t *testing.T) {
 	s := jobs.Spec{Language: "sh", Source: "true", RunAt: time.Now().In(time.FixedZone("", 24*3600))} // which JSON cannot say, nor Decode give
 	err := s.Validate()
-	bug, ok := errors.AsType[*jobs.Bug](err)
+	bug, ok := errors.AsType[*jobs.BugError](err)
 	if !ok || !strings.Contains(string(bug.Stack), "Encode") || !strings.Contains(err.Error(), "panic: ") {
 		t.Fatalf("got %v", err)
 	}

@@ -185,7 +185,7 @@ func (b *bridge) run(ctx context.Context) {
 }
 
 // apart has a handler run where asynq does not recover from its panics: the Brain may hold its locks then, and a process that lived on with them would
-// answer nobody, while what is sent it goes to nobody else. What reads a task's payload gives its own panics as errors (jobs.Bug).
+// answer nobody, while what is sent it goes to nobody else. What reads a task's payload gives its own panics as errors (jobs.BugError).
 func apart(do func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- do() }()
