@@ -72,6 +72,7 @@ var may = map[string][]string{
 	"test/pgtest":    {"test/port"},
 	"test/port":      {},
 	"test/bubble":    {},
+	"test/hostile":   {"jobs"},
 	"test/humaneval": {"client", "jobs", "test/harness"},
 	"test/kvmhost":   {"*"},
 	"test/chaos":     {"client", "jobs", "test/pgtest"},
