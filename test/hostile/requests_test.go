@@ -103,10 +103,10 @@ func (r *run) one() {
 		}
 	}
 	var header nats.Header
-	switch {
-	case a.subject == "object.T.put":
+	switch a.subject {
+	case "object.T.put":
 		header, body = nats.Header{jobs.ObjectHeader: {strings.NewReplacer("\n", " ", "\r", " ").Replace(r.fresh.Replace(body))}}, string(r.Rest(7))
-	case a.subject == "enqueue.T":
+	case "enqueue.T":
 		r.enqueue(subject, body)
 		return
 	}
