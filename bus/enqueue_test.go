@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -315,13 +316,13 @@ func (o *overQuota) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (
 func TestEnqueueDispatcherDies(t *testing.T) {
 	s := bustest.Start(t)
 	admitted := make(chan struct{})
-	var once atomic.Bool
+	var once sync.Once
 	brain := &bustest.Brain{}
 	dying := &dies{Brain: brain, after: func() {
-		if once.CompareAndSwap(false, true) {
+		once.Do(func() { // another, of the same spec because it was overtaking, waits as well
 			s.Close() // with the ack on its way
 			close(admitted)
-		}
+		})
 	}}
 	stop := bustest.Serve(t, s.Connect(), dying)
 	q := newQueue(t, s.Plain())
