@@ -24,7 +24,14 @@ type kept struct {
 }
 
 // readable tells whether an event can be a part of a reply. What a worker has published is given as it is, and a worker can publish anything.
-func (k *kept) readable() bool { return json.Valid(k.data) }
+// One that is stored as a job's last and does not say so would keep who follows the job waiting for the last.
+func (k *kept) readable() bool {
+	if !k.final {
+		return json.Valid(k.data)
+	}
+	var e jobs.Event
+	return json.Unmarshal(k.data, &e) == nil && e.Final
+}
 
 // directGet is the part that is used here of JSApiMsgGetRequest in nats-server (ADR-31 of NATS).
 type directGet struct {

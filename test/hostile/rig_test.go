@@ -35,6 +35,7 @@ type site struct {
 	nc          *nats.Conn
 	dir         string
 	empty       []byte // a ledger without jobs
+	http        string // where events are served, to who reads them there
 
 	mu      sync.Mutex
 	schemas map[string]*jsonschema.Schema
