@@ -37,8 +37,8 @@ type pool struct {
 	prepared  []*spare
 	preparing int
 	failures  int       // in a row
-	resting   bool      // after one, until the first tend from rests on: nothing is made but for who waits
-	rests     time.Time //
+	resting   bool      // after one: nothing is made but for who waits
+	rests     time.Time // when the next tend ends that
 	rested    int       // how often in a row
 	closed    bool
 }
