@@ -26,7 +26,7 @@ func TestMigrate(t *testing.T) {
 		}
 		return s
 	}
-	ledgertest.Migrate(t, 4, 10, func(t *testing.T) ledger.Store { return open(t, server.Database(t)) }, func(t *testing.T, version int64) ledgertest.Older {
+	ledgertest.Migrate(t, 4, 11, func(t *testing.T) ledger.Store { return open(t, server.Database(t)) }, func(t *testing.T, version int64) ledgertest.Older {
 		url := server.Database(t)
 		cfg, err := pgx.ParseConfig(url)
 		if err != nil {

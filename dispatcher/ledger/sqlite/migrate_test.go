@@ -24,7 +24,7 @@ func TestMigrate(t *testing.T) {
 		return s
 	}
 	file := func(t *testing.T) string { return filepath.Join(t.TempDir(), "ledger.db") }
-	ledgertest.Migrate(t, 1, 10, func(t *testing.T) ledger.Store { return open(t, file(t)) }, func(t *testing.T, version int64) ledgertest.Older {
+	ledgertest.Migrate(t, 1, 11, func(t *testing.T) ledger.Store { return open(t, file(t)) }, func(t *testing.T, version int64) ledgertest.Older {
 		name := file(t)
 		db, err := sql.Open("sqlite", name)
 		if err != nil {

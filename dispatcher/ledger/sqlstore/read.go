@@ -187,10 +187,20 @@ func listing(tenant string, q jobs.ListRequest) (query string, args []any) {
 	switch { // each as an index has it
 	case q.Batch != "":
 		where, args = append(where, `batch = ? AND batch <> ''`), append(args, q.Batch)
-	case len(q.States) > 0 && !slices.ContainsFunc(q.States, jobs.State.Terminal):
+	case within(q.States, leased):
+		where = append(where, inStates(leased))
+	case within(q.States, open):
 		where = append(where, `ended_at = 0`)
 	}
 	return `SELECT ` + jobColumns + ` FROM jobs WHERE ` + strings.Join(where, ` AND `) + ` ORDER BY id DESC LIMIT ?`, append(args, q.Limit+1)
+}
+
+// leased are the states of jobs that workers have, open those of all that have not ended.
+var leased, open = states[1:3], states[:3]
+
+// within tells whether some states are asked for, and none but of those.
+func within(asked, of []jobs.State) bool {
+	return len(asked) > 0 && !slices.ContainsFunc(asked, func(st jobs.State) bool { return !slices.Contains(of, st) })
 }
 
 // inStates is the condition that a job is in one of some states. It names those that there are, so that an index can serve it.

@@ -12,7 +12,7 @@ import (
 	"github.com/paddockvm/paddock/jobs"
 )
 
-// Whoever lists what has not ended, or what is dead, does not wait for all to be read that has ended well; nor is a page ever sorted.
+// Whoever lists what has not ended, or what is dead, does not wait for all to be read that has ended well, nor who lists what runs for all that waits; nor is a page ever sorted.
 func TestListsByIndex(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ledger.db")
 	s, err := sqlite.Open(t.Context(), file)
@@ -33,7 +33,10 @@ func TestListsByIndex(t *testing.T) {
 		{"jobs_list", jobs.ListRequest{States: []jobs.State{jobs.StateEnded, jobs.StateDead}}},
 		{"jobs_list", jobs.ListRequest{States: []jobs.State{jobs.StateRunning, jobs.StateEnded}}},
 		{"jobs_dead", jobs.ListRequest{States: []jobs.State{jobs.StateDead}}},
-		{"jobs_open", jobs.ListRequest{States: []jobs.State{jobs.StateRunning}}},
+		{"jobs_held", jobs.ListRequest{States: []jobs.State{jobs.StateRunning}}},
+		{"jobs_held", jobs.ListRequest{States: []jobs.State{jobs.StateLeased, jobs.StateRunning}}},
+		{"jobs_open", jobs.ListRequest{States: []jobs.State{jobs.StateQueued}}},
+		{"jobs_open", jobs.ListRequest{States: []jobs.State{jobs.StateQueued, jobs.StateRunning}}},
 		{"jobs_open", jobs.ListRequest{States: []jobs.State{jobs.StateQueued, jobs.StateLeased, jobs.StateRunning}}},
 		{"jobs_batch", jobs.ListRequest{Batch: "b"}},
 		{"jobs_batch", jobs.ListRequest{Batch: "b", States: []jobs.State{jobs.StateEnded}}},
