@@ -154,7 +154,7 @@ func (d *Dispatcher) requeue(ctx context.Context, e ledger.Entry, r jobs.Result,
 	if err != nil || !ok {
 		return ok, err
 	}
-	zerolog.Ctx(ctx).Info().Str("job", e.ID).Int("attempt", e.Attempt).Str("ending", string(r.Ending)).Str("worker", e.Worker).Msg("attempt will be tried again")
+	zerolog.Ctx(ctx).Info().Str("job", e.ID).Int("attempt", e.Attempt).Str("ending", string(r.Ending)).Str("worker", e.Worker).Str("reason", r.Reason).Msg("attempt will be tried again")
 	d.metrics.retries.WithLabelValues(string(r.Ending)).Inc()
 	d.mu.Lock()
 	defer d.mu.Unlock()
