@@ -66,9 +66,9 @@ type Config struct {
 type Dispatcher struct {
 	cfg     Config
 	metrics metrics
-	loaded  chan struct{}             // closed when the ledger has been read
-	until   atomic.Pointer[time.Time] // see leads
-	halfway atomic.Bool               // the ledger may have something of a batch that has failed
+	loaded  chan struct{}          // closed when the ledger has been read
+	tenure  atomic.Pointer[tenure] // see leads
+	halfway atomic.Bool            // the ledger may have something of a batch that has failed
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   *match.Queue
@@ -211,14 +211,21 @@ func (d *Dispatcher) load(ctx context.Context) error {
 	return nil
 }
 
-// ready waits until the ledger has been read, and refuses where this dispatcher does not lead.
-func (d *Dispatcher) ready(ctx context.Context) error {
+// ready waits until the ledger has been read, and for one that does not answer just now, and refuses where this dispatcher does not lead.
+func (d *Dispatcher) ready(ctx context.Context) error { return d.may(ctx, d.leadsSoon) }
+
+// readyNow is ready for workers, who have to go on when they are not answered at once, and ask again by themselves.
+func (d *Dispatcher) readyNow(ctx context.Context) error {
+	return d.may(ctx, func(context.Context) bool { return d.leads() })
+}
+
+func (d *Dispatcher) may(ctx context.Context, leads func(context.Context) bool) error {
 	select {
 	case <-d.loaded:
 	case <-ctx.Done():
 		return unavailable("the dispatcher is starting")
 	}
-	if !d.leads() {
+	if !leads(ctx) {
 		return unavailable("the ledger does not answer")
 	}
 	return nil

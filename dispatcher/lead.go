@@ -161,19 +161,53 @@ func (d *Dispatcher) renew(ctx context.Context, holder string, term int64) error
 	return nil
 }
 
-// leadsUntil notes that the ledger was asked at a time, and gave or kept the term.
-func (d *Dispatcher) leadsUntil(asked time.Time) {
-	until := asked.Add(leadTTL - leadMargin)
-	d.until.Store(&until)
+// ridesOut is how long after its term's end a leader still takes the ledger to be back soon: what it is asked meanwhile waits. A disk that stands
+// still for some seconds delays requests, and refuses none.
+const ridesOut = 10 * time.Second
+
+// tenure is how long a leader may act.
+type tenure struct {
+	until time.Time     // zero: another leads
+	over  chan struct{} // closed when there is another tenure
 }
 
+// leadsUntil notes that the ledger was asked at a time, and gave or kept the term.
+func (d *Dispatcher) leadsUntil(asked time.Time) { d.setTenure(asked.Add(leadTTL - leadMargin)) }
+
 // deposed notes that another leads: what is still on its way is refused, and workers are not told that they are heard.
-func (d *Dispatcher) deposed() {
-	d.until.Store(&time.Time{})
+func (d *Dispatcher) deposed() { d.setTenure(time.Time{}) }
+
+func (d *Dispatcher) setTenure(until time.Time) {
+	if last := d.tenure.Swap(&tenure{until, make(chan struct{})}); last != nil {
+		close(last.over)
+	}
 }
 
 // leads tells whether this dispatcher may act: always where it runs without Lead.
 func (d *Dispatcher) leads() bool {
-	until := d.until.Load()
-	return until == nil || time.Now().Before(*until)
+	t := d.tenure.Load()
+	return t == nil || time.Now().Before(t.until)
+}
+
+// leadsSoon waits for a ledger that does not answer, until it does, or has not for longer than ridesOut, and tells whether this dispatcher may act.
+func (d *Dispatcher) leadsSoon(ctx context.Context) bool {
+	for {
+		t := d.tenure.Load()
+		if d.leads() {
+			return true
+		}
+		left := time.Until(t.until.Add(ridesOut))
+		if left <= 0 {
+			return false
+		}
+		late := time.NewTimer(left)
+		select {
+		case <-t.over:
+		case <-late.C:
+		case <-ctx.Done():
+			late.Stop()
+			return false
+		}
+		late.Stop()
+	}
 }

@@ -176,6 +176,75 @@ func TestLead(t *testing.T) {
 	}
 }
 
+// A ledger that does not answer for some seconds delays requests, and refuses none. One that does not for longer refuses them, those that have
+// waited and, at once, those that come; so does one that another leads. Workers, who ask again by themselves, are not kept waiting.
+func TestRidesOut(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		r.kill()
+		r.store = &memory{disk: r.disk}
+		r.store.open()
+		lost, leads := &lossy{Store: r.store}, make(chan *dispatcher.Dispatcher, 1)
+		ctx, stop := context.WithCancel(context.WithoutCancel(r.Context()))
+		done := make(chan error, 1)
+		go func() {
+			done <- dispatcher.Lead(ctx, dispatcher.Config{Store: lost, Events: r.board}, "a", func(ctx context.Context, d *dispatcher.Dispatcher) error {
+				leads <- d
+				<-ctx.Done()
+				return nil
+			})
+		}()
+		defer func() {
+			stop()
+			if err := <-done; err != nil {
+				r.Error(err)
+			}
+			_ = r.store.Close()
+		}()
+		r.Dispatcher = <-leads
+		w := r.worker("w", "base")
+		takes := func(what string, after time.Duration, want jobs.Code) {
+			r.Helper()
+			began := time.Now()
+			_, _, err := r.Admit(r.Context(), "t", spec())
+			if took := time.Since(began); took < after || took > after+2*time.Second {
+				r.Errorf("%s: answered after %v, want %v", what, took, after)
+			}
+			r.wantCode(what, want, err)
+		}
+		cut := func(d time.Duration) {
+			lost.cut.Store(true)
+			time.Sleep(4 * time.Second) // its term is over
+			time.AfterFunc(d, func() { lost.cut.Store(false) })
+		}
+		takes("led", 0, "")
+		cut(5 * time.Second)
+		_, err := r.Lease(r.Context(), w.request(1, time.Second))
+		r.wantCode("a worker", jobs.CodeUnavailable, err)
+		takes("a hiccup", 5*time.Second, "")
+		takes("after it", 0, "")
+		cut(20 * time.Second)
+		takes("one that lasts", 9*time.Second, jobs.CodeUnavailable)
+		takes("as it lasts", 0, jobs.CodeUnavailable)
+		time.Sleep(15 * time.Second)
+		takes("led again", 0, "")
+
+		lost.cut.Store(true)
+		time.Sleep(4 * time.Second)
+		began := time.Now()
+		time.AfterFunc(2*time.Second, func() {
+			if _, err := r.disk.db.Exec(`UPDATE leader SET term = term + 1, holder = 'b'`); err != nil {
+				r.Error(err)
+			}
+			lost.cut.Store(false)
+		})
+		_, _, err = r.Admit(r.Context(), "t", spec())
+		r.wantCode("another leads", jobs.CodeUnavailable, err)
+		if took := time.Since(began); took > 4*time.Second {
+			r.Errorf("that another leads is said after %v", took)
+		}
+	})
+}
+
 // endless is a ledger that takes its time to be read.
 type endless struct {
 	ledger.Store

@@ -46,7 +46,7 @@ func matching(q *Quotas) match.Config {
 // Lease gives a worker attempts, waiting for them as long as it asks. An attempt is given only after the ledger has it.
 func (d *Dispatcher) Lease(ctx context.Context, r jobs.LeaseRequest) (jobs.LeaseReply, error) {
 	asked := time.Now()
-	if err := d.ready(ctx); err != nil {
+	if err := d.readyNow(ctx); err != nil {
 		return jobs.LeaseReply{}, err
 	}
 	p, err := d.begin(r)

@@ -15,7 +15,7 @@ import (
 // Report takes an attempt's result. It counts only if the attempt is still the job's current one; otherwise it is fenced and dropped.
 // When it returns without an error the worker may forget the attempt.
 func (d *Dispatcher) Report(ctx context.Context, r jobs.Report) (jobs.ReportReply, error) {
-	if err := d.ready(ctx); err != nil {
+	if err := d.readyNow(ctx); err != nil {
 		return jobs.ReportReply{}, err
 	}
 	d.mu.Lock()

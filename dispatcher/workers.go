@@ -43,7 +43,7 @@ const takenFor = 5 * time.Second
 // its name had, and what this heartbeat should have named: a worker that waited for that would hold itself lost. It gets none, and an
 // error with the attempts that it shall end, while another process of its name lives.
 func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, error) {
-	if err := d.ready(ctx); err != nil {
+	if err := d.readyNow(ctx); err != nil {
 		if r, ok := d.heard(b); ok {
 			return r, nil
 		}
@@ -83,7 +83,7 @@ func (d *Dispatcher) heard(b jobs.Beat) (jobs.BeatReply, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.workers[b.Worker]
-	if until := d.until.Load(); until == nil || until.IsZero() || d.leads() { // deposed, or it can act
+	if t := d.tenure.Load(); t == nil || t.until.IsZero() || d.leads() { // deposed, or it can act
 		return jobs.BeatReply{}, false
 	}
 	if w == nil || w.lost || w.waiting || w.session != b.Session {
