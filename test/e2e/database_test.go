@@ -100,24 +100,30 @@ func wantLedgerAway(t *testing.T, err error) {
 	}
 }
 
-// accepted submits as often as it is told to come again.
+// accepted submits a job until a dispatcher takes it.
 func accepted(t *testing.T, c *client.Client, s *jobs.Spec) jobs.SubmitReply {
+	t.Helper()
+	return answered(t, func(ctx context.Context) (jobs.SubmitReply, error) { return c.Submit(ctx, s) })
+}
+
+// answered asks until there is an answer, for a minute, where what comes says to ask again.
+func answered[T any](t *testing.T, ask func(ctx context.Context) (T, error)) T {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
-		r, err := c.Submit(ctx, s)
+		r, err := ask(ctx)
 		if err == nil {
 			return r
 		}
 		e, ok := errors.AsType[*jobs.Error](err)
 		if !ok || e.RetryAfterMS <= 0 {
-			t.Fatal("submit:", err)
+			t.Fatal(err)
 		}
 		select {
 		case <-time.After(time.Duration(e.RetryAfterMS) * time.Millisecond):
 		case <-ctx.Done():
-			t.Fatal("submit:", err)
+			t.Fatal(err)
 		}
 	}
 }

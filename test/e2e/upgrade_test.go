@@ -181,14 +181,11 @@ func (u *upgrade) fill() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := jobs.BatchRequest{Defaults: spec}
+	r := jobs.BatchRequest{Defaults: spec, IdempotencyKey: "batch"}
 	for range 30 {
 		r.Jobs = append(r.Jobs, json.RawMessage(`{}`))
 	}
-	b, err := u.c.SubmitBatch(t.Context(), &r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := answered(t, func(ctx context.Context) (jobs.BatchReply, error) { return u.c.SubmitBatch(ctx, &r) })
 	u.batch = b.Batch.ID
 	for _, i := range b.Items {
 		u.jobs = append(u.jobs, i.ID)
@@ -202,9 +199,9 @@ func (u *upgrade) fill() {
 	}
 	each := u.quick()
 	each.Labels = map[string]string{"by": "schedule"}
-	if _, err := u.c.PutSchedule(t.Context(), jobs.Schedule{Name: "each", Cron: "@every 1s", Overlap: jobs.OverlapAllow, Spec: &each}); err != nil {
-		t.Fatal(err)
-	}
+	answered(t, func(ctx context.Context) (jobs.Schedule, error) {
+		return u.c.PutSchedule(ctx, jobs.Schedule{Name: "each", Cron: "@every 1s", Overlap: jobs.OverlapAllow, Spec: &each})
+	})
 }
 
 // untilRuns waits until a job's program has begun: of it a dispatcher is told with the next heartbeat.
@@ -219,11 +216,7 @@ func (u *upgrade) untilRuns(id string) {
 
 func (u *upgrade) get(id string) jobs.Job {
 	u.Helper()
-	j, err := u.c.Get(u.Context(), id)
-	if err != nil {
-		u.Fatal(err)
-	}
-	return j
+	return answered(u.T, func(ctx context.Context) (jobs.Job, error) { return u.c.Get(ctx, id) })
 }
 
 // letGo lets more of the held jobs end.
@@ -313,17 +306,18 @@ func (u *upgrade) workers() {
 	u.Helper()
 	for i, w := range u.old {
 		name := fmt.Sprint("w", i)
-		state := func(list []jobs.WorkerInfo, err error) string {
+		state := func(flag func(ctx context.Context) ([]jobs.WorkerInfo, error)) string {
 			u.Helper()
-			if err != nil || len(list) != 1 {
-				u.Fatalf("%s: %+v, %v", name, list, err)
+			list := answered(u.T, flag)
+			if len(list) != 1 {
+				u.Fatalf("%s: %+v", name, list)
 			}
 			return list[0].State
 		}
 		drain := func(until ...string) {
 			u.Helper()
 			for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-				s := state(u.c.Drain(u.Context(), name, 10*time.Minute))
+				s := state(func(ctx context.Context) ([]jobs.WorkerInfo, error) { return u.c.Drain(ctx, name, 10*time.Minute) })
 				if slices.Contains(until, s) {
 					return
 				}
@@ -341,7 +335,8 @@ func (u *upgrade) workers() {
 			u.Error(err)
 		}
 		start(u.T, u.worker("", name, w.Dir))
-		if s := state(u.c.Uncordon(u.Context(), name)); s == jobs.FleetDraining || s == jobs.FleetDrained {
+		s := state(func(ctx context.Context) ([]jobs.WorkerInfo, error) { return u.c.Uncordon(ctx, name) })
+		if s == jobs.FleetDraining || s == jobs.FleetDrained {
 			u.Errorf("%s is %s, uncordoned", name, s)
 		}
 	}
@@ -357,23 +352,15 @@ func (u *upgrade) ended() {
 	if err := os.WriteFile(letLive, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	again, err := u.c.Redrive(t.Context(), u.dead.ID)
-	if err != nil {
-		t.Fatal("redrive:", err)
-	}
+	again := answered(t, func(ctx context.Context) (jobs.Job, error) { return u.c.Redrive(ctx, u.dead.ID) })
 	u.jobs = append(u.jobs, again.ID)
 	for end := time.Now().Add(time.Minute); u.schedule().LastJob == ""; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the schedule has brought in nothing after a minute")
 		}
 	}
-	if err := u.c.DeleteSchedule(t.Context(), "each"); err != nil {
-		t.Error(err)
-	}
-	all, err := u.c.List(t.Context(), jobs.ListRequest{Limit: 1000})
-	if err != nil {
-		t.Fatal(err)
-	}
+	answered(t, func(ctx context.Context) (bool, error) { return true, u.c.DeleteSchedule(ctx, "each") })
+	all := answered(t, func(ctx context.Context) (jobs.ListReply, error) { return u.c.List(ctx, jobs.ListRequest{Limit: 1000}) })
 	scheduled := 0
 	for _, j := range all.Jobs {
 		if j.Labels["by"] == "schedule" {
@@ -390,8 +377,9 @@ func (u *upgrade) ended() {
 			t.Errorf("%s in attempt %d printed %q", id, r.Attempt, stdout(t, r))
 		}
 	}
-	if b, err := u.c.Batch(t.Context(), u.batch); err != nil || b.Total != 30 || b.Ended != 30 || b.OK != 30 || b.EndedAt.IsZero() {
-		t.Errorf("batch %+v, %v", b, err)
+	b := answered(t, func(ctx context.Context) (jobs.Batch, error) { return u.c.Batch(ctx, u.batch) })
+	if b.Total != 30 || b.Ended != 30 || b.OK != 30 || b.EndedAt.IsZero() {
+		t.Errorf("batch %+v", b)
 	}
 	if d := askWebhook(t, u.c, jobs.WebhookDelivery, jobs.DeliveryID{ID: u.told.ID}).Delivery; d.State != jobs.DeliveryPending || d.Attempts < 1 {
 		t.Errorf("the webhook that waits is %+v", d)
@@ -408,9 +396,9 @@ func (u *upgrade) ended() {
 
 func (u *upgrade) schedule() jobs.Schedule {
 	u.Helper()
-	l, err := u.c.Schedules(u.Context())
-	if err != nil || len(l) != 1 {
-		u.Fatalf("schedules %+v, %v", l, err)
+	l := answered(u.T, u.c.Schedules)
+	if len(l) != 1 {
+		u.Fatalf("schedules %+v", l)
 	}
 	return l[0]
 }

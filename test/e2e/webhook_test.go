@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -108,11 +109,7 @@ func verify(t *testing.T, secret string, h hooked) {
 
 func askWebhook(t *testing.T, c *client.Client, op string, q any) jobs.WebhookReply {
 	t.Helper()
-	r, err := c.Webhook(t.Context(), op, q)
-	if err != nil {
-		t.Fatalf("%s: %v", op, err)
-	}
-	return r
+	return answered(t, func(ctx context.Context) (jobs.WebhookReply, error) { return c.Webhook(ctx, op, q) })
 }
 
 // TestWebhook: of a job with a callback, whose tenant has an endpoint, both are told, signed with their own secrets; and what could not be
