@@ -85,7 +85,7 @@ func Connect(ctx context.Context, c Config) (_ *Bus, err error) {
 	opts = append(opts,
 		nats.Name("paddock "+c.Name), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsLost), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 0),
 		nats.IgnoreAuthErrorAbort(), // a credential may be renewed, and who decides of it may be away
-		nats.SetCustomDialer(first),
+		nats.SetCustomDialer(first), nats.Timeout(greetWithin),
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now, and is tried again by whoever knows what it is worth
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			b.nc.lost()

@@ -66,7 +66,7 @@ func ConnectCallout(ctx context.Context, c CalloutConfig) (_ *Callout, err error
 		return nil, fmt.Errorf("callout: %w", err)
 	}
 	first := &firstDial{ctx: ctx}
-	opts = append(opts, nats.Name("paddock callout"), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsLost), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.SetCustomDialer(first),
+	opts = append(opts, nats.Name("paddock callout"), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(pingsLost), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.SetCustomDialer(first), nats.Timeout(greetWithin),
 		nats.IgnoreAuthErrorAbort(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/bus"
@@ -40,6 +43,45 @@ func TestConnectEnds(t *testing.T) {
 	if _, err := bus.Connect(ctx, bus.Config{URL: "nats://" + l.Addr().String(), Log: zerolog.Nop()}); !errors.Is(err, enough) {
 		t.Errorf("with a context that has ended: got %v", err)
 	}
+}
+
+// A server on a machine that is loaded may take its time to greet.
+func TestGreetedLate(t *testing.T) {
+	s := bustest.Start(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(all.Wait)
+	t.Cleanup(func() { _ = l.Close() })
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				defer c.Close()
+				time.Sleep(nats.DefaultTimeout + time.Second)
+				server, err := net.Dial("tcp", strings.TrimPrefix(s.URL(), "nats://"))
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				all.Go(func() {
+					_, _ = io.Copy(c, server)
+					_ = c.Close()
+				})
+				_, _ = io.Copy(server, c)
+			})
+		}
+	})
+	b, err := bus.Connect(t.Context(), bus.Config{URL: "nats://" + l.Addr().String(), Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
 }
 
 // The context of Connect is that of the first connection, and of no later one.

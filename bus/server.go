@@ -75,7 +75,7 @@ func Embed(c EmbedConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nats: %w", err)
 	}
-	o.TLSConfig, o.TLSVerify, o.TLSTimeout = tlsConfig, c.TLS.CA != "", tlsWithin.Seconds()
+	o.TLSConfig, o.TLSVerify, o.TLSTimeout, o.AuthTimeout = tlsConfig, c.TLS.CA != "", tlsWithin.Seconds(), greetWithin.Seconds()
 	var g *gate
 	if c.Credentials != nil {
 		if g, err = newGate(c.Credentials, c.Log); err != nil {

@@ -19,8 +19,12 @@ type TLS struct {
 	CA string
 }
 
-// tlsWithin bounds a handshake: the server's default of 2 s is short on a loaded machine.
-const tlsWithin = 10 * time.Second
+// tlsWithin bounds a handshake, and greetWithin all that a server and a client say to each other until the client is let in, by both of them:
+// their default of 2 s is short on a loaded machine.
+const (
+	tlsWithin   = 10 * time.Second
+	greetWithin = tlsWithin + time.Second
+)
 
 // Server gives a server's configuration; nil is no TLS.
 func (t TLS) Server() (*tls.Config, error) {

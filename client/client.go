@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -20,6 +21,10 @@ const DefaultURL = "nats://127.0.0.1:4222"
 
 // pingEvery is how often a server is asked whether it is there: one that says nothing any more is left for another in 12 s at most.
 const pingEvery = 3 * time.Second
+
+// greetWithin is how long a server may take to greet that has taken the connection, and to say who may: on a loaded machine the 2 s of nats.go,
+// which are for reaching it, are short.
+const greetWithin = 10 * time.Second
 
 // Client is one tenant's connection. Its methods may be called concurrently. Errors that Paddock answered are *jobs.Error; so is that nobody has
 // answered, within 30 s or before the connection was lost: "unavailable", and what was asked may have been done.
@@ -49,7 +54,8 @@ func NATS(opts ...nats.Option) Option { return func(o *options) { o.nats = appen
 
 // Connect connects to the NATS servers at url (several with commas between them; empty means DefaultURL).
 func Connect(url string, opts ...Option) (*Client, error) {
-	o := options{tenant: "default", nats: []nats.Option{nats.Name("paddock client"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.IgnoreAuthErrorAbort(), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(2)}}
+	o := options{tenant: "default", nats: []nats.Option{nats.Name("paddock client"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.IgnoreAuthErrorAbort(), nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(2),
+		nats.Timeout(greetWithin), nats.Dialer(&net.Dialer{Timeout: nats.DefaultTimeout})}}
 	for _, set := range opts {
 		set(&o)
 	}

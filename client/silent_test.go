@@ -19,16 +19,17 @@ import (
 	"github.com/paddockvm/paddock/test/bubble"
 )
 
-// silent dials a server of NATS that is there, and on which nobody answers.
-type silent struct{}
+// silent dials a server of NATS that is there, and on which nobody answers. It greets after a while.
+type silent struct{ greets time.Duration }
 
 // looks is how often somebody has asked it for a job's record.
 var looks atomic.Int64
 
-func (silent) Dial(string, string) (net.Conn, error) {
+func (s silent) Dial(string, string) (net.Conn, error) {
 	ours, theirs := net.Pipe()
 	go func() {
 		defer theirs.Close()
+		time.Sleep(s.greets)
 		if _, err := fmt.Fprintf(theirs, "INFO {\"server_id\":\"s\",\"version\":\"2.12.0\",\"headers\":true,\"max_payload\":1048576}\r\n"); err != nil {
 			return
 		}
@@ -45,6 +46,17 @@ func (silent) Dial(string, string) (net.Conn, error) {
 		}
 	}()
 	return ours, nil
+}
+
+// A server on a machine that is loaded may take its time to greet.
+func TestGreetedLate(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, err := client.Connect("nats://127.0.0.1:4222", client.NATS(nats.SetCustomDialer(silent{9 * time.Second})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	})
 }
 
 // A request that nobody answers is "unavailable" where the time was the client's own, which a caller's that is longer does not change, and
