@@ -177,6 +177,9 @@ func (s *Server) URL(database string) string {
 // Addr is where the server listens.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
+// Dir is where the server has its files.
+func (s *Server) Dir() string { return s.dir }
+
 // Database makes an empty database and gives its URL.
 func (s *Server) Database(t testing.TB) string {
 	t.Helper()
@@ -209,7 +212,7 @@ func (s *Server) Kill() {
 		return
 	}
 	pid := s.cmd.Process.Pid
-	_ = syscall.Kill(pid, syscall.SIGSTOP) // it makes no more of them
+	stop(pid) // it makes no more of them
 	children := childrenOf(pid)
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	for _, c := range children {
@@ -224,19 +227,34 @@ func (s *Server) Kill() {
 	}
 }
 
-// Pause stops the server and all its processes, until Resume; they are there and say nothing.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+// Pause stops the server and all its processes, until Resume; when it returns they are there and say nothing.
+func (s *Server) Pause() {
+	pid := s.cmd.Process.Pid
+	stop(pid) // it makes no more of them
+	stop(childrenOf(pid)...)
+}
 
 // Resume ends a Pause.
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) {
+func (s *Server) Resume() {
 	pid := s.cmd.Process.Pid
-	for _, p := range append([]int{pid}, childrenOf(pid)...) {
-		_ = syscall.Kill(p, sig)
+	for _, p := range append(childrenOf(pid), pid) {
+		_ = syscall.Kill(p, syscall.SIGCONT)
 	}
 }
 
+// stop sends processes SIGSTOP and waits until they do nothing more: until it has arrived they go on, and may make others.
+func stop(pids ...int) {
+	for _, p := range pids {
+		_ = syscall.Kill(p, syscall.SIGSTOP)
+	}
+	for _, p := range pids {
+		for end := time.Now().Add(within); state(p) != "T" && !zombie(p) && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// childrenOf gives the children of a process that is stopped: the kernel may pass over some of one that is not (proc_pid_task(5)).
 func childrenOf(pid int) (children []int) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, t := range tasks {
@@ -252,10 +270,17 @@ func childrenOf(pid int) (children []int) {
 
 // zombie tells whether a process has ended, and waits for init.
 func zombie(pid int) bool {
+	s := state(pid)
+	return s == "" || s == "Z" || s == "X"
+}
+
+// state is a process's, by its letter in proc_pid_stat(5); empty for one that is not there.
+func state(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return ""
 	}
 	_, rest, _ := bytes.Cut(b, []byte(") "))
-	return bytes.HasPrefix(rest, []byte("Z"))
+	letter, _, _ := bytes.Cut(rest, []byte(" "))
+	return string(letter)
 }
