@@ -196,7 +196,7 @@ func TestReplicatedInCluster(t *testing.T) {
 				t.Fatal(err)
 			}
 			replica := harness.StartRedis(t, harness.RedisOptions{Binary: binary, Args: []string{
-				"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(harness.FreePort(t)), "--cluster-node-timeout", "2000",
+				"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(harness.FreePort(t)), "--cluster-node-timeout", harness.NodePatience,
 			}}).Client(t)
 			host, port, _ := net.SplitHostPort(owner.Options().Addr)
 			if err := replica.Do(t.Context(), "cluster", "meet", host, port, bus["cluster-port"]).Err(); err != nil {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/paddockvm/paddock/test/port"
 )
@@ -124,7 +123,7 @@ func (r *Redis) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	r.done = done
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), redisWithin)
 	defer cancel()
 	select {
 	case <-ready:

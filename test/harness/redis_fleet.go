@@ -13,12 +13,19 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisWithin bounds the wait until servers of Redis know of each other.
+// redisWithin bounds the wait until a server of Redis serves, and until they know of each other.
 const redisWithin = time.Minute
 
-// sentinelPatience is after which silence a Sentinel holds a server for down. A replica that had lost sight of it for ten times as long
-// before takes its place no more.
-const sentinelPatience = 3 * time.Second
+// sentinelPatience is after which silence a Sentinel holds a server for down: longer than a loaded machine stands still. A replica that had
+// lost sight of it for ten times as long before takes its place no more.
+const sentinelPatience = 15 * time.Second
+
+// NodePatience is --cluster-node-timeout, in milliseconds: after which silence the nodes of a cluster hold one of them for down, and take no
+// commands any more. No test has one go down, and a disk may stand still for seconds, where each writes what it knows of the others.
+const NodePatience = "60000"
+
+// answerWithin bounds a server's answer. go-redis waits 3 s by itself, and then asks again what may have been done.
+const answerWithin = time.Minute
 
 // StartRedisCluster starts three nodes that have a third of the slots each, and gives the URL.
 func StartRedisCluster(t testing.TB, binary string) string {
@@ -27,7 +34,7 @@ func StartRedisCluster(t testing.TB, binary string) string {
 	var clients []*redis.Client
 	for range 3 {
 		n := StartRedis(t, RedisOptions{Binary: binary, Args: []string{
-			"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(FreePort(t)), "--cluster-node-timeout", "2000",
+			"--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(FreePort(t)), "--cluster-node-timeout", NodePatience,
 		}})
 		nodes, clients = append(nodes, n), append(clients, n.Client(t))
 	}
@@ -81,7 +88,7 @@ func StartSentinels(t testing.TB, binary string, of *Redis) string {
 // Client is a plain client of a server.
 func (r *Redis) Client(t testing.TB) *redis.Client {
 	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: r.Addr()})
+	c := redis.NewClient(&redis.Options{Addr: r.Addr(), ReadTimeout: answerWithin})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
