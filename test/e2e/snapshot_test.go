@@ -406,7 +406,7 @@ func digests(t testing.TB, tmpl vmm.Template) map[string]images.Part {
 func TestSnapshotOfJob(t *testing.T) {
 	c := up(t)
 	removeTagged(t, "e2e-test") // those of the run before: this one's are in use until the worker ends
-	id := submit(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "echo before > /work/x; echo ready; sleep 60"}}})
+	id := submit(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "echo before > /work/x; echo ready; sleep 600"}}, Limits: jobs.Limits{WallMS: 600_000}})
 	untilOutput(t, c, id)
 	name := "e2e-" + id[len(id)-12:]
 	s, err := c.Snapshot(t.Context(), id, jobs.SnapshotRequest{Name: name, Tags: []string{"e2e-test"}})
@@ -437,7 +437,7 @@ func TestSnapshotOfJob(t *testing.T) {
 	in := func(image string) jobs.Spec {
 		return jobs.Spec{Image: image, Steps: []jobs.Step{{Shell: "cat /work/x"}}}
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		spec := in(child.Image)
 		r, err := c.Submit(t.Context(), &spec)
 		if err == nil {
