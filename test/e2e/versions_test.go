@@ -87,7 +87,8 @@ func TestUpgrade(t *testing.T) {
 	}
 	d.URL = s.URL()
 	c := connect(t, d)
-	runs := submit(t, c, longJob(6))
+	dir := t.TempDir()
+	runs := submit(t, c, heldJob(dir))
 	running(t, c, runs)
 	waits := submit(t, c, longJob(0))
 	if err := d.Stop(); err != nil {
@@ -95,6 +96,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	dispatcher.Binary = ""
 	start(t, dispatcher)
+	letGo(t, dir)
 	r := wantOnce(t, c, runs)
 	if wantSuccess(t, r); r.Attempt != 1 {
 		t.Errorf("what ran while the dispatcher was upgraded needed %d attempts", r.Attempt)
@@ -105,7 +107,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	worker.Binary, worker.Args = "", append(worker.Args, "--labels", "disk=fast")
 	start(t, worker)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) { // until it has been heard of, no worker has what is asked for
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) { // until it has been heard of, no worker has what is asked for
 		r, err := c.Submit(t.Context(), &jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "true"}}, Requires: map[string]string{"disk": "fast"}})
 		if err == nil {
 			wantSuccess(t, wantOnce(t, c, r.Job.ID))
@@ -120,7 +122,7 @@ func TestUpgrade(t *testing.T) {
 // running waits until a job runs; an old dispatcher has no replay, so that nobody follows it.
 func running(t *testing.T, c *client.Client, job string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		j, err := c.Get(t.Context(), job)
 		if err != nil || time.Now().After(end) {
 			t.Fatalf("job is %s, %v", j.State, err)
