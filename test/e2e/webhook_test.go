@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,36 +28,58 @@ type hooked struct {
 	header   http.Header
 }
 
-// hookServer is somebody's server; down has it answer 503.
+// hookServer is somebody's server. While it is down it answers 503 to what comes for the first time, and nothing to what comes again, however
+// long the test takes to see the former: after two failures the next try is 5 minutes away.
 type hookServer struct {
 	*httptest.Server
-	mu   sync.Mutex
-	got  []hooked
-	down bool
+	mu      sync.Mutex
+	got     []hooked
+	refused map[string]bool
+	up      chan struct{} // closed when it is up again; nil: it is
 }
 
 func newHookServer(t *testing.T) *hookServer {
 	t.Helper()
-	s := &hookServer{}
+	s := &hookServer{refused: map[string]bool{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.down {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
 		h := hooked{path: r.URL.Path, id: r.Header.Get("webhook-id"), header: r.Header}
 		var err error
 		if h.body, err = io.ReadAll(r.Body); err != nil {
-			t.Error(err)
+			return // who sent it was killed
 		}
 		if err := json.Unmarshal(h.body, &h.hook); err != nil {
 			t.Error(err)
 		}
+		first, up := s.tried(h.id)
+		if up != nil && first {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		if up != nil {
+			select {
+			case <-up:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.got = append(s.got, h)
 	}))
 	t.Cleanup(s.Close)
 	return s
+}
+
+// tried notes a try while the server is down, and gives whether it is the delivery's first, and what ends that; nil where it is not down.
+func (s *hookServer) tried(id string) (first bool, up <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.up == nil {
+		return true, nil
+	}
+	first = !s.refused[id]
+	s.refused[id] = true
+	return first, s.up
 }
 
 // args let webhooks go to the server.
@@ -72,17 +95,28 @@ func (s *hookServer) args(t *testing.T) []string {
 func (s *hookServer) setDown(down bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.down = down
+	if down {
+		s.up = make(chan struct{})
+		return
+	}
+	close(s.up)
+	s.up = nil
 }
 
-// wait gives what was got of a job, once that is so many.
-func (s *hookServer) wait(t *testing.T, job string, n int) (l []hooked) {
+// wait gives the deliveries of a job that were got, once they are so many. One that was answered too late comes again.
+func (s *hookServer) wait(t *testing.T, job string, n int) []hooked {
+	t.Helper()
+	return s.waitAt(t, "/", job, n)
+}
+
+// waitAt is wait for those to a path.
+func (s *hookServer) waitAt(t *testing.T, path, job string, n int) (l []hooked) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		s.mu.Lock()
 		l = nil
 		for _, h := range s.got {
-			if h.hook.Data.Job == job {
+			if h.hook.Data.Job == job && strings.HasPrefix(h.path, path) && !slices.ContainsFunc(l, func(had hooked) bool { return had.id == h.id }) {
 				l = append(l, h)
 			}
 		}
@@ -91,7 +125,7 @@ func (s *hookServer) wait(t *testing.T, job string, n int) (l []hooked) {
 			return l
 		}
 		if time.Now().After(end) {
-			t.Fatalf("waited a minute for %d webhooks of %s; there are %+v", n, job, l)
+			t.Fatalf("waited a minute for %d webhooks of %s to %s; there are %+v", n, job, path, l)
 		}
 	}
 }
@@ -122,9 +156,12 @@ func TestWebhook(t *testing.T) {
 	c := connect(t, p)
 	added := askWebhook(t, c, jobs.WebhookAdd, jobs.EndpointRequest{URL: s.URL + "/endpoint", Events: []string{jobs.HookRunning, jobs.HookEnded}})
 	callbacks := askWebhook(t, c, jobs.WebhookSecret, nil).Secret
+	held := t.TempDir()
 	job := submit(t, c, jobs.Spec{
-		Image: "base", Steps: []jobs.Step{{Shell: "echo hello; sleep 3; exit 3"}}, Labels: map[string]string{"run": "7"}, Callbacks: []jobs.Callback{{URL: s.URL + "/callback"}},
+		Image: "base", Steps: []jobs.Step{{Shell: "cd " + held + "; echo hello; until [ -e go ]; do sleep 0.05; done; exit 3"}}, Limits: jobs.Limits{WallMS: 600_000}, Labels: map[string]string{"run": "7"}, Callbacks: []jobs.Callback{{URL: s.URL + "/callback"}},
 	})
+	s.waitAt(t, "/endpoint", job, 1) // that it runs, which the dispatcher hears by a heartbeat
+	letGo(t, held)
 	var paths []string
 	for _, h := range s.wait(t, job, 3) {
 		paths = append(paths, h.path+" "+h.hook.Type)
@@ -162,13 +199,10 @@ func TestWebhook(t *testing.T) {
 	s.setDown(false)
 	p = start(t, o)
 	c = connect(t, p)
-	for _, h := range s.wait(t, job, 2) {
-		if h.path == "/callback" {
-			verify(t, callbacks, h)
-			if h.id != pending.ID {
-				t.Errorf("the delivery is %s, and was %s before the crash", h.id, pending.ID)
-			}
-		}
+	h := s.waitAt(t, "/callback", job, 1)[0]
+	verify(t, callbacks, h)
+	if h.id != pending.ID {
+		t.Errorf("the delivery is %s, and was %s before the crash", h.id, pending.ID)
 	}
 	done := askWebhook(t, c, jobs.WebhookDelivery, jobs.DeliveryID{ID: pending.ID}).Delivery
 	for done.State == jobs.DeliveryPending { // the server has it, and the ledger not yet
