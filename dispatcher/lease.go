@@ -82,10 +82,22 @@ func (d *Dispatcher) begin(r jobs.LeaseRequest) (*poll, error) {
 	}
 	w.warm = r.Warm // the matcher reduces it by what it gives
 	p := &poll{worker: r.Worker, slots: r.Slots, free: r.Free, session: r.Session, matched: make(chan []*ledger.Entry, 1)}
+	d.supersede(r.Worker)
 	d.polls = append(d.polls, p)
 	d.dismiss()
 	d.match()
 	return p, nil
+}
+
+// supersede answers a worker's poll with nothing when it asks anew: it has given that up, with its connection or in its life before, and what
+// it got would be lost on its way. d.mu is held.
+func (d *Dispatcher) supersede(worker string) {
+	d.polls = slices.DeleteFunc(d.polls, func(p *poll) bool {
+		if p.worker == worker {
+			p.matched <- []*ledger.Entry{}
+		}
+		return p.worker == worker
+	})
 }
 
 // dismiss answers the polls of workers that take no more, with nothing: what they got nobody would run. d.mu is held.

@@ -141,6 +141,24 @@ func TestLeaseWithdrawn(t *testing.T) {
 	})
 }
 
+// A worker asks one request after the other. One that stands when it asks anew was given up, with a connection that was lost or a process that was
+// killed and goes on in its session: it is answered at once, and takes no job with it.
+func TestLeaseAskedAnew(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		start := time.Now()
+		given := a.ask(r.Context(), a.request(8, 20*time.Second))
+		anew := a.ask(r.Context(), a.request(8, 20*time.Second))
+		if got := given.leases(t); len(got) != 0 || given.at.Sub(start) > 0 {
+			r.Errorf("who listens no more was answered %v after %v, want nothing at once", names(got), given.at.Sub(start))
+		}
+		j := r.admit(spec())
+		if diff := gocmp.Diff([]string{j.ID}, names(anew.leases(t))); diff != "" {
+			r.Errorf("leased (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // A request that stands when its worker is started anew, or begins to drain, is answered at once, and not with jobs: nobody would run them.
 func TestLeaseOfAWorkerThatHasGone(t *testing.T) {
 	for name, leave := range map[string]func(a *hand){
