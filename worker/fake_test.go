@@ -137,10 +137,13 @@ func (f *fleet) set(change func()) {
 	f.changed.Broadcast()
 }
 
+// patience is longer than a loaded machine holds anything up: only what hangs is cut off.
+const patience = 2 * time.Minute
+
 // until waits for a condition on the fleet.
 func (f *fleet) until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	stop := context.AfterFunc(ctx, f.changed.Broadcast)
 	defer stop()

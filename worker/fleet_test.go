@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ const (
 	realTTL  = 3 * time.Second
 	realBeat = 400 * time.Millisecond
 	// realGrace is more than a loaded machine holds a worker up for: no test here needs a silent one declared lost.
-	realGrace = 30 * time.Second
+	realGrace = 5 * time.Minute
 )
 
 // realFleet is all of Paddock but the worker.
@@ -100,6 +101,42 @@ func testWorker(dir string, b *bus.Bus) worker.Config {
 	}
 }
 
+// endings are the input of programs that run until a test has them end, each by its job: what is done meanwhile takes the time that it takes.
+type endings struct {
+	mu sync.Mutex
+	of map[string]input
+}
+
+func (e *endings) job(id string) input {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.of == nil {
+		e.of = map[string]input{}
+	}
+	if e.of[id] == nil {
+		e.of[id] = make(input)
+	}
+	return e.of[id]
+}
+
+// end has a job's program end, in whichever attempt, also in one that is still to begin.
+func (e *endings) end(job string) { close(e.job(job)) }
+
+func (e *endings) OpenStdin(ctx context.Context, tenant, job string, w io.WriteCloser) (serve func(), err error) {
+	wait, err := e.job(job).OpenStdin(ctx, tenant, job, w)
+	return func() {
+		_, _ = io.WriteString(w, "begun\n") // the attempt may be over
+		wait()
+	}, err
+}
+
+// untilEnded gives a job of which the first program prints "begun" and runs until it is ended. The others follow.
+func untilEnded(more ...[]string) jobs.Spec {
+	s := limited(steps(append([][]string{{"cat"}}, more...)...), time.Hour, 0)
+	s.StdinStream = true
+	return s
+}
+
 // work runs a worker until the test's end.
 func (f *realFleet) work(change func(*worker.Config)) {
 	f.Helper()
@@ -114,7 +151,7 @@ func (f *realFleet) work(change func(*worker.Config)) {
 	go func() { done <- w.Run(ctx, drain) }()
 	f.Cleanup(func() {
 		close(drain)
-		time.AfterFunc(10*time.Second, abort)
+		time.AfterFunc(time.Minute, abort)
 		if err := <-done; err != nil {
 			f.Error("worker:", err)
 		}
@@ -131,7 +168,7 @@ func (f *realFleet) submit(s jobs.Spec) string {
 	if err != nil {
 		f.Fatal(err)
 	}
-	m, err := f.nats.Plain().Request(jobs.SubmitSubject("default"), body, 20*time.Second)
+	m, err := f.nats.Plain().Request(jobs.SubmitSubject("default"), body, time.Minute)
 	if err != nil {
 		f.Fatal("submit:", err)
 	}
@@ -215,35 +252,35 @@ func TestRealOutage(t *testing.T) {
 		restart bool
 	}{{"the dispatcher stays", false}, {"the dispatcher is started anew", true}} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newRealFleet(t)
-			f.work(func(*worker.Config) {})
-			long := f.submit(limited(steps([]string{"echo", "before"}, []string{"sleep", "8"}, []string{"echo", "after"}), time.Minute, 0))
-			short := f.submit(steps([]string{"sleep", "6"}, []string{"echo", "short"}))
-			withPort := limited(steps([]string{"sleep", "9"}), time.Minute, 0)
+			f, programs := newRealFleet(t), &endings{}
+			f.work(func(c *worker.Config) { c.Stdin = programs })
+			long, short := f.submit(untilEnded([]string{"echo", "after"})), f.submit(untilEnded([]string{"echo", "short"}))
+			withPort := untilEnded()
 			withPort.Network.Ports = []int{80}
 			acts := f.submit(withPort)
+			before := map[string]int{} // attempts: a machine with a port is ended whenever its worker was held up for as long as a lease
 			for _, id := range []string{long, short, acts} {
-				f.job(id, "runs", running)
+				before[id] = f.job(id, "runs", running).Attempt
 			}
 			if tt.restart {
 				f.stop()
 			}
 			f.nats.Close()
+			programs.end(short)
 			time.Sleep(2 * realTTL)
 			f.nats.Restart()
 			if tt.restart {
 				f.dispatch()
 			}
-			for id, want := range map[string]string{long: "before\nafter\n", short: "short\n", acts: ""} {
+			programs.end(long)
+			f.job(acts, "is given out again", func(j jobs.Job) bool { return j.Attempt > before[acts] })
+			programs.end(acts)
+			for id, want := range map[string]string{long: "begun\nafter\n", short: "begun\nshort\n", acts: "begun\n"} {
 				j := f.job(id, "ends", over)
-				attempts := 1
-				if id == acts {
-					attempts = 2
-				}
-				if j.Result == nil || !j.Result.Success() || j.Attempt != attempts {
+				if j.Result == nil || !j.Result.Success() || id != acts && j.Attempt != 1 {
 					t.Errorf("%s ended in attempt %d: %+v", id, j.Attempt, j.Result)
 				}
-				if got := string(output(t, attemptOf(f.history(id), attempts))); got != want {
+				if got := string(output(t, attemptOf(f.history(id), j.Attempt))); got != want {
 					t.Errorf("%s told %q, want %q", id, got, want)
 				}
 			}
@@ -282,23 +319,25 @@ func TestRealOutageOfAChattyJob(t *testing.T) {
 func TestRealOutageAndWorkerKilled(t *testing.T) {
 	f := newRealFleet(t)
 	dir := t.TempDir()
-	kill := startWorker(t, dir, f.nats.URL())
-	runs := f.submit(limited(steps([]string{"echo", "begun"}, []string{"sleep", "12"}), time.Minute, 0))
-	ends := f.submit(steps([]string{"sleep", "6"}, []string{"echo", "ended"}))
+	end, kill := startWorker(t, dir, f.nats.URL())
+	runs, ends := f.submit(untilEnded()), f.submit(untilEnded([]string{"echo", "ended"}))
 	f.job(runs, "runs", running)
 	f.job(ends, "runs", running)
 	f.nats.Close()
+	end(ends)
+	time.Sleep(2 * realTTL) // so that no request for leases stands of the one that is killed: it goes on in its session, which may be given some for it
 	bustest.Eventually(t, "the result is in the spool", func() bool {
 		l, err := filepath.Glob(filepath.Join(dir, "spool", ends+".*.json"))
 		return err == nil && len(l) == 1
 	})
 	kill()
 	f.nats.Restart()
-	startWorker(t, dir, f.nats.URL())
+	end, _ = startWorker(t, dir, f.nats.URL())
+	end(runs)
 	for id, want := range map[string]struct {
 		attempt int
 		told    string
-	}{runs: {2, "begun\n"}, ends: {1, "ended\n"}} {
+	}{runs: {2, "begun\n"}, ends: {1, "begun\nended\n"}} {
 		j := f.job(id, "ends", over)
 		if j.Result == nil || !j.Result.Success() || j.Attempt != want.attempt {
 			t.Errorf("ended in attempt %d: %+v", j.Attempt, j.Result)
@@ -327,10 +366,11 @@ func TestRealOutageAndWorkerKilled(t *testing.T) {
 func TestRenamedWorker(t *testing.T) {
 	f := newRealFleet(t)
 	dir := t.TempDir()
-	kill := startWorker(t, dir, f.nats.URL())
-	id := f.submit(steps([]string{"sleep", "1"}, []string{"echo", "ended"}))
+	end, kill := startWorker(t, dir, f.nats.URL())
+	id := f.submit(untilEnded([]string{"echo", "ended"}))
 	f.job(id, "runs", running)
 	f.nats.Close()
+	end(id)
 	bustest.Eventually(t, "the result is in the spool", func() bool {
 		l, err := filepath.Glob(filepath.Join(dir, "spool", id+".*.json"))
 		return err == nil && len(l) == 1
@@ -341,7 +381,7 @@ func TestRenamedWorker(t *testing.T) {
 	if j := f.job(id, "ends", over); j.Result == nil || !j.Result.Success() || j.Attempt != 1 {
 		t.Errorf("ended in attempt %d: %+v", j.Attempt, j.Result)
 	}
-	if got := string(output(t, f.history(id))); got != "ended\n" {
+	if got := string(output(t, f.history(id))); got != "begun\nended\n" {
 		t.Errorf("told %q", got)
 	}
 }
@@ -349,17 +389,24 @@ func TestRenamedWorker(t *testing.T) {
 // workerEnv makes this test's binary a worker: its directory, and the server's URL.
 const workerEnv = "PADDOCK_TEST_WORKER"
 
-// beWorker is such a process's life, until it is killed.
+// beWorker is such a process's life, until it is killed. It is told on its input whose programs shall end.
 func beWorker(dir, url string) error {
 	ctx := zerolog.New(os.Stderr).WithContext(context.Background())
 	b, err := bus.Connect(ctx, bus.Config{URL: url, Name: "worker", Log: zerolog.Nop()})
 	if err != nil {
 		return err
 	}
-	w, err := worker.New(testWorker(dir, b))
+	cfg, programs := testWorker(dir, b), &endings{}
+	cfg.Stdin = programs
+	w, err := worker.New(cfg)
 	if err != nil {
 		return err
 	}
+	go func() {
+		for told := bufio.NewScanner(os.Stdin); told.Scan(); {
+			programs.end(told.Text())
+		}
+	}()
 	go func() {
 		<-w.Registered()
 		fmt.Println("registered")
@@ -367,13 +414,17 @@ func beWorker(dir, url string) error {
 	return w.Run(ctx, nil)
 }
 
-// startWorker starts a worker as a process of its own and waits until a dispatcher has taken it in.
-func startWorker(t *testing.T, dir, url string) (kill func()) {
+// startWorker starts a worker as a process of its own and waits until a dispatcher has taken it in. end has a job's program end.
+func startWorker(t *testing.T, dir, url string) (end func(job string), kill func()) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), workerEnv+"="+dir+" "+url)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,5 +439,10 @@ func startWorker(t *testing.T, dir, url string) (kill func()) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal("the worker ended:", err)
 	}
-	return kill
+	end = func(job string) {
+		if _, err := fmt.Fprintln(in, job); err != nil {
+			t.Error("the worker does not hear:", err)
+		}
+	}
+	return end, kill
 }

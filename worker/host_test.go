@@ -155,7 +155,7 @@ func TestAbortWithEverybodyAway(t *testing.T) {
 	abort(errors.New("second signal"))
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the worker does not end")
 	}
 }

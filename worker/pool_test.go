@@ -84,7 +84,7 @@ func newCensus(t *testing.T) (*rig, *census) {
 // settled waits until the counts are what they shall be, and stay.
 func settled(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still not: %s", what)
 		}

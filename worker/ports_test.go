@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/worker/forward"
@@ -43,7 +42,7 @@ func TestPorts(t *testing.T) {
 	if len(told) != 2 || told[0].Guest != 80 || told[1].Guest != 8080 || told[0].Host == told[1].Host {
 		t.Fatalf("told: %+v", told)
 	}
-	c, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second)
+	c, err := net.DialTimeout("tcp", told[1].Host, patience)
 	if err == nil {
 		defer c.Close()
 	} else if !errors.Is(err, syscall.ECONNRESET) { // that is the guest's refusal, which comes behind the host's consent
@@ -61,7 +60,7 @@ func TestPorts(t *testing.T) {
 	if rep := r.report(t, l.Job); !rep.Result.Success() {
 		t.Errorf("ended %s: %s", rep.Result.Ending, rep.Result.Reason)
 	}
-	if _, err := net.DialTimeout("tcp", told[1].Host, 5*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := net.DialTimeout("tcp", told[1].Host, patience); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Error("the port is open after the job's end:", err)
 	}
 	if status, body := get(t, told[1].URL); status != http.StatusNotFound || !strings.Contains(body, l.Job) {

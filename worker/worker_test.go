@@ -354,13 +354,10 @@ func TestReportWaitsForTheDispatcher(t *testing.T) {
 	if res := r.report(t, l.Job).Result; !res.Success() {
 		t.Errorf("ended %s", res.Ending)
 	}
-	left, err := os.ReadDir(filepath.Join(r.cfg.Dir, "spool"))
-	for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		left, err = os.ReadDir(filepath.Join(r.cfg.Dir, "spool"))
-	}
-	if err != nil || len(left) > 0 {
-		t.Errorf("left in the spool: %v %v", left, err)
-	}
+	settled(t, "nothing is left in the spool", func() bool {
+		left, err := os.ReadDir(filepath.Join(r.cfg.Dir, "spool"))
+		return err == nil && len(left) == 0
+	})
 }
 
 // An image that is built anew while the worker runs is what the next job gets; one whose template is gone is made again.
