@@ -11,12 +11,13 @@ import (
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 func TestMain(m *testing.M) {
 	// nats.go v1.55.0: where an object is stored so quickly that the Put's own context is cleaned up before this goroutine runs, it
 	// waits on a channel that is nil by then.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	leak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
 }
 
 func connect(t *testing.T, s *bustest.Server, opts ...client.Option) *client.Client {

@@ -11,14 +11,14 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/dispatcher"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/bubble"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 // rig is a dispatcher in a bubble, over a ledger that outlives it.
 type rig struct {

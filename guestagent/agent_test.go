@@ -12,11 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/guestagent/client"
 	"github.com/paddockvm/paddock/guestagent/wire"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 // TestMain makes the test binary an agent process where it is asked to be one.
@@ -25,7 +24,7 @@ func TestMain(m *testing.M) {
 		_ = guestagent.Process(os.NewFile(3, "host"), work)
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 func inProcess(t *testing.T) *client.Client {

@@ -11,10 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/images"
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 )
@@ -34,7 +33,7 @@ func TestMain(m *testing.M) {
 			return
 		}
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 func must(t testing.TB, err error) {

@@ -16,12 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/vmm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 func launch(t *testing.T, c vmm.Command) vmm.Process {
 	t.Helper()

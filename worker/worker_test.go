@@ -17,11 +17,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/guestagent"
 	"github.com/paddockvm/paddock/guestagent/wire"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/worker"
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 // rig is a worker on the in-process driver, its fleet and its board.

@@ -12,14 +12,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nkeys"
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/sys/unix"
 
 	"github.com/paddockvm/paddock/bus/access"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 func key(t *testing.T) (nkeys.KeyPair, string) {
 	t.Helper()

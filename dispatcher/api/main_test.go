@@ -15,13 +15,13 @@ import (
 	"testing"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/dispatcher/api"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 const (
 	job  = "019a2b3c-4d5e-7f60-8123-456789abcdef"

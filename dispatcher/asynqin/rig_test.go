@@ -11,11 +11,11 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/dispatcher/asynqin"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 func TestMain(m *testing.M) {
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		child()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 // rig is a Redis, a producer that knows asynq alone, a brain, and bridges between them.

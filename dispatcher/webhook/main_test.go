@@ -16,15 +16,15 @@ import (
 
 	"github.com/rs/zerolog"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/dispatcher/webhook"
 	"github.com/paddockvm/paddock/dispatcher/webhook/webhooktest"
 	"github.com/paddockvm/paddock/jobs"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 // received is a request that a receiver got.
 type received struct {

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/images"
 	"github.com/paddockvm/paddock/images/build"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 // This program is the tests, and other processes that build.
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 func must(t testing.TB, err error) {

@@ -6,8 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/cloudhypervisor"
 	"github.com/paddockvm/paddock/vmm/vmmtest"
@@ -19,7 +18,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "jail-exec" {
 		jail.Child(os.Args[2])
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 // TestRealJailed boots, snapshots and clones inside the jail: another uid, no file of the host's but libraries, filters of system calls.

@@ -13,15 +13,14 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"go.uber.org/goleak"
-
 	"github.com/paddockvm/paddock/test/bubble"
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/vmm"
 	"github.com/paddockvm/paddock/vmm/inproc"
 	"github.com/paddockvm/paddock/vmm/vmmtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 // guests are what the machines of a driver run: each answers lines, and keeps a value for as long as its machine lives.
 type guests struct{ values sync.Map }

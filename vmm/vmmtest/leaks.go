@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 // NoLeaks counts now, and again when the test and its clean-ups registered after this call are over: this process's descriptors,
@@ -22,12 +24,12 @@ func NoLeaks(t testing.TB, dirs ...string) {
 		if t.Failed() {
 			return // the first failure tells more
 		}
-		if err := goleak.Find(goroutines); err != nil {
+		if err := leak.Find(goroutines); err != nil {
 			t.Errorf("goroutines left: %v", err)
 		}
 		var diff string
 		// A closed descriptor is gone at once, but the runtime closes some (a process's pidfd) behind our back.
-		for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 			if diff = cmp.Diff(before, holdings(t, dirs)); diff == "" {
 				return
 			}

@@ -13,12 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/worker/forward"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 // guest listens on a port of its own, which is what the test's dial connects to, whatever the port's number in the guest.
 type guest struct {

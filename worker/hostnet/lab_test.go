@@ -20,9 +20,9 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/worker/hostnet"
 )
 
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 			churn(os.Args[2])
 		}
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 func needRoot(t testing.TB) {

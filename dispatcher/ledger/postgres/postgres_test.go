@@ -4,15 +4,14 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/dispatcher/ledger/ledgertest"
 	"github.com/paddockvm/paddock/dispatcher/ledger/postgres"
+	"github.com/paddockvm/paddock/test/leak"
 	"github.com/paddockvm/paddock/test/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.VerifyTestMain(m) }
 
 // databases gives each test a database of its own, the same each time.
 type databases struct {

@@ -6,18 +6,17 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/paddockvm/paddock/dispatcher/ledger"
 	"github.com/paddockvm/paddock/dispatcher/ledger/ledgertest"
 	"github.com/paddockvm/paddock/dispatcher/ledger/sqlite"
+	"github.com/paddockvm/paddock/test/leak"
 )
 
 func TestMain(m *testing.M) {
 	if file := os.Getenv(crashFile); file != "" {
 		os.Exit(crashing(file))
 	}
-	goleak.VerifyTestMain(m)
+	leak.VerifyTestMain(m)
 }
 
 func TestHalfway(t *testing.T) {
