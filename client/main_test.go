@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/client"
@@ -15,9 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// nats.go v1.55.0: where an object is stored so quickly that the Put's own context is cleaned up before this goroutine runs, it
-	// waits on a channel that is nil by then.
-	leak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	leak.VerifyTestMain(m, leak.NATS()...)
 }
 
 func connect(t *testing.T, s *bustest.Server, opts ...client.Option) *client.Client {

@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/jobs"
@@ -22,9 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// nats.go v1.55.0: where an object is stored so quickly that the Put's own context is cleaned up before this goroutine runs, it
-	// waits on a channel that is nil by then.
-	leak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+	leak.VerifyTestMain(m, leak.NATS()...)
 }
 
 func jetStream(t *testing.T) jetstream.JetStream {

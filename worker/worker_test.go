@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	leak.VerifyTestMain(m)
+	leak.VerifyTestMain(m, leak.NATS()...)
 }
 
 // rig is a worker on the in-process driver, its fleet and its board.

@@ -63,7 +63,7 @@ func TestBurst(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(2 * time.Minute); len(left) > 0; left = refusedOf(t, errs) {
+	for end := time.Now().Add(10 * time.Minute); len(left) > 0; left = refusedOf(t, errs) {
 		if time.Now().After(end) {
 			t.Fatalf("%d are refused still", len(left))
 		}

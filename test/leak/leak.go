@@ -39,3 +39,15 @@ func find(patience time.Duration, options ...goleak.Option) error {
 		}
 	}
 }
+
+// NATS are goroutines that NATS' own code leaves now and then.
+func NATS() []goleak.Option {
+	return []goleak.Option{
+		// nats.go v1.55.0: where an object is stored so quickly that the Put's own context is cleaned up before this goroutine runs, it waits on a
+		// channel that is nil by then.
+		goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"),
+		// nats-server v2.15.2: fileStore.stop closes all blocks, lets go of its lock to write its state, and only then takes no more messages; a block
+		// that one of those begins nobody closes.
+		goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*msgBlock).flushLoop"),
+	}
+}
