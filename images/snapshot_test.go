@@ -564,8 +564,9 @@ func TestSnapshotRaces(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // two seconds where nothing else is done
 	defer cancel()
 	var made, opened, missed, collected atomic.Int64
-	var workers sync.WaitGroup
+	var workers, ready sync.WaitGroup
 	stop := make(chan struct{})
+	ready.Add(3) // who open and collect, however late they come
 	for range 2 {
 		workers.Go(func() {
 			n, err := reopen(t, s).Snapshots()
@@ -573,6 +574,7 @@ func TestSnapshotRaces(t *testing.T) {
 				t.Error(err)
 				return
 			}
+			ready.Wait()
 			last := ""
 			for i := range 12 {
 				m := &living{tmpl: base.tmpl, memory: bytes.Clone(base.memory), disk: bytes.Clone(base.disk)}
@@ -599,6 +601,7 @@ func TestSnapshotRaces(t *testing.T) {
 	for range 2 {
 		others.Go(func() {
 			n, err := reopen(t, s).Snapshots()
+			ready.Done()
 			if err != nil {
 				t.Error(err)
 				return
@@ -636,6 +639,7 @@ func TestSnapshotRaces(t *testing.T) {
 	}
 	others.Go(func() {
 		n, err := reopen(t, s).Snapshots()
+		ready.Done()
 		if err != nil {
 			t.Error(err)
 			return
@@ -654,6 +658,9 @@ func TestSnapshotRaces(t *testing.T) {
 		}
 	})
 	workers.Wait()
+	for made.Load() >= 5 && (opened.Load() == 0 || collected.Load() == 0) && !t.Failed() && ctx.Err() == nil {
+		time.Sleep(5 * time.Millisecond) // there is something for both
+	}
 	close(stop)
 	others.Wait()
 	if made.Load() < 5 || opened.Load() == 0 || collected.Load() == 0 {
