@@ -481,7 +481,7 @@ func (v *fakeVMM) mux(l *net.UnixListener, g *fakeGuest) {
 	port := uint32(1<<30 - 1)
 	v.accept(l, func(c *net.UnixConn) func() {
 		line := make([]byte, 0, 32)
-		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 		for b := make([]byte, 1); len(line) < cap(line) && !bytes.HasSuffix(line, []byte("\n")); line = append(line, b[0]) {
 			if _, err := c.Read(b); err != nil {
 				return nil
