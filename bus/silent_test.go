@@ -3,6 +3,7 @@ package bus_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"github.com/paddockvm/paddock/bus"
@@ -113,14 +115,21 @@ func TestSilentServer(t *testing.T) {
 	}
 	used.gate.Lock()
 	defer used.gate.Unlock()
-	const within = 15 * time.Second // a lease, where nobody has said otherwise
-	for start := time.Now(); !other.used(); time.Sleep(50 * time.Millisecond) {
-		if time.Since(start) > within {
-			t.Fatalf("after %v it still waits for a server that says nothing", within)
-		}
-	}
+	within(t, 15*time.Second, "it leaves a server that says nothing", other.used) // a lease, where nobody has said otherwise
 	bustest.Eventually(t, "connected to the other", b.Connected)
 	bustest.Publish(t, b, bustest.Event(jobs.NewID(), 1, 1, "x"))
+}
+
+// within waits for something, so long in the time that this process has: what a loaded machine holds it up for is no time to it.
+func within(t *testing.T, d time.Duration, what string, ok func() bool) {
+	t.Helper()
+	const tick = 50 * time.Millisecond
+	for had := time.Duration(0); !ok(); had += tick {
+		if had > d {
+			t.Fatalf("after %v still not: %s", d, what)
+		}
+		time.Sleep(tick)
+	}
 }
 
 // TestSilentDispatcher: requests do not go for long to a dispatcher that says nothing any more, on a connection that seems to live, when another
@@ -145,15 +154,16 @@ func TestSilentDispatcher(t *testing.T) {
 func answered(t *testing.T, s *bustest.Server) {
 	t.Helper()
 	nc := s.Plain()
-	const within, inARow = 30 * time.Second, 20 // by chance one of a million times
-	for start, n := time.Now(), 0; n < inARow; {
-		if _, err := nc.Request(jobs.GetSubject("acme"), []byte(`{"id":"none"}`), time.Second); err == nil {
+	const most, inARow = 30, 20 // seconds, one for each that is lost; and by chance one of a million times
+	for lost, n := 0, 0; n < inARow; {
+		_, err := nc.Request(jobs.GetSubject("acme"), []byte(`{"id":"none"}`), time.Second)
+		if err == nil {
 			n++
 			continue
 		}
 		n = 0
-		if time.Since(start) > within {
-			t.Fatalf("after %v requests are still lost", within)
+		if lost++; lost > most || !errors.Is(err, nats.ErrTimeout) {
+			t.Fatalf("%d requests were lost: %v", lost, err)
 		}
 	}
 }
@@ -236,10 +246,5 @@ func TestSilentServerOfCallout(t *testing.T) {
 	})
 	defer running.Wait()
 	defer cancel()
-	const within = 30 * time.Second // 12 s, on a loaded machine
-	select {
-	case <-connected:
-	case <-time.After(within):
-		t.Errorf("after %v it still waits for a server that says nothing", within)
-	}
+	within(t, 30*time.Second, "it leaves a server that says nothing", func() bool { return len(connected) > 0 }) // 12 s, on a loaded machine
 }
