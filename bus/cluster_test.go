@@ -44,13 +44,16 @@ func leader(t *testing.T, what string, leads func() int) (i int) {
 	return i
 }
 
-func replicas(t *testing.T, js jetstream.JetStream, stream string) int {
+func replicas(t *testing.T, js jetstream.JetStream, stream string) (n int) {
 	t.Helper()
-	st, err := js.Stream(t.Context(), stream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return st.CachedInfo().Config.Replicas
+	again(t, "what there is of "+stream, func() error {
+		st, err := js.Stream(t.Context(), stream)
+		if err == nil {
+			n = st.CachedInfo().Config.Replicas
+		}
+		return err
+	})
+	return n
 }
 
 // What nobody answers who may have been asked, because nobody leads, is given up: whoever publishes tries again, and then it is stored.
@@ -68,7 +71,7 @@ func TestClusterRepublishWithoutLeader(t *testing.T) {
 		g.Go(func() error {
 			begun := time.Now()
 			err := d.Republish(t.Context(), e)
-			if took := time.Since(begun); took > 30*time.Second {
+			if took := time.Since(begun); took > time.Minute {
 				return errors.Join(fmt.Errorf("with one server of three it took %v", took), err)
 			}
 			return nil
@@ -88,9 +91,10 @@ func TestCluster(t *testing.T) {
 	c := bustest.StartCluster(t, 3)
 	js := operator(t, c)
 	bucket := "OBJ_" + jobs.ObjectBucket("old")
-	if _, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: jobs.ObjectBucket("old"), MaxBytes: 1 << 20}); err != nil {
-		t.Fatal(err)
-	}
+	again(t, "a bucket that is there", func() error {
+		_, err := js.CreateOrUpdateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: jobs.ObjectBucket("old"), MaxBytes: 1 << 20})
+		return err
+	})
 	one := c.Connect(bus.Config{Creds: c.Keys.Dispatcher(), Replicas: 1})
 	bustest.Publish(t, one, bustest.Event("j", 1, 1, "x"))
 	for _, s := range []string{jobs.StreamEvents, jobs.StreamSubmit, jobs.StreamDLQ, bucket} {
@@ -104,12 +108,12 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%s has %d replicas", s, n)
 		}
 	}
-	if has, err := d.Has(t.Context(), bustest.Event("j", 1, 1, "x")); err != nil || !has {
-		t.Errorf("the event that was there: %v, %v", has, err)
-	}
-	if ref, err := d.PutObject(t.Context(), "new", strings.NewReader("x")); err != nil {
-		t.Errorf("put %v: %v", ref, err)
-	} else if n := replicas(t, js, "OBJ_"+jobs.ObjectBucket("new")); n != 3 {
+	has(t, d, bustest.Event("j", 1, 1, "x"), true)
+	again(t, "an object is stored", func() error {
+		_, err := d.PutObject(t.Context(), "new", strings.NewReader("x"))
+		return err
+	})
+	if n := replicas(t, js, "OBJ_"+jobs.ObjectBucket("new")); n != 3 {
 		t.Errorf("a new bucket has %d replicas", n)
 	}
 	t.Run("Callout", func(t *testing.T) { testCallout(t, c, d) })
@@ -245,18 +249,18 @@ func testWorkerAtLeaf(t *testing.T, c *bustest.Cluster) {
 	})
 	job := jobs.NewID()
 	bustest.Publish(t, w, bustest.Event(job, 1, 1, "x"), bustest.Event(job, 1, 2, "x"))
-	if has, err := w.Has(t.Context(), bustest.Event(job, 1, 2, "x")); err != nil || !has {
-		t.Errorf("the event that was published: %v, %v", has, err)
-	}
-	ref, err := w.PutObject(t.Context(), "acme", strings.NewReader("artifact"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := w.GetObject(t.Context(), "acme", ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Close()
+	has(t, w, bustest.Event(job, 1, 2, "x"), true)
+	again(t, "an object is stored and read", func() error {
+		ref, err := w.PutObject(t.Context(), "acme", strings.NewReader("artifact"))
+		if err != nil {
+			return err
+		}
+		r, err := w.GetObject(t.Context(), "acme", ref)
+		if err != nil {
+			return err
+		}
+		return r.Close()
+	})
 }
 
 // Events and enqueued specs are published while one server after the other is lost, the streams' leaders too. What fails is published
@@ -370,14 +374,14 @@ func keptInOrder(t *testing.T, js jetstream.JetStream, job string, last int64) {
 			t.Fatalf("%s: got the event %s, want %d", job, id, i+1)
 		}
 	}
-	st, err := js.Stream(t.Context(), jobs.StreamEvents)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := st.Info(t.Context(), jetstream.WithSubjectFilter(jobs.EventSubject("default", job)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var info *jetstream.StreamInfo
+	again(t, "how many events there are", func() error {
+		st, err := js.Stream(t.Context(), jobs.StreamEvents)
+		if err == nil {
+			info, err = st.Info(t.Context(), jetstream.WithSubjectFilter(jobs.EventSubject("default", job)))
+		}
+		return err
+	})
 	if n := info.State.Subjects[jobs.EventSubject("default", job)]; int64(n) != last {
 		t.Errorf("%s: %d events are stored, %d were published", job, n, last)
 	}

@@ -36,7 +36,7 @@ func newRedirection(t *testing.T) *redirection {
 	w := r.s.As(seed, nats.CustomInboxPrefix("_INBOX-worker.w1"))
 	for _, subject := range r.from {
 		m := &nats.Msg{Subject: subject, Data: []byte(r.spec), Header: nats.Header{jetstream.StreamHeader: {"MINE"}, jetstream.SubjectHeader: {"mine"}}}
-		if _, err := w.RequestMsg(m, 10*time.Second); err != nil {
+		if _, err := w.RequestMsg(m, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -362,9 +362,7 @@ func (d *dies) Admit(ctx context.Context, tenant string, spec *jobs.Spec) (jobs.
 // shorten makes the server give up on a dispatcher's ack: the consumer is made anew, and everything in the stream is delivered again.
 func shorten(q queue) {
 	q.Helper()
-	ctx, cancel := context.WithTimeout(q.Context(), 10*time.Second)
-	defer cancel()
-	if err := q.js.DeleteConsumer(ctx, jobs.StreamSubmit, "dispatcher"); err != nil {
+	if err := q.js.DeleteConsumer(q.Context(), jobs.StreamSubmit, "dispatcher"); err != nil {
 		q.Fatal(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/paddockvm/paddock/bus/access"
 	"github.com/paddockvm/paddock/bus/bustest"
@@ -36,7 +37,7 @@ func TestClusterObjects(t *testing.T) {
 	defer cl.Close()
 	ctx, cancel := context.WithDeadline(t.Context(), bustest.Patience(t))
 	defer cancel()
-	again := func(do func() error) {
+	retry := func(do func() error) {
 		t.Helper()
 		for {
 			err := do()
@@ -69,11 +70,11 @@ func TestClusterObjects(t *testing.T) {
 		defer f.Close()
 		for range 2 { // the second makes it as new
 			var ref jobs.ObjectRef
-			again(func() (err error) {
+			retry(func() (err error) {
 				ref, err = cl.PutObject(ctx, f)
 				return err
 			})
-			again(func() error {
+			retry(func() error {
 				r, err := cl.GetObject(ctx, ref)
 				if err != nil {
 					return err
@@ -87,25 +88,19 @@ func TestClusterObjects(t *testing.T) {
 			})
 		}
 	}
-	st, err := js.Stream(ctx, "OBJ_"+jobs.ObjectBucket("acme"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := st.CachedInfo().Config.Replicas; n != 3 {
+	if n := replicas(t, js, "OBJ_"+jobs.ObjectBucket("acme")); n != 3 {
 		t.Errorf("the bucket has %d replicas, want 3", n)
 	}
 	store := objects.NewJetStream(js)
-	if err := store.Sweep(ctx, "acme", time.Now()); err != nil { // what puts left that were cut off, which were made again
-		t.Fatal(err)
-	}
-	o, err := js.ObjectStore(ctx, jobs.ObjectBucket("acme"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := o.List(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again(t, "the bucket is swept", func() error { return store.Sweep(ctx, "acme", time.Now()) }) // what puts left that were cut off, which were made again
+	var l []*jetstream.ObjectInfo
+	again(t, "the bucket is listed", func() error {
+		o, err := js.ObjectStore(ctx, jobs.ObjectBucket("acme"))
+		if err == nil {
+			l, err = o.List(ctx)
+		}
+		return err
+	})
 	for _, i := range l {
 		if !jobs.IsDigest(i.Name) {
 			t.Errorf("there is %q", i.Name)

@@ -20,7 +20,7 @@ import (
 // request asks as any client does and gives the answer as it came.
 func request(t *testing.T, nc *nats.Conn, subject, body string) map[string]any {
 	t.Helper()
-	m, err := nc.Request(subject, []byte(body), 20*time.Second)
+	m, err := nc.Request(subject, []byte(body), time.Minute)
 	if err != nil {
 		t.Fatalf("%s: %v", subject, err)
 	}
@@ -90,7 +90,7 @@ func TestRequests(t *testing.T) {
 		})
 	}
 	for _, subject := range []string{"paddock.v1.submit", "paddock.v1.submit.a.b", "paddock.v2.submit.default", "paddock.v1.job.default." + other + ".pause"} {
-		if _, err := nc.Request(subject, []byte(hello), 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+		if _, err := nc.Request(subject, []byte(hello), time.Minute); !errors.Is(err, nats.ErrNoResponders) {
 			t.Errorf("%s: got %v, want no responders", subject, err)
 		}
 	}
@@ -238,7 +238,7 @@ func TestServeEnds(t *testing.T) {
 	stopped := make(chan struct{})
 	go func() { stop(); close(stopped) }()
 	bustest.Eventually(t, "no more are taken", func() bool {
-		_, err := nc.Request("paddock.v1.fleet.heartbeat", nil, 5*time.Second)
+		_, err := nc.Request("paddock.v1.fleet.heartbeat", nil, time.Minute)
 		return errors.Is(err, nats.ErrNoResponders)
 	})
 	close(go_)

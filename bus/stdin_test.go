@@ -20,7 +20,7 @@ func TestStdin(t *testing.T) {
 	w, nc := s.Connect(), s.Plain()
 	job := jobs.NewID()
 	subject := "paddock.v1.job.default." + job + ".stdin"
-	if _, err := nc.Request(subject, []byte(`{"text": "x"}`), 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+	if _, err := nc.Request(subject, []byte(`{"text": "x"}`), time.Minute); !errors.Is(err, nats.ErrNoResponders) {
 		t.Errorf("before it runs: got %v, want no responders", err)
 	}
 	program, pipe := io.Pipe()
@@ -69,7 +69,7 @@ func TestStdin(t *testing.T) {
 	cancel()
 	<-done
 	bustest.Eventually(t, "nobody takes input any more", func() bool {
-		_, err := nc.Request(subject, nil, 5*time.Second)
+		_, err := nc.Request(subject, nil, time.Minute)
 		return errors.Is(err, nats.ErrNoResponders)
 	})
 }
@@ -91,7 +91,7 @@ func TestStdinRefused(t *testing.T) {
 	if v := request(t, nc, "paddock.v1.job.default."+job+".stdin", `{"text": "x"}`); codeIn(v) != "conflict" || !strings.Contains(fmt.Sprint(v), "no more input") {
 		t.Errorf("got %v", v)
 	}
-	if _, err := nc.Request("paddock.v1.job.other."+job+".stdin", []byte(`{"text": "x"}`), 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+	if _, err := nc.Request("paddock.v1.job.other."+job+".stdin", []byte(`{"text": "x"}`), time.Minute); !errors.Is(err, nats.ErrNoResponders) {
 		t.Errorf("another tenant: got %v, want no responders", err)
 	}
 	cancel()

@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -42,7 +43,7 @@ func newDisk(t *testing.T, size string) disk {
 	return d
 }
 
-// resize gives it another size: what is less than it holds is as much as that.
+// resize gives it another size, of no less than it holds.
 func (d disk) resize(size string) {
 	d.Helper()
 	if err := syscall.Mount("", d.dir, "", syscall.MS_REMOUNT, "size="+size); err != nil {
@@ -53,11 +54,19 @@ func (d disk) resize(size string) {
 // fill leaves no room.
 func (d disk) fill() {
 	d.Helper()
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(d.dir, &st); err != nil {
-		d.Fatal(err)
+	for {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(d.dir, &st); err != nil {
+			d.Fatal(err)
+		}
+		err := syscall.Mount("", d.dir, "", syscall.MS_REMOUNT, fmt.Sprint("size=", (st.Blocks-st.Bfree)*uint64(st.Bsize)))
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, syscall.EINVAL) { // the server has written something since it was measured
+			d.Fatal(err)
+		}
 	}
-	d.resize(fmt.Sprint((st.Blocks - st.Bfree) * uint64(st.Bsize)))
 }
 
 func (d disk) embed() *bus.Server {

@@ -35,7 +35,7 @@ func TestWebhooks(t *testing.T) {
 	nc := s.Plain()
 	ask := func(tenant, op, body string) (r jobs.WebhookReply) {
 		t.Helper()
-		m, err := nc.Request(jobs.WebhookSubject(tenant, op), []byte(body), 10*time.Second)
+		m, err := nc.Request(jobs.WebhookSubject(tenant, op), []byte(body), time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -121,22 +121,27 @@ func Serve(tb testing.TB, b *bus.Bus, brain bus.Brain) (stop func()) {
 	return stop
 }
 
+// patience is how long Eventually waits: a cluster that has to agree again, on a disk that stalls for seconds, takes more than a minute.
+const patience = 5 * time.Minute
+
 // Eventually waits for something that no channel tells of.
 func Eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			tb.Errorf("waited a minute, and still not: %s", what)
+			tb.Errorf("waited %v, and still not: %s", patience, what)
 			return
 		}
 	}
 }
 
-// Publish stores events as callers do: what is unavailable, be it that the machine is loaded, is tried again.
+// Publish stores events as callers do: what is unavailable, be it that the machine is loaded, is published again, as what may be stored.
 func Publish(tb testing.TB, b *bus.Bus, events ...jobs.Event) {
 	tb.Helper()
+	publish := b.Publish
 	Eventually(tb, "the events are stored", func() bool {
-		err := b.Publish(context.WithoutCancel(tb.Context()), events...)
+		err := publish(context.WithoutCancel(tb.Context()), events...)
+		publish = b.Republish
 		if e, ok := errors.AsType[*jobs.Error](err); ok && e.Code == jobs.CodeUnavailable {
 			return false
 		}

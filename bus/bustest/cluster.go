@@ -72,7 +72,7 @@ func StartCluster(tb testing.TB, n int) *Cluster {
 			c.Stop(i)
 		}
 	})
-	Eventually(tb, "the cluster has a leader", func() bool { return c.Leader() >= 0 })
+	c.led()
 	return c
 }
 
@@ -154,6 +154,16 @@ func run(tb testing.TB, o *server.Options) *server.Server {
 		tb.Fatalf("server %s does not come up", o.ServerName)
 	}
 	return s
+}
+
+// led waits until the cluster has a leader.
+func (c *Cluster) led() {
+	c.tb.Helper()
+	for end := Patience(c.tb); c.Leader() < 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			c.tb.Fatal("the cluster has still no leader")
+		}
+	}
 }
 
 // Stop ends one server, whose connections are lost. It may be called again.
