@@ -25,7 +25,7 @@ import (
 func TestRequests(t *testing.T) {
 	port := fmt.Sprint(harness.FreePort(t)) // nobody listens there
 	p := paddock(t, "--webhook-allow", "127.0.0.0/8", "--webhook-ports", port)
-	nc, err := nats.Connect(p.URL)
+	nc, err := nats.Connect(p.URL, nats.Timeout(loaded))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,10 +146,13 @@ type asker struct {
 	schemas map[string]*jsonschema.Schema
 }
 
+// loaded bounds an answer on a machine that is loaded, where clients have less patience.
+const loaded = time.Minute
+
 // raw asks without looking.
 func (a *asker) raw(subject, body string) map[string]any {
 	a.Helper()
-	m, err := a.nc.Request("paddock.v1."+subject, []byte(body), 15*time.Second)
+	m, err := a.nc.Request("paddock.v1."+subject, []byte(body), loaded)
 	if err != nil {
 		a.Fatalf("%s: %v", subject, err)
 	}
@@ -190,7 +193,7 @@ func (a *asker) send(subject, request string, m *nats.Msg, code jobs.Code) map[s
 		a.fits(subject, r.request, []byte(request), r.may)
 	}
 	m.Subject = "paddock.v1." + subject
-	answer, err := a.nc.RequestMsg(m, 15*time.Second)
+	answer, err := a.nc.RequestMsg(m, loaded)
 	if err != nil {
 		a.Fatalf("%s: %v", subject, err)
 	}
