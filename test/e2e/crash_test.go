@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/paddockvm/paddock/bus/bustest"
 	"github.com/paddockvm/paddock/client"
 	"github.com/paddockvm/paddock/jobs"
 	"github.com/paddockvm/paddock/test/harness"
@@ -73,6 +74,42 @@ func processes(t *testing.T, root int, text string) []int {
 		}
 	}
 	return below
+}
+
+// killBelow ends all processes below p whose command line holds the text, of which p sees nothing before all of them are gone: what takes the
+// place of one is none that is to be ended yet.
+func killBelow(t *testing.T, p *harness.Paddock, text string) {
+	t.Helper()
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Signal(syscall.SIGCONT)
+	bustest.Eventually(t, "paddock is stopped", func() bool { return stoppedOrOver(p.PID()) })
+	pids := processes(t, p.PID(), text)
+	if len(pids) == 0 {
+		t.Fatalf("no process below %d has %q in its command line", p.PID(), text)
+	}
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for _, pid := range pids {
+		bustest.Eventually(t, "what was killed is over", func() bool { return stoppedOrOver(pid) })
+	}
+}
+
+// stoppedOrOver tells whether no thread of a process runs any more, nor ends yet.
+func stoppedOrOver(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range threads {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it is gone
+		}
+		if state := stat[bytes.LastIndexByte(stat, ')')+2]; state != 'T' && state != 'Z' && state != 'X' {
+			return false
+		}
+	}
+	return true
 }
 
 // family remembers a process and all below it, by pid and start time: nothing of a machine names the state directory.
@@ -178,15 +215,7 @@ func TestKillVMM(t *testing.T) {
 	job := submit(t, c, lostJob())
 	untilOutput(t, c, job)
 	// Which of the machines has the job is not to be seen from here: end them all, the pool's with it.
-	killed := 0
-	for _, pid := range processes(t, p.PID(), "org.paddock.agent.0") {
-		if syscall.Kill(pid, syscall.SIGKILL) == nil {
-			killed++
-		}
-	}
-	if killed == 0 {
-		t.Fatal("no QEMU found to kill")
-	}
+	killBelow(t, p, "org.paddock.agent.0")
 	r := wantOnce(t, c, job)
 	wantSuccess(t, r)
 	if r.Attempt != 2 || stdout(t, r) != "attempt 2\ndone\n" {
@@ -204,9 +233,7 @@ func TestKillAgent(t *testing.T) {
 	c := connect(t, p)
 	job := submit(t, c, lostJob())
 	untilOutput(t, c, job)
-	for _, pid := range processes(t, p.PID(), "paddock-agent") {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
+	killBelow(t, p, "paddock-agent")
 	r := wantOnce(t, c, job)
 	wantSuccess(t, r)
 	if r.Attempt != 2 {
