@@ -24,7 +24,7 @@ func TestDatabaseDown(t *testing.T) {
 	database := pgtest.Start(t)
 	s := embed(t, t.TempDir(), "127.0.0.1:0")
 	t.Cleanup(s.Close)
-	const acts, ttl, grace = 4 * time.Second, 5 * time.Second, time.Second
+	const acts, ttl, grace = 4 * time.Second, 15 * time.Second, 5 * time.Second // as it is by default: with less a machine that is held up loses leases
 	d := start(t, harness.Options{Command: "dispatcher", Args: []string{
 		"--listen", "", "--nats", s.URL(), "--ledger", database.Database(t), "--lease-ttl", ttl.String(), "--lease-grace", grace.String(),
 	}})
