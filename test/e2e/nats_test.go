@@ -3,9 +3,10 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -42,11 +43,14 @@ func TestExternalNATSRestarts(t *testing.T) {
 	d.URL = url
 	start(t, harness.Options{Command: "worker", NATS: url, Driver: "hostproc", Args: []string{"--images", "base"}})
 	c := connect(t, d)
-	job := submit(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done"}}})
+	hold := t.TempDir()
+	job := submit(t, c, jobs.Spec{Image: "base", Limits: jobs.Limits{WallMS: 600_000}, Steps: []jobs.Step{{Shell: fmt.Sprintf(
+		"for i in 1 2 3; do echo $i; sleep 0.2; done; cd %s && until [ -e go ]; do sleep 0.05; done; for i in 4 5 6; do echo $i; sleep 0.2; done; >end", hold)}}})
 	untilOutput(t, c, job)
 	s.Close()
 	stopped = true
-	time.Sleep(time.Second) // the program prints into a server that is not there
+	letGo(t, hold)
+	untilFile(t, filepath.Join(hold, "end")) // the program has printed into a server that is not there
 	s = embed(t, dir, addr)
 	defer s.Close()
 	answered(t, func(ctx context.Context) (jobs.Job, error) { return c.Get(ctx, job) }) // each client comes back in its own time
@@ -77,7 +81,8 @@ func TestKillDispatcher(t *testing.T) {
 	d.URL = s.URL()
 	start(t, harness.Options{Command: "worker", NATS: s.URL(), Driver: "hostproc", Args: []string{"--images", "base", "--vcpus", "2"}})
 	c := connect(t, d)
-	brief, lasting := submit(t, c, longJob(1)), submit(t, c, longJob(5))
+	ends, goesOn := t.TempDir(), t.TempDir()
+	brief, lasting := submit(t, c, witnessed(ends)), submit(t, c, witnessed(goesOn))
 	untilOutput(t, c, brief)
 	untilOutput(t, c, lasting)
 	d.Kill()
@@ -86,8 +91,10 @@ func TestKillDispatcher(t *testing.T) {
 	} else if e, ok := errors.AsType[*jobs.Error](err); !ok || e.RetryAfterMS == 0 {
 		t.Errorf("an error that says nothing of trying again: %v", err)
 	}
-	time.Sleep(2 * time.Second) // the brief one ends
+	letGo(t, ends)
+	untilFile(t, filepath.Join(ends, "end"))
 	start(t, o)
+	letGo(t, goesOn)
 	for _, job := range []string{brief, lasting} {
 		r := wantOnce(t, c, job)
 		wantSuccess(t, r)
