@@ -71,8 +71,8 @@ func newLAN(t *testing.T, args ...string) *lan {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
+			_ = os.RemoveAll(fmt.Sprintf("/run/paddock/net/%d", st.Ino)) // what workers in it have agreed by, while the number is its own
 			ip(t, "netns", "del", ns)
-			_ = os.RemoveAll(fmt.Sprintf("/run/paddock/net/%d", st.Ino)) // what workers in it have agreed by
 		})
 		ip(t, "-n", ns, "link", "set", "lo", "up")
 	}
@@ -236,10 +236,10 @@ func TestPorts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // a template may have to be built first
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "ip", "netns", "exec", l.host, bin, "run", "--nats", l.paddock.URL, "--image", "python", "--network", network, "--port", "8080",
-				"--", "python3", "-u", "-c", serveUntilTold)
+				"--time", "10m", "--", "python3", "-u", "-c", serveUntilTold)
 			errs, err := cmd.StderrPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -334,7 +334,7 @@ os._exit(0)
 
 const fetch = `
 import http.client, sys
-c = http.client.HTTPConnection(sys.argv[1], timeout=10)
+c = http.client.HTTPConnection(sys.argv[1], timeout=60)
 c.request("GET", "/", headers={"Host": sys.argv[2]})
 r = c.getresponse()
 print(r.status, r.read().decode())
