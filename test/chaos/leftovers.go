@@ -13,7 +13,7 @@ import (
 )
 
 // goneWithin is how long the kernel may take to end what was killed, on a machine that does other things too.
-const goneWithin = 5 * time.Second
+const goneWithin = time.Minute
 
 // leftovers says what a fleet that was stopped has left on this host: processes, mounts, cgroups. All of them have names that no other run
 // has, so there were none before. It removes the cgroup that the run's machines had theirs in.

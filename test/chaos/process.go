@@ -174,13 +174,13 @@ func (p *process) signal(s syscall.Signal) {
 // stopped waits until it does nothing more, to which SIGSTOP was sent: a thread finishes the system call in which it is.
 func (p *process) stopped() error {
 	pid := p.pid()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if !slices.ContainsFunc(stats, going) {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%s: its threads do not stop", p.name)
+			return fmt.Errorf("%s: its threads do not stop within a minute", p.name)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func (p *process) wait() {
 }
 
 // stopWithin is how long a process may take to stop by itself.
-const stopWithin = 20 * time.Second
+const stopWithin = time.Minute
 
 // stop ends it as an operator would, and tells how it ended.
 func (p *process) stop() error {

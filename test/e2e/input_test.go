@@ -44,7 +44,7 @@ func TestBadInput(t *testing.T) {
 		{"memory beyond the machine", `{"image":"base","steps":[{"cmd":"true"}],"limits":{"memory_bytes":1099511627776}}`, jobs.CodeInvalid, "limits.memory_bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m, err := nc.Request(jobs.SubmitSubject("default"), []byte(tt.body), 10*time.Second)
+			m, err := nc.Request(jobs.SubmitSubject("default"), []byte(tt.body), time.Minute)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestUnknownFieldWarns(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	m, err := nc.Request(jobs.SubmitSubject("default"), []byte(`{"language":"python","source":"print(1)","labls":{"a":"b"}}`), 10*time.Second)
+	m, err := nc.Request(jobs.SubmitSubject("default"), []byte(`{"language":"python","source":"print(1)","labls":{"a":"b"}}`), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,7 +91,7 @@ func TestClockIsRight(t *testing.T) {
 	const off = 100 * time.Millisecond
 	const questions = 10
 	spec := python("import os, sys, time\nos.write(1, b'ready\\n')\nfor _ in sys.stdin:\n    os.write(1, b'%.6f\\n' % time.time())\n")
-	spec.StdinStream = true
+	spec.StdinStream, spec.Limits.WallMS = true, 600_000
 	job := submit(t, c, spec)
 	in := c.Stdin(t.Context(), job)
 	var line string

@@ -37,7 +37,7 @@ tcp = socket.create_server(("", 80))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("", 80))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-    s.settimeout(30)
+    s.settimeout(60)
     s.connect((sys.argv[1], 80))
     s.send(sys.argv[2].encode())
     s.recv(100)
@@ -68,7 +68,7 @@ func (l *lan) neighbour(t *testing.T, inside *witness) *neighbour {
 		"--time", "10m", "--user", "root", "--", "python3", "-u", "-c", listening, website, token("neighbour", "hello"))
 	n.cmd.Stdout = &n.out
 	n.cmd.Cancel = func() error { return n.cmd.Process.Signal(os.Interrupt) } // that ends the job too
-	n.cmd.WaitDelay = 30 * time.Second
+	n.cmd.WaitDelay = time.Minute
 	errs, err := n.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func (n *neighbour) say(t *testing.T, what string) {
 	t.Helper()
 	var got []byte
 	err := harness.InNetns(n.host, func() error {
-		c, err := net.DialTimeout("tcp", n.at, 30*time.Second)
+		c, err := net.DialTimeout("tcp", n.at, time.Minute)
 		if err != nil {
 			return err
 		}

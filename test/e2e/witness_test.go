@@ -152,7 +152,7 @@ func (w *witness) saw(t *testing.T, card, run, name string) {
 	w.mu.Unlock()
 	select {
 	case <-came:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("no packet %q of %s came into %s by %s", name, run, w.netns, card)
 	}
 }

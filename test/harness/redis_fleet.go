@@ -13,8 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisWithin bounds the wait until a server of Redis serves, and until they know of each other.
-const redisWithin = time.Minute
+// redisWithin bounds the wait until a server of Redis serves, and until servers know of each other: only a hang is cut off.
+const redisWithin = 2 * time.Minute
 
 // sentinelPatience is after which silence a Sentinel holds a server for down: longer than a loaded machine stands still. A replica that had
 // lost sight of it for ten times as long before takes its place no more.
