@@ -88,6 +88,8 @@ type Dispatcher struct {
 	// held are the entries of attempts, which workers have. endsFrom is the earliest time at which a queued job may have to be ended; zero for none.
 	held     map[string]*ledger.Entry
 	endsFrom time.Time
+	// running are attempts of which heartbeats tell that they run, by job, and the ledger does not know it yet.
+	running map[string]jobs.Held
 	// blocked are queued jobs that wait for others to end, and unmet those of which it is not known yet that they have ended well; dependents is
 	// who waits for a job, suspect those that are to be looked at again.
 	blocked    map[string]*ledger.Entry
@@ -113,6 +115,7 @@ type Dispatcher struct {
 	outbox      signal        // there is something in the ledger's outbox
 	toTell      signal        // there is something to be told apart, and perhaps a place for it
 	progress    chan struct{} // one token: who has put it in tells how far a batch is
+	newRunning  signal        // there are such in running
 	newOffer    signal        // a worker offers what the ledger does not know of
 	newSchedule signal        // a schedule has been put
 }
@@ -139,7 +142,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		held: map[string]*ledger.Entry{}, blocked: map[string]*ledger.Entry{}, unmet: map[string][]string{}, dependents: map[string]map[string]bool{},
 		moved: map[string]string{}, expected: map[string]bool{}, flags: map[string]ledger.Flags{}, refusals: map[string]*jobs.Error{},
 		untold: map[string]*untold{}, lateEnds: map[string]*untold{}, passes: passes{stirred: make(chan struct{})},
-		outbox: newSignal(), suspected: newSignal(), toTell: newSignal(), progress: make(chan struct{}, 1), newOffer: newSignal(), newSchedule: newSignal(), movedOn: newSignal(),
+		outbox: newSignal(), suspected: newSignal(), toTell: newSignal(), progress: make(chan struct{}, 1), newOffer: newSignal(), newRunning: newSignal(), running: map[string]jobs.Held{}, newSchedule: newSignal(), movedOn: newSignal(),
 	}
 	d.metrics = newMetrics(cfg.Registerer, d)
 	return d, nil
@@ -159,6 +162,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	g.Go(func() error { return d.drainOutbox(ctx) })
 	g.Go(func() error { return d.tellApart(ctx) })
 	g.Go(func() error { return d.reconcile(ctx) })
+	g.Go(func() error { return d.noteRunning(ctx) })
 	g.Go(func() error { return d.depend(ctx) })
 	g.Go(func() error { return d.fire(ctx) })
 	g.Go(func() error { return d.tellProgress(ctx) })

@@ -226,6 +226,7 @@ func (h *hand) beat(running ...jobs.Held) jobs.BeatReply {
 		h.Fatal("beat:", err)
 	}
 	h.session = reply.Session
+	synctest.Wait() // until the ledger knows what runs
 	return reply
 }
 

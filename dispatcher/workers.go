@@ -67,15 +67,7 @@ func (d *Dispatcher) Beat(ctx context.Context, b jobs.Beat) (jobs.BeatReply, err
 		}
 		zerolog.Ctx(ctx).Info().Str("worker", b.Worker).Int64("session", session).Str("driver", b.Driver).Strs("degraded", b.Degraded).Msg("worker registered")
 	}
-	reply, started := d.beaten(b, session)
-	if len(started) > 0 {
-		if err := d.cfg.Store.Running(ctx, started, time.Now().UTC()); err != nil {
-			zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts") // the next heartbeat tries again
-			return reply, nil
-		}
-		d.started(started)
-	}
-	return reply, nil
+	return d.beaten(b, session), nil
 }
 
 // heard answers a worker while this dispatcher cannot act: what it has stays its own.
@@ -93,8 +85,34 @@ func (d *Dispatcher) heard(b jobs.Beat) (jobs.BeatReply, bool) {
 	return jobs.BeatReply{Session: b.Session, TTLMS: d.cfg.LeaseTTL.Milliseconds(), Contract: jobs.Contract}, true
 }
 
-// started takes into memory that attempts run.
-func (d *Dispatcher) started(running []jobs.Held) {
+// runningAtOnce bounds how many attempts the ledger is told of at once: others write between.
+const runningAtOnce = 256
+
+// noteRunning tells the ledger which attempts run, of which heartbeats have told. Those are answered before: a worker shall not take itself for lost
+// while a disk stands still.
+func (d *Dispatcher) noteRunning(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.newRunning:
+		}
+		d.mu.Lock()
+		all := slices.Collect(maps.Values(d.running))
+		clear(d.running)
+		d.mu.Unlock()
+		for some := range slices.Chunk(all, runningAtOnce) {
+			if err := d.cfg.Store.Running(ctx, some, time.Now().UTC()); err == nil {
+				d.run(some)
+			} else if ctx.Err() == nil {
+				zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts") // the next heartbeats tell of them again
+			}
+		}
+	}
+}
+
+// run takes into memory that attempts run.
+func (d *Dispatcher) run(running []jobs.Held) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, h := range running {
@@ -129,8 +147,8 @@ func (d *Dispatcher) busy(w *worker) bool {
 	return false
 }
 
-// beaten notes a heartbeat and answers it; started are the attempts of which the ledger does not know yet that they run.
-func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, started []jobs.Held) {
+// beaten notes a heartbeat and answers it.
+func (d *Dispatcher) beaten(b jobs.Beat, session int64) jobs.BeatReply {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w := d.workers[b.Worker]
@@ -138,10 +156,10 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 		w = &worker{name: b.Worker}
 		d.workers[b.Worker] = w
 	}
-	r = jobs.BeatReply{Session: session, TTLMS: d.cfg.LeaseTTL.Milliseconds(), Contract: jobs.Contract}
+	r := jobs.BeatReply{Session: session, TTLMS: d.cfg.LeaseTTL.Milliseconds(), Contract: jobs.Contract}
 	if session < w.session { // another of its name registered while this one was on its way: it hears of it with its next
 		r.Drop = b.Running
-		return r, nil
+		return r
 	}
 	r.Drain = d.flags[b.Worker].Cordoned
 	delete(d.expected, b.Worker)
@@ -167,10 +185,11 @@ func (d *Dispatcher) beaten(b jobs.Beat, session int64) (r jobs.BeatReply, start
 			r.Cancel = append(r.Cancel, h)
 		}
 		if h.Running && e.State == jobs.StateLeased {
-			started = append(started, h)
+			d.running[h.Job] = h
+			d.newRunning.set()
 		}
 	}
-	return r, started
+	return r
 }
 
 // fleet gives the workers that are alive; d.mu is held.

@@ -244,6 +244,41 @@ func TestBeatDoesNotWaitForTheBroker(t *testing.T) {
 	})
 }
 
+// That an attempt runs is told to the ledger behind the heartbeat: while a disk stands still for longer than a lease, the worker lives, and keeps
+// what acts on others.
+func TestBeatDoesNotWaitForTheLedger(t *testing.T) {
+	rigged(t, dispatcher.Config{}, func(r *rig) {
+		a := r.worker("a")
+		j := r.admit(spec())
+		l := a.one()
+		h := l.Held
+		h.Running = true
+		r.store.before(func(op string) error {
+			if op == "running" {
+				time.Sleep(30 * time.Second)
+			}
+			return nil
+		})
+		for range 14 {
+			start := time.Now()
+			if reply := a.beat(h); len(reply.Drop) > 0 {
+				r.Errorf("after the disk stood still: %+v", reply)
+			}
+			if d := time.Since(start); d > 0 {
+				r.Errorf("a heartbeat took %v", d)
+			}
+			r.stands(j.ID, jobs.StateLeased)
+			time.Sleep(2 * time.Second)
+		}
+		a.live(4*time.Second, h)
+		r.stands(j.ID, jobs.StateRunning)
+		a.report(l, jobs.Exited)
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+		time.Sleep(time.Minute) // what was told of it besides
+		r.ended(j.ID, jobs.StateEnded, jobs.Exited)
+	})
+}
+
 // While the ledger does not take a worker that is there, a job that only it could run may be sent again; not when that worker has gone.
 func TestAdmitBeforeItsWorkerIsTaken(t *testing.T) {
 	rigged(t, dispatcher.Config{}, func(r *rig) {
