@@ -117,11 +117,13 @@ time.sleep(0.5)
 		{"turns the clock", sh(byLimit, "date -s 2001-01-01; date -s 2037-01-01; sleep 100"), []jobs.Ending{jobs.TimeLimit}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			still := standstill(t)
 			r := runJob(t, c, tt.spec)
+			stood := still()
 			if !slices.Contains(tt.want, r.Ending) {
 				t.Errorf("ended %s %s (%s), want %v; stderr %q", r.Ending, r.Limit, r.Reason, tt.want, lastStderr(r))
 			}
-			wantInTime(t, r, int64(len(tt.spec.Steps))*tt.spec.Limits.WallMS)
+			wantInTime(t, r, int64(len(tt.spec.Steps))*tt.spec.Limits.WallMS, stood)
 			t.Logf("%s %s after %.0f ms, and %.0f ms for the machine's end", r.Ending, r.Reason, r.Phases.RunMS, r.Phases.DestroyMS)
 			wantSuccess(t, runJob(t, c, jobs.Spec{Image: "base", Steps: []jobs.Step{{Shell: "exit 0"}}}))
 		})
