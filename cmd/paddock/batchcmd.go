@@ -35,6 +35,7 @@ func batchSubmit() *cobra.Command {
 	flags := addClientFlags(c)
 	out := outputFlag(c)
 	var r jobs.BatchRequest
+	how := addSubmitting(c)
 	file := c.Flags().StringP("file", "f", "", "the specs' file, - for standard input")
 	defaults := c.Flags().String("defaults", "", "a file (JSON or YAML) with what every spec has that does not say otherwise")
 	wait := c.Flags().Bool("wait", false, "wait for the end of all; the exit code is 1 where not all ended with 0")
@@ -49,7 +50,8 @@ func batchSubmit() *cobra.Command {
 			return err
 		}
 		defer cl.Close()
-		reply, err := cl.SubmitBatch(c.Context(), &r)
+		r.IdempotencyKey = how.key(r.IdempotencyKey)
+		reply, err := submitted(c.Context(), how, func(ctx context.Context) (jobs.BatchReply, error) { return cl.SubmitBatch(ctx, &r) })
 		if err != nil {
 			return err
 		}

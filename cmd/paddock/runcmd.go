@@ -46,6 +46,7 @@ func runCommand() *cobra.Command {
 	o.network = addChoice(c, "network", "", "none", "what the machine may reach; --allow makes it an allowlist", "none", "internet", "allowlist")
 	c.Flags().StringSliceVar(&o.allow, "allow", nil, "CIDRs, addresses and domains that it may reach, and nothing else (may be repeated)")
 	c.Flags().IntSliceVar(&o.ports, "port", nil, "TCP port of the machine to be reached on the worker's host while the program runs (may be repeated)")
+	o.submit = addSubmitting(c)
 	c.RunE = func(c *cobra.Command, args []string) error { return o.run(c, args, c.ArgsLenAtDash() == 0) }
 	return c
 }
@@ -63,6 +64,7 @@ type runFlags struct {
 	ports                 []int
 	output                *string
 	put                   []inputFile
+	submit                *submitting
 }
 
 func (o *runFlags) run(c *cobra.Command, args []string, isCommand bool) error {
@@ -87,7 +89,7 @@ func (o *runFlags) run(c *cobra.Command, args []string, isCommand bool) error {
 	if err != nil {
 		return err
 	}
-	s := &session{c: cl, in: stdin, out: c.OutOrStdout(), err: c.ErrOrStderr(), format: *o.output, artifacts: o.artifactDir}
+	s := &session{c: cl, in: stdin, out: c.OutOrStdout(), err: c.ErrOrStderr(), format: *o.output, artifacts: o.artifactDir, submit: o.submit}
 	return s.run(c.Context(), spec)
 }
 

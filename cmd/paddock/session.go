@@ -23,10 +23,12 @@ type session struct {
 	out, err  io.Writer
 	format    string // "text" shows the output; "json" and "yaml" the job's record at its end, and nothing before
 	artifacts string // directory for artifacts; empty: they are only named
+	submit    *submitting
 	progress  *progress
 
 	job      string        // set before accepted is closed
 	accepted chan struct{} //
+	canceled chan struct{} // closed at the first interrupt
 	waiting  *time.Timer   // says so when it has been long
 	shown    viewer
 }
@@ -35,7 +37,7 @@ type session struct {
 func (s *session) run(ctx context.Context, spec *jobs.Spec) error {
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
-	s.accepted, s.progress, s.shown = make(chan struct{}), newProgress(), viewer{out: s.out, err: s.err}
+	s.accepted, s.canceled, s.progress, s.shown = make(chan struct{}), make(chan struct{}), newProgress(), viewer{out: s.out, err: s.err}
 	defer s.progress.done()
 	signals := make(chan os.Signal, 2)
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} { // before anybody could have accepted the job
@@ -47,7 +49,9 @@ func (s *session) run(ctx context.Context, spec *jobs.Spec) error {
 	signal.Ignore(syscall.SIGPIPE) // a write says it, and then there is a job to cancel
 	go s.interrupts(ctx, signals, leave)
 
-	r, err := s.c.Submit(ctx, spec)
+	spec.IdempotencyKey = s.submit.key(spec.IdempotencyKey)
+	how := submitting{within: s.submit.within, say: s.say, stop: s.canceled}
+	r, err := submitted(ctx, &how, func(ctx context.Context) (jobs.SubmitReply, error) { return s.c.Submit(ctx, spec) })
 	if err != nil {
 		return s.left(ctx, err)
 	}
@@ -163,6 +167,7 @@ func (s *session) interrupts(ctx context.Context, signals <-chan os.Signal, leav
 			leave(errLeft)
 			return
 		}
+		close(s.canceled)
 		s.say("canceling; once more to leave at once")
 		go func() {
 			defer close(canceled)

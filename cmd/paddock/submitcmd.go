@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ func submitCommand() *cobra.Command {
 	flags := addClientFlags(c)
 	out := outputFlag(c)
 	file := c.Flags().StringP("file", "f", "", "the spec's file, - for standard input")
+	how := addSubmitting(c)
 	wait := c.Flags().Bool("wait", false, "show the output, wait for the end, and exit as the program did")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		spec, err := readSpec(*file, c.InOrStdin())
@@ -34,13 +36,14 @@ func submitCommand() *cobra.Command {
 		}
 		defer cl.Close()
 		if *wait {
-			s := &session{c: cl, out: c.OutOrStdout(), err: c.ErrOrStderr(), format: *out}
+			s := &session{c: cl, out: c.OutOrStdout(), err: c.ErrOrStderr(), format: *out, submit: how}
 			if spec.StdinStream && *file != "-" {
 				s.in = c.InOrStdin()
 			}
 			return s.run(c.Context(), spec)
 		}
-		r, err := cl.Submit(c.Context(), spec)
+		spec.IdempotencyKey = how.key(spec.IdempotencyKey)
+		r, err := submitted(c.Context(), how, func(ctx context.Context) (jobs.SubmitReply, error) { return cl.Submit(ctx, spec) })
 		if err != nil {
 			return err
 		}
