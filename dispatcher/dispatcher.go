@@ -215,21 +215,23 @@ func (d *Dispatcher) load(ctx context.Context) error {
 	return nil
 }
 
-// ready waits until the ledger has been read, and for one that does not answer just now, and refuses where this dispatcher does not lead.
-func (d *Dispatcher) ready(ctx context.Context) error { return d.may(ctx, d.leadsSoon) }
-
-// readyNow is ready for workers, who have to go on when they are not answered at once, and ask again by themselves.
-func (d *Dispatcher) readyNow(ctx context.Context) error {
-	return d.may(ctx, func(context.Context) bool { return d.leads() })
+// ready is readyNow for clients: what they ask waits for a ledger that does not answer just now.
+func (d *Dispatcher) ready(ctx context.Context) error {
+	if err := d.readyNow(ctx); err == nil || ctx.Err() != nil || !d.leadsSoon(ctx) {
+		return err
+	}
+	return nil
 }
 
-func (d *Dispatcher) may(ctx context.Context, leads func(context.Context) bool) error {
+// readyNow waits until the ledger has been read, and refuses where this dispatcher does not lead. Workers have to go on when they are not answered
+// at once, and ask again by themselves.
+func (d *Dispatcher) readyNow(ctx context.Context) error {
 	select {
 	case <-d.loaded:
 	case <-ctx.Done():
 		return unavailable("the dispatcher is starting")
 	}
-	if !leads(ctx) {
+	if !d.leads() {
 		return unavailable("the ledger does not answer")
 	}
 	return nil

@@ -200,14 +200,11 @@ func (d *Dispatcher) leadsSoon(ctx context.Context) bool {
 		if left <= 0 {
 			return false
 		}
-		late := time.NewTimer(left)
 		select {
 		case <-t.over:
-		case <-late.C:
+		case <-time.After(left):
 		case <-ctx.Done():
-			late.Stop()
 			return false
 		}
-		late.Stop()
 	}
 }

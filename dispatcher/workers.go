@@ -103,7 +103,7 @@ func (d *Dispatcher) noteRunning(ctx context.Context) error {
 		d.mu.Unlock()
 		for some := range slices.Chunk(all, runningAtOnce) {
 			if err := d.cfg.Store.Running(ctx, some, time.Now().UTC()); err == nil {
-				d.run(some)
+				d.started(some)
 			} else if ctx.Err() == nil {
 				zerolog.Ctx(ctx).Error().Err(err).Msg("note running attempts") // the next heartbeats tell of them again
 			}
@@ -111,8 +111,8 @@ func (d *Dispatcher) noteRunning(ctx context.Context) error {
 	}
 }
 
-// run takes into memory that attempts run.
-func (d *Dispatcher) run(running []jobs.Held) {
+// started takes into memory that attempts run.
+func (d *Dispatcher) started(running []jobs.Held) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, h := range running {
