@@ -138,11 +138,11 @@ func (s *session) say(format string, args ...any) {
 	say(format, args...)
 }
 
-var errLeft = errors.New("left at the second interrupt")
+var errLeft = errors.New("left at an interrupt")
 
-// left turns the error of a session that its user left into what there is to say of it.
+// left turns the error of a session that its user left, at the second interrupt or before the job was accepted, into what there is to say of it.
 func (s *session) left(ctx context.Context, err error) error {
-	if err == nil || !errors.Is(context.Cause(ctx), errLeft) {
+	if err == nil || !errors.Is(err, errLeft) && !errors.Is(context.Cause(ctx), errLeft) {
 		return err
 	}
 	if s.job == "" {

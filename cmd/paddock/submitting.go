@@ -15,7 +15,7 @@ type submitting struct {
 	// within is how long it comes again where it is told to.
 	within time.Duration
 	say    func(format string, args ...any)
-	// stop, closed, ends that; nil: nobody does.
+	// stop, closed, ends that with errLeft; nil: nobody does.
 	stop <-chan struct{}
 }
 
@@ -50,14 +50,11 @@ func submitted[T any](ctx context.Context, s *submitting, submit func(ctx contex
 		if !told {
 			s.say("%v; trying again for %s", err, s.within)
 		}
-		again := time.NewTimer(after)
 		select {
-		case <-again.C:
+		case <-time.After(after):
 		case <-s.stop:
-			again.Stop()
-			return r, err
+			return r, errLeft
 		case <-ctx.Done():
-			again.Stop()
 			return r, err
 		}
 	}
